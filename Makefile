@@ -1,0 +1,53 @@
+# Everything runs in .venv/, made here from constraints.txt (pinned, with hashes).
+# `make test` and `make lint` are what CI runs first; `.ci/run` does the rest.
+.DEFAULT_GOAL := help
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip -qq --disable-pip-version-check
+TESTS ?= tests
+BENCH ?=
+
+.PHONY: help demo test lint bench fuzz lock venv clean
+
+help: ## these lines
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+demo: venv ## see it work: stand-in vendors, real clients, no root, no internet
+	@$(VENV)/bin/holdgate demo
+
+test: venv ## all tests, against the editable install (TESTS=tests/test_gate.py for one file)
+	@$(PY) -m pytest -q $(TESTS)
+
+lint: venv ## ruff, formatting, mypy --strict
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+bench: venv ## bare mitmdump, a naive addon and Holdgate in one run (BENCH="--seconds 3 --json out.json")
+	@$(PY) tests/bench/run.py $(BENCH)
+
+fuzz: venv ## random input for the parsers, only where tests/fuzz/ is there
+	@if [ -d tests/fuzz ]; then $(PY) -m pytest -q tests/fuzz; else echo "make fuzz: there is no tests/fuzz/ yet"; fi
+
+lock: ## writes constraints.txt anew from pyproject.toml
+	@sh .ci/lock
+
+venv: $(VENV)/.installed
+
+# Requirements only when they changed; --no-deps, so that nothing without a hash is ever installed.
+$(VENV)/.requirements: constraints.txt | $(PY)
+	@echo "installing what constraints.txt pins into $(VENV) (a minute or two)"
+	@$(PIP) install --require-hashes -r constraints.txt
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.requirements
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(PY):
+	@if python=$$(sh .ci/find-python); then "$$python" -m venv $(VENV); \
+	elif command -v uv >/dev/null 2>&1; then echo "using uv instead"; uv venv --quiet --seed --python 3.12 $(VENV); \
+	else exit 1; fi
+
+clean: ## removes .venv and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
