@@ -1,0 +1,51 @@
+"""A Content-Type value becomes (essence, parameters), or is refused.
+
+RFC 9110 8.3.1 without its leniencies: no empty parameters, no parameter twice, no backslash
+escapes inside quotes (readers disagree about each of them).
+
+Invariants (tests/test_content_mediatype.py):
+  MT1  No parameter occurs twice, and every name is in lower case.
+  MT2  A charset is UTF-8, US-ASCII or absent: no other reading of the bytes is possible.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Final
+
+from ..errors import InputError, Reason
+
+__all__ = ["parse_media_type"]
+
+type Params = tuple[tuple[str, str], ...]
+
+_TCHARS: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_ESSENCE: Final = re.compile(f"{_TCHARS}/{_TCHARS}")
+_PARAM: Final = re.compile(rf'[ \t]*;[ \t]*({_TCHARS})=(?:({_TCHARS})|"([^"\\\x00-\x1f\x7f]*)")')
+_CHARSETS: Final = frozenset({"utf-8", "us-ascii"})
+_MAX_CHARS: Final = 512
+
+
+@lru_cache(maxsize=512)
+def parse_media_type(value: str) -> tuple[str, Params]:
+    """Return lower-case `type/subtype` and the parameters in order. Raises InputError."""
+    # The bound also keeps what the cache holds small: refused values are never cached.
+    essence = _ESSENCE.match(value) if len(value) <= _MAX_CHARS else None
+    if essence is None:
+        raise InputError(Reason.MALFORMED_REQUEST, "Content-Type is not a media type")
+    params: dict[str, str] = {}
+    position = essence.end()
+    while position < len(value):
+        param = _PARAM.match(value, position)
+        if param is None:
+            raise InputError(Reason.MALFORMED_REQUEST, "Content-Type has a malformed parameter")
+        name = param[1].lower()
+        if name in params:
+            raise InputError(Reason.MALFORMED_REQUEST, f"Content-Type names {name!r} twice")
+        params[name] = param[2] if param[2] is not None else param[3]
+        position = param.end()
+    charset = params.get("charset")
+    if charset is not None and charset.lower() not in _CHARSETS:
+        raise InputError(Reason.UNSUPPORTED_CONTENT, f"charset {charset!r} is not UTF-8")
+    return essence[0].lower(), tuple(params.items())
