@@ -1,0 +1,287 @@
+"""The plan of one operation: its spec and the map's defaults become tables, mistakes become errors.
+
+Invariant (tests/test_surface_plan.py):
+  SM15  A map that names a parameter, variable, operation or field that cannot exist is a ConfigError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ..fields import is_inert
+from .exchange import BODILESS_METHODS, BodyPlan
+from .model import Effect
+from .plan import Operation, Plan
+from .read import ParamPlan, compile_param, reader_of
+from .settings import Effective, effective
+from .sources import Cover, Pattern, Source, parse_pattern, parse_source
+from .spec import ParamSpec
+
+__all__ = ["compile_plan"]
+
+_ALWAYS_SILENT: Final = frozenset({"authorization", "content-type", "content-encoding"})
+_FROM_ENCLOSING: Final = frozenset({"header", "query", "path"})
+# Parts of a SigV4 signature: a retry signs again, and means the same.
+_SIGNING: Final = frozenset({"x-amz-date", "x-amz-content-sha256", "x-amz-security-token"})
+_SIGV4: Final = "sigv4-access-key"
+
+
+def compile_plan(op: Operation) -> Plan:
+    """Every table of the plan. Longer than 40 lines because a plan has that many parts, each one line."""
+    spec, head = op.spec, op.map.head
+    use = effective(spec, head.defaults)
+    ignored = _parsed(op, use.ignore)
+    volatile = _parsed(op, use.volatile)
+    redacted = _parsed(op, use.redact)
+    body = _body_plan(op, use)
+    params = tuple(
+        _param(op, param, body, use, redacted) for param in sorted(spec.params, key=lambda param: param.name)
+    )
+    reads = [source for param in params for source in param.sources]
+    tests = [parse_source(row.source) for row in spec.discriminators]
+    keys = [parse_source(s) for s in use.idempotency.sources]
+    principals = op.map.principal_sources
+    inherited = _item_sources(op)
+    selectors = tests + keys + principals + _dispatch_sources(op) + inherited
+    declared = {param.name for param in params}
+    _check_names(op, "idempotency.natural", use.idempotency.natural, declared)
+    _check_names(op, "conflict_key", spec.conflict_key, declared)
+    _check_variables(op, reads + inherited, ignored)
+    queries = _query_rules(params, selectors, ignored + volatile)
+    explicit = {s.name for s in reads + tests + inherited if s.kind == "header"}
+    if head.dispatch is not None and head.dispatch.header is not None:
+        explicit.add(head.dispatch.header)
+    # An inert header has no meaning just because a map lists it; a parameter of that name has.
+    listed = {name for name in (*use.headers, *_names("header", ignored)) if not is_inert(name)}
+    known = explicit | listed
+    key_headers = {s.name for s in keys if s.kind == "header"}
+    sigv4 = head.principal is not None and _SIGV4 in head.principal.forms
+    silent = _ALWAYS_SILENT | key_headers | _names("header", volatile) | (_SIGNING if sigv4 else set())
+    silent |= {s.name for s in principals if s.kind == "header"}
+    silent |= {head.credential_slot} if head.credential_slot else set()
+    digested = known - op.map.credentials - (silent - explicit) - _names("header", volatile)
+    drop, drop_query = _digest_drop(keys, principals, volatile, reads + tests)
+    effect = Effect(spec.effect) if spec.effect is not None else Effect.COMMIT
+    return Plan(
+        effect=effect,
+        body=body,
+        params=params,
+        cover=None if use.pass_body else _cover(reads + selectors, ignored + volatile, op),
+        single_query=queries.single,
+        free_query=queries.free,
+        query_prefixes=queries.prefixes,
+        any_query=queries.everything,
+        presigned=sigv4,
+        digest_headers=frozenset(digested),
+        silent_headers=frozenset(silent | (known & op.map.credentials)),
+        digest_drop=drop,
+        digest_drop_query=drop_query,
+        slashless=_slashless(op),
+        principal=tuple((reader_of(s, op), s.kind == "header") for s in principals),
+        principal_forms=head.principal.forms if head.principal else (),
+        key_sources=tuple(reader_of(s, op) for s in keys),
+        natural=use.idempotency.natural,
+        ttl_s=use.idempotency.ttl_s,
+        window_s=use.idempotency.window_s or use.idempotency.ttl_s,
+        provider=use.idempotency.provider,
+        require_key=use.idempotency.require,
+        conflict=spec.conflict_key,
+        sensitive=use.sensitive,
+        secret_headers=op.map.credentials,
+        deadlines=use.deadlines,
+        target=spec.target if spec.target is not None else head.base + spec.path,
+    )
+
+
+def _parsed(op: Operation, texts: Sequence[str]) -> list[Pattern]:
+    return [parse_pattern(text) for text in texts]
+
+
+def _names(kind: str, patterns: Iterable[Pattern]) -> set[str]:
+    return {pattern.name for pattern in patterns if pattern.kind == kind and not pattern.deep}
+
+
+def _check_names(op: Operation, what: str, wanted: Sequence[str], declared: set[str]) -> None:
+    for name in wanted:
+        if name not in declared:
+            raise op.fail(f"{what} names {name!r}, which is not a parameter")
+
+
+def _check_variables(op: Operation, reads: Sequence[Source], ignored: Sequence[Pattern]) -> None:
+    if op.spec.surface is None and op.spec.explode is None:
+        return
+    used = {s.name for s in reads if s.kind == "path"} | _names("path", ignored)
+    used |= {row.expect[6:] for row in op.spec.discriminators if row.expect.startswith("=path.")}
+    for name in op.variables:
+        if name not in used:
+            raise op.fail(
+                f"path variable {{{name}}} is neither a parameter nor ignored (`ignore: [path.{name}]`)"
+            )
+
+
+def _body_plan(op: Operation, use: Effective) -> BodyPlan:
+    repeat = set()
+    for param in op.spec.params:
+        for source in (parse_source(text) for text in param.sources) if param.repeat else ():
+            if source.kind in ("body", "args"):
+                if len(source.path) != 1:
+                    raise op.fail(f"parameter {param.name!r}: only a top-level form field can `repeat`")
+                repeat.add(source.name)
+    return BodyPlan(
+        kinds=use.decode,
+        written=use.decode_written,
+        types=use.content_types,
+        absent_type=use.absent_type,
+        codings=frozenset(use.content_codings),
+        max=use.max,
+        syntax=use.syntax,
+        repeat=frozenset(repeat),
+        json_fields=frozenset(use.json_in_form),
+        optional=use.optional,
+    )
+
+
+def _param(
+    op: Operation, param: ParamSpec, body: BodyPlan, use: Effective, redacted: Sequence[Pattern]
+) -> ParamPlan:
+    sources = [parse_source(text) for text in param.sources]
+    bodiless = not body.written and BODILESS_METHODS.issuperset(op.spec.methods)
+    for source, text in zip(sources, param.sources, strict=True):
+        where = f"parameter {param.name!r}: {text}"
+        if source.kind == "path" and source.name not in op.variables:
+            raise op.fail(f"{where} is not in the path {op.spec.path!r}")
+        if source.kind == "host" and source.name not in op.map.host_variables:
+            raise op.fail(f"{where} is in no host of the map")
+        if source.kind == "args" and not use.merge:
+            raise op.fail(f"{where} needs `body: {{merge: [query, body]}}`")
+        if source.kind == "header" and source.name in op.map.credentials:
+            raise op.fail(f"{where} is a credential: it cannot be a parameter")
+        if source.kind in ("body", "raw") and (body.kinds == ("none",) or bodiless):
+            raise op.fail(
+                f"{where} is never there: the operation has no body (write `body: {{decode: ...}}`)"
+            )
+        if source.kind == "body" and not use.sensitive and any(_within(source, p) for p in redacted):
+            raise op.fail(
+                f"{where} is redacted, but parameters are in the recorded input:"
+                " drop the parameter, or mark the operation `sensitive`"
+            )
+    if param.encoded_slash and not any(source.kind == "path" for source in sources):
+        raise op.fail(f"parameter {param.name!r}: encoded_slash is for path variables")
+    hidden = any(_within(source, pattern) for source in sources for pattern in redacted)
+    return compile_param(param, sources, op, json_fields=body.json_fields, hidden=hidden)
+
+
+def _within(source: Source, pattern: Pattern) -> bool:
+    """The source reads what the pattern names, or a part of it, or a whole around it."""
+    if pattern.kind not in (source.kind, "args" if source.kind == "body" else source.kind):
+        return False
+    shared = min(len(source.path), len(pattern.path))
+    if source.kind == "body":
+        return source.path[:shared] == pattern.path[:shared]
+    return source.name == pattern.name
+
+
+def _dispatch_sources(op: Operation) -> list[Source]:
+    dispatch = op.map.head.dispatch
+    return (
+        [] if dispatch is None or dispatch.form is None else [Source("body", dispatch.form, (dispatch.form,))]
+    )
+
+
+def _item_sources(op: Operation) -> list[Source]:
+    """What the items' parameters are read from in the enclosing request."""
+    explode = op.spec.explode
+    if explode is None or explode.request is not None:
+        return []
+    ids = [explode.operation] if explode.operation else [target for _, target in explode.one_of]
+    found: list[Source] = []
+    for identity in ids:
+        try:
+            item = op.map.operation(identity or "")
+        except KeyError:
+            raise op.fail(f"explode names {identity!r}, which is not an operation of this map") from None
+        if item.spec.surface is None or item.spec.explode is not None:
+            raise op.fail(f"explode names {identity!r}, which has no surface of its own")
+        named = {name for name, _ in explode.item}
+        for param in item.spec.params:
+            if param.name not in named:
+                found.extend(
+                    s for s in map(parse_source, param.sources) if s.kind in ("header", "query", "path")
+                )
+        for name in named - {param.name for param in item.spec.params}:
+            raise op.fail(f"explode.item names {name!r}, which is not a parameter of {identity!r}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    single: frozenset[str]
+    free: frozenset[str]
+    prefixes: tuple[str, ...]
+    everything: bool
+
+
+def _query_rules(
+    params: Sequence[ParamPlan], selectors: Sequence[Source], patterns: Sequence[Pattern]
+) -> _Queries:
+    single: set[str] = set()
+    free: set[str] = set()
+    prefixes: list[str] = []
+    everything = False
+    for param in params:
+        (free if param.repeat else single).update(
+            s.name for s in param.sources if s.kind in ("query", "args")
+        )
+    single |= {s.name for s in selectors if s.kind == "query"}
+    for pattern in patterns:
+        if pattern.kind not in ("query", "args"):
+            continue
+        if not pattern.deep:
+            free.add(pattern.name)
+        elif pattern.name:
+            free.add(pattern.name)
+            prefixes += [f"{pattern.name}[", f"{pattern.name}."]
+        else:
+            everything = True
+    return _Queries(frozenset(single), frozenset(free - single), tuple(prefixes), everything)
+
+
+def _cover(sources: Sequence[Source], patterns: Sequence[Pattern], op: Operation) -> Cover:
+    cover = Cover()
+    for source in sources:
+        if source.kind in ("body", "args"):
+            # Deep: what the parameter's type does not accept is refused by the type.
+            cover.add(source.path, deep=True)
+    for pattern in patterns:
+        if pattern.kind in ("body", "args"):
+            cover.add(pattern.path, deep=pattern.deep)
+    if op.spec.explode is not None:
+        # explode.py accounts for every field of every item.
+        cover.add(parse_source(op.spec.explode.over).path, deep=True)
+    return cover
+
+
+def _digest_drop(
+    keys: Sequence[Source], principals: Sequence[Source], volatile: Sequence[Pattern], meant: Sequence[Source]
+) -> tuple[Cover | None, frozenset[str]]:
+    """What `request.digest` leaves out: the key itself, credentials, volatile fields."""
+    drop, queries = Cover(), _names("query", volatile)
+    for source in keys:
+        if source.kind == "body" and source not in meant:
+            drop.add(source.path, deep=True)
+    for source in principals:
+        if source.kind == "body":
+            drop.add(source.path, deep=True)
+        elif source.kind == "query":
+            queries.add(source.name)
+    for pattern in volatile:
+        if pattern.kind == "body":
+            drop.add(pattern.path, deep=True)
+    return (drop if drop else None), frozenset(queries)
+
+
+def _slashless(op: Operation) -> tuple[str, ...]:
+    allowed = {s.name for p in op.spec.params if p.encoded_slash for s in map(parse_source, p.sources)}
+    return tuple(name for name in op.variables if name not in allowed)
