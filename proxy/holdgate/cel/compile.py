@@ -1,0 +1,137 @@
+"""A checked syntax tree becomes one Python closure over a frame (closures.py has the parts).
+
+Knows names and scopes only: which slot of a frame a name has, which parts are constant.
+
+Invariants: V1 to V4 of evaluate.py.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from .closures import (
+    ARITHMETIC,
+    CALLS,
+    COMPARE,
+    Compiled,
+    choose,
+    compare,
+    compare_field,
+    constant_value,
+    folded,
+    is_in,
+    load_field,
+    load_index,
+    load_root_field,
+    load_slot,
+    logic,
+    make_list,
+    minus,
+    negation,
+    quantified,
+)
+from .model import (
+    MAX_COMPREHENSIONS,
+    Binary,
+    Call,
+    Conditional,
+    Environment,
+    Has,
+    Ident,
+    Index,
+    ListLiteral,
+    Literal,
+    Logic,
+    Node,
+    Quantifier,
+    Select,
+    Unary,
+)
+
+__all__ = ["Compiler"]
+
+
+class Compiler:
+    """Knows which slot of a frame each root has, and which variables are in scope."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._slots = environment.slots()
+        self._constants = environment.constants
+        self._variables: dict[str, int] = {}
+        self._budget_slot = len(self._slots) + MAX_COMPREHENSIONS
+
+    def compile(self, node: Node) -> Compiled:
+        match node:
+            case Literal(value=value):
+                return constant_value(value)
+            case Ident():
+                return self._ident(node)
+            case Select():
+                return self._select(node)
+            case Has():
+                return self._has(node)
+            case Index():
+                return folded(load_index, self.compile(node.operand), self.compile(node.key))
+            case ListLiteral():
+                return make_list([self.compile(item) for item in node.items])
+            case Unary():
+                return folded(negation if node.op == "!" else minus, self.compile(node.operand))
+            case Binary():
+                return self._binary(node)
+            case Logic():
+                return logic(node.op == "&&", [self.compile(part) for part in node.parts])
+            case Conditional():
+                parts = (self.compile(node.test), self.compile(node.then), self.compile(node.other))
+                return folded(choose, *parts)
+            case Call():
+                return folded(CALLS[node.function], *(self.compile(arg) for arg in node.args))
+            case Quantifier():
+                return self._quantifier(node)
+            case _:
+                assert_never(node)
+
+    # --- names ---
+
+    def _ident(self, node: Ident) -> Compiled:
+        slot = self._variables.get(node.name)
+        if slot is None:
+            slot = self._slots[node.name]
+        return Compiled(load_slot(slot))
+
+    def _select(self, node: Select) -> Compiled:
+        operand = node.operand
+        if isinstance(operand, Ident):
+            if operand.name == "constants":
+                return constant_value(self._constants[node.field])
+            if operand.name not in self._variables:
+                place = (self._slots[operand.name], node.field, operand.name)
+                return Compiled(load_root_field(*place), field=place)
+        return Compiled(load_field(self.compile(operand).run, node.field))
+
+    def _has(self, node: Has) -> Compiled:
+        target = node.target
+        if isinstance(target.operand, Ident) and target.operand.name == "constants":
+            return constant_value(target.field in self._constants)
+        record, field = self.compile(target.operand).run, target.field
+        return Compiled(lambda frame: field in record(frame))
+
+    # --- operators ---
+
+    def _binary(self, node: Binary) -> Compiled:
+        left, right, op = self.compile(node.left), self.compile(node.right), node.op
+        if op in COMPARE and right.constant and left.field is not None:
+            return Compiled(compare_field(COMPARE[op], left.field, right.value))
+        if op in COMPARE:
+            return folded(lambda a, b: compare(COMPARE[op], a, b), left, right)
+        if op == "in":
+            return folded(is_in, left, right)
+        return folded(ARITHMETIC[op], left, right)
+
+    def _quantifier(self, node: Quantifier) -> Compiled:
+        over = self.compile(node.over).run
+        slot = len(self._slots) + len(self._variables)
+        self._variables[node.variable] = slot
+        predicate = self.compile(node.predicate).run
+        del self._variables[node.variable]
+        # Not folded even without inputs: its steps count against the budget like all others.
+        return Compiled(quantified(node.function == "exists", over, predicate, slot, self._budget_slot))

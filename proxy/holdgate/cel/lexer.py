@@ -1,0 +1,145 @@
+"""Source text of one expression becomes tokens, or a CelError that names what is not supported.
+
+CEL's tokens, fewer of them. What CEL has and cel-strict/1 leaves out (floats, bytes, comments ...)
+is recognised here, so that the message says so instead of "syntax error".
+
+Invariants (tests/test_cel_lexer.py):
+  X1  tokens() returns tokens that cover the source but for white space, or raises CelError.
+  X2  A string token's value is what CEL reads from the same literal.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from .model import INT_MAX, MAX_SOURCE, CelError
+
+__all__ = ["RESERVED", "Token", "TokenKind", "tokens"]
+
+
+class TokenKind(StrEnum):
+    INT = "integer"
+    STRING = "string"
+    NAME = "name"
+    OP = "operator"
+    END = "end of expression"
+
+
+class Token(NamedTuple):
+    kind: TokenKind
+    text: str  # of a STRING: the value, escapes resolved
+    start: int
+    end: int
+
+
+# Words that CEL keeps for itself; `in`, `true` and `false` are handled by the parser.
+RESERVED: Final = frozenset(
+    (
+        "as break const continue else for function if import let loop "
+        "namespace null package return var void while"
+    ).split()
+)
+
+_TOKEN: Final = re.compile(
+    r"""
+    [ \t\n\r]*
+    (?:
+      (?P<comment>//)
+    | (?P<float>[0-9]+(?:\.[0-9]+(?:[eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)|\.[0-9]+)
+    | (?P<hex>0[xX][0-9a-fA-F]*)
+    | (?P<int>[0-9]+)(?P<suffix>[A-Za-z_0-9]*)
+    | (?P<prefixed>[rRbB]{1,2})(?=["'])
+    | (?P<triple>\"{3}|'{3})
+    | (?P<string>"(?:[^"\\\n\r]|\\.)*"|'(?:[^'\\\n\r]|\\.)*')
+    | (?P<name>[A-Za-z_][A-Za-z_0-9]*)
+    | (?P<op>&&|\|\||==|!=|<=|>=|[!<>+\-*/%()\[\].,?:])
+    | (?P<end>\Z)
+    )
+    """,
+    re.VERBOSE,
+)
+_KINDS: Final = {"name": TokenKind.NAME, "op": TokenKind.OP, "end": TokenKind.END}
+_NOT_SUPPORTED: Final = {
+    "comment": (
+        "comments are not in cel-strict/1; use YAML's #"
+        " (in folded YAML text a comment would swallow the rest of the rule)"
+    ),
+    "float": "floating-point numbers are not in cel-strict/1; use integers (money in minor units)",
+    "hex": "hexadecimal numbers are not in cel-strict/1; write it in decimal",
+    "prefixed": 'raw strings and bytes (r"...", b"...") are not in cel-strict/1',
+    "triple": "triple-quoted strings are not in cel-strict/1",
+}
+_STRAY: Final = {
+    "&": "unexpected '&'; did you mean '&&'?",
+    "|": "unexpected '|'; did you mean '||'?",
+    "=": "unexpected '='; did you mean '=='?",
+    "{": "map and message literals ({...}) are not in cel-strict/1",
+    "}": "map and message literals ({...}) are not in cel-strict/1",
+    "`": "quoted identifiers (`...`) are not in cel-strict/1",
+    '"': "this string has no closing quote on its line",
+    "'": "this string has no closing quote on its line",
+}
+_ESCAPES: Final = {"\\": "\\", '"': '"', "'": "'", "n": "\n", "r": "\r", "t": "\t"}
+
+
+def tokens(source: str) -> list[Token]:
+    """All tokens, then one END token. Raises CelError."""
+    if len(source) > MAX_SOURCE:
+        raise CelError(f"longer than {MAX_SOURCE} characters; write several rules", source, MAX_SOURCE)
+    found: list[Token] = []
+    at = 0
+    while True:
+        match = _TOKEN.match(source, at)
+        if match is None:
+            at += len(source) - at - len(source[at:].lstrip(" \t\n\r"))
+            raise CelError(_STRAY.get(source[at], f"unexpected character {source[at]!r}"), source, at)
+        group, at = match.lastgroup or "", match.end()
+        kind = _KINDS.get(group)
+        if kind is not None:
+            found.append(Token(kind, match[group], match.start(group), at))
+            if kind is TokenKind.END:
+                return found
+        elif group == "suffix":
+            found.append(_integer(source, match))
+        elif group == "string":
+            start = match.start(group)
+            found.append(Token(TokenKind.STRING, _unescape(source, start, at), start, at))
+        else:
+            raise CelError(_NOT_SUPPORTED[group], source, match.start(group))
+
+
+def _integer(source: str, match: re.Match[str]) -> Token:
+    digits, suffix, at = match.group("int"), match.group("suffix"), match.start("int")
+    if suffix in ("u", "U"):
+        raise CelError("unsigned integers are not in cel-strict/1; write it without the u", source, at)
+    if suffix:
+        raise CelError(f"unexpected {suffix!r} after a number", source, match.start("suffix"))
+    if len(digits) > 1 and digits[0] == "0":
+        raise CelError("integers have no leading zeros", source, at)
+    # The largest magnitude is that of -2^63; the parser knows whether a minus stands before it.
+    if int(digits) > INT_MAX + 1:
+        raise CelError("this integer does not fit into 64 bits", source, at)
+    return Token(TokenKind.INT, digits, at, match.end())
+
+
+def _unescape(source: str, start: int, end: int) -> str:
+    body = source[start + 1 : end - 1]
+    if not body.isascii() and any("\ud800" <= char <= "\udfff" for char in body):
+        raise CelError("this string holds half of a surrogate pair", source, start)
+    if "\\" not in body:
+        return body
+    parts: list[str] = []
+    at = 0
+    while at < len(body):
+        char = body[at]
+        if char == "\\":
+            at += 1
+            char = _ESCAPES.get(body[at], "")
+            if not char:
+                message = f"the escape \\{body[at]} is not in cel-strict/1; use \\\\ \\\" \\' \\n \\r \\t"
+                raise CelError(message, source, start + at)
+        parts.append(char)
+        at += 1
+    return "".join(parts)

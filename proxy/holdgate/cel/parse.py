@@ -1,0 +1,372 @@
+"""Source text of one expression becomes a syntax tree, or a CelError with line, column and advice.
+
+Recursive descent over CEL's own grammar, precedence included, minus what cel-strict/1 leaves out:
+
+    expr     = or ["?" or ":" expr]
+    or       = and {"||" and}            and   = relation {"&&" relation}
+    relation = sum {("==" "!=" "<" "<=" ">" ">=" "in") sum}
+    sum      = product {("+" "-") product}     product = unary {("*" "/" "%") unary}
+    unary    = "!" unary | "-" member | member
+    member   = primary {"." NAME ["(" args ")"] | "[" expr "]"}
+    primary  = INT | STRING | true | false | NAME | "(" expr ")" | "[" expr {"," expr} "]"
+             | ("has" | "size") "(" expr ")"
+
+Invariants (tests/test_cel_parse.py):
+  X3  parse() returns a tree no deeper than MAX_DEPTH, or raises CelError; nothing else, whatever the text.
+  X4  Every text that parses here parses in CEL, to the same tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Final
+
+from .lexer import RESERVED, Token, TokenKind, tokens
+from .model import (
+    INT_MAX,
+    MAX_DEPTH,
+    Binary,
+    Call,
+    CelError,
+    Conditional,
+    Has,
+    Ident,
+    Index,
+    ListLiteral,
+    Literal,
+    Logic,
+    Node,
+    Quantifier,
+    Select,
+    Unary,
+)
+
+__all__ = ["parse"]
+
+_STRENGTH: Final = {
+    **dict.fromkeys(["==", "!=", "<", "<=", ">", ">=", "in"], 1),
+    **dict.fromkeys(["+", "-"], 2),
+    **dict.fromkeys(["*", "/", "%"], 3),
+}
+_METHODS: Final = {"startsWith": 1, "endsWith": 1, "contains": 1, "exists": 2, "all": 2}
+_WORDS: Final = {"and": "&&", "or": "||", "not": "!", "AND": "&&", "OR": "||", "NOT": "!", "is": "=="}
+_LITERAL_WORDS: Final = {"True": "true", "False": "false", "TRUE": "true", "FALSE": "false"}
+# Functions that CEL has and the profile leaves out, with what to do instead.
+_LEFT_OUT: Final = {
+    "matches": "regular expressions are not in cel-strict/1; let the surface map extract a typed field",
+    "map": "map() is not in cel-strict/1; use exists() or all()",
+    "filter": "filter() is not in cel-strict/1; use exists() or all()",
+    "exists_one": "exists_one() is not in cel-strict/1; use exists()",
+    "existsOne": "existsOne() is not in cel-strict/1; use exists()",
+    "timestamp": "timestamps are not in cel-strict/1; use clock.now_s (seconds since 1970)",
+    "duration": "durations are not in cel-strict/1; write seconds",
+    "int": "conversions are not in cel-strict/1; the surface map declares the type of each parameter",
+    "string": "conversions are not in cel-strict/1; the surface map declares the type of each parameter",
+    "bool": "conversions are not in cel-strict/1; the surface map declares the type of each parameter",
+    "uint": "unsigned integers are not in cel-strict/1",
+    "double": "floating-point numbers are not in cel-strict/1",
+    "bytes": "bytes are not in cel-strict/1",
+    "dyn": "dyn() is not in cel-strict/1: every expression has one static type",
+    "type": "type() is not in cel-strict/1: every expression has one static type",
+    "now": "policies cannot ask a clock; use clock.now_s, clock.hour_utc, clock.weekday_utc",
+}
+
+
+def parse(source: str) -> Node:
+    """The syntax tree of one expression. Raises CelError."""
+    if not source.strip():
+        raise CelError("the condition is empty; write `always` if the rule has none", source, 0)
+    reader = _Parser(source)
+    node = reader.expression()
+    reader.expect_end()
+    return node
+
+
+class _Parser:
+    """Reads tokens left to right. `_nesting` bounds recursion where no node is made yet: ((((...))))."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._tokens = tokens(source)
+        self._at = -1
+        self._nesting = 0
+        self._advance()
+
+    # --- reading tokens ---
+
+    def _advance(self) -> None:
+        self._at += 1
+        self._token = token = self._tokens[min(self._at, len(self._tokens) - 1)]
+        # "" for anything that is not an operator, so that a string "(" is not a parenthesis.
+        operator = token.kind is TokenKind.OP or (token.kind is TokenKind.NAME and token.text == "in")
+        self._op = token.text if operator else ""
+
+    def _is(self, text: str) -> bool:
+        return self._op == text
+
+    def _next(self) -> Token:
+        token = self._token
+        self._advance()
+        return token
+
+    def _fail(self, message: str, offset: int | None = None) -> CelError:
+        return CelError(message, self._source, self._token.start if offset is None else offset)
+
+    def _expect(self, text: str, where: str) -> Token:
+        if not self._is(text):
+            raise self._fail(f"expected {text!r} {where}, found {_shown(self._token)}")
+        return self._next()
+
+    def expect_end(self) -> None:
+        token = self._token
+        if token.kind is TokenKind.END:
+            return
+        if token.kind is TokenKind.NAME and token.text in _WORDS:
+            raise self._fail(f"unexpected {token.text!r}; did you mean {_WORDS[token.text]!r}?")
+        if self._is("?"):
+            raise self._fail("a ?: inside ?: needs parentheses here")
+        raise self._fail(f"expected an operator or the end, found {_shown(token)}")
+
+    def _check_depth[N: Node](self, node: N) -> N:
+        if node.depth > MAX_DEPTH:
+            raise self._fail(f"nested deeper than {MAX_DEPTH} levels; write several rules", node.start)
+        return node
+
+    # --- grammar, loosest binding first ---
+
+    def expression(self) -> Node:
+        self._nesting += 1
+        if self._nesting > MAX_DEPTH:
+            raise self._fail(f"nested deeper than {MAX_DEPTH} levels; write several rules")
+        test = self._logic("||")
+        if self._is("?"):
+            self._next()
+            # As in CEL: no bare ?: between ? and :, which two readers could pair differently.
+            then = self._logic("||")
+            self._expect(":", "of the ?: expression")
+            other = self.expression()
+            depth = 1 + max(test.depth, then.depth, other.depth)
+            test = self._check_depth(
+                Conditional(start=test.start, end=other.end, depth=depth, test=test, then=then, other=other)
+            )
+        self._nesting -= 1
+        return test
+
+    def _logic(self, op: str) -> Node:
+        # One flat node for a whole chain: long rules stay shallow.
+        operand = self._relation if op == "&&" else self._conjunction
+        parts = [operand()]
+        while self._is(op):
+            self._next()
+            parts.append(operand())
+        if len(parts) == 1:
+            return parts[0]
+        depth = 1 + max(part.depth for part in parts)
+        return self._check_depth(
+            Logic(start=parts[0].start, end=parts[-1].end, depth=depth, op=op, parts=tuple(parts))
+        )
+
+    def _conjunction(self) -> Node:
+        return self._logic("&&")
+
+    def _binary(self, left: Node, op: str, right: Node) -> Node:
+        depth = 1 + max(left.depth, right.depth)
+        return self._check_depth(
+            Binary(start=left.start, end=right.end, depth=depth, op=op, left=left, right=right)
+        )
+
+    def _relation(self, level: int = 1) -> Node:
+        """Relations (level 1), sums (2) and products (3): left to right, tighter levels first."""
+        node = self._unary()
+        while (strength := _STRENGTH.get(self._op, 0)) >= level:
+            op = self._next().text
+            node = self._binary(node, op, self._relation(strength + 1))
+        return node
+
+    def _unary(self) -> Node:
+        token = self._token
+        if self._is("!"):
+            count = 0
+            while self._is("!"):
+                self._next()
+                count += 1
+            operand = self._member()
+            if count % 2 == 0:  # as in CEL; for bool there is no difference
+                return operand
+            return self._negation(token, "!", operand)
+        if self._is("-"):
+            self._next()
+            if self._is("-"):
+                # CEL reads --x as x, even where -x would overflow: too easy to misread.
+                raise self._fail("two minus signs in a row; use parentheses")
+            if self._token.kind is TokenKind.INT:
+                return self._members(self._integer(self._next(), token.start))
+            return self._negation(token, "-", self._member())
+        return self._member()
+
+    def _negation(self, token: Token, op: str, operand: Node) -> Node:
+        return self._check_depth(
+            Unary(start=token.start, end=operand.end, depth=operand.depth + 1, op=op, operand=operand)
+        )
+
+    def _member(self) -> Node:
+        return self._members(self._primary())
+
+    def _members(self, node: Node) -> Node:
+        while self._op in (".", "["):
+            if self._next().text == "[":
+                if self._is("?"):
+                    raise self._fail("optional values ([?...]) are not in cel-strict/1; use has()")
+                key = self.expression()
+                end = self._expect("]", "after the key").end
+                depth = 1 + max(node.depth, key.depth)
+                node = Index(start=node.start, end=end, depth=depth, operand=node, key=key)
+            else:
+                node = self._dotted(node)
+            self._check_depth(node)
+        return node
+
+    def _dotted(self, operand: Node) -> Node:
+        if self._is("?"):
+            raise self._fail("optional values (.?) are not in cel-strict/1; use has()")
+        token = self._next()
+        if token.kind is not TokenKind.NAME or token.text in ("in", "true", "false", "null"):
+            raise self._fail(f"expected a field name after '.', found {_shown(token)}", token.start)
+        if self._is("("):
+            return self._method(operand, token)
+        return Select(
+            start=operand.start, end=token.end, depth=operand.depth + 1, operand=operand, field=token.text
+        )
+
+    def _method(self, operand: Node, name: Token) -> Node:
+        if name.text == "size":
+            raise self._fail("write size(x), not x.size()", name.start)
+        if name.text not in _METHODS:
+            raise self._fail(_unknown_function(name.text), name.start)
+        self._next()
+        args, end = self._arguments(name.text, _METHODS[name.text])
+        if name.text not in ("exists", "all"):
+            depth = 1 + max(operand.depth, args[0].depth)
+            return Call(
+                start=operand.start, end=end, depth=depth, function=name.text, args=(operand, args[0])
+            )
+        variable, predicate = args
+        if not isinstance(variable, Ident):
+            message = f"the first argument of {name.text}() is a new variable name"
+            raise self._fail(message, variable.start)
+        return Quantifier(
+            start=operand.start,
+            end=end,
+            depth=1 + max(operand.depth, predicate.depth),
+            function=name.text,
+            over=operand,
+            variable=variable.name,
+            predicate=predicate,
+        )
+
+    def _arguments(self, function: str, count: int) -> tuple[list[Node], int]:
+        """The arguments after "(", and where ")" ends."""
+        opening = self._tokens[self._at - 1].start
+        args: list[Node] = []
+        while not self._is(")"):
+            args.append(self.expression())
+            if not self._is(","):
+                break
+            self._next()
+        end = self._expect(")", f"after the arguments of {function}()").end
+        if len(args) != count:
+            plural = "argument" if count == 1 else "arguments"
+            raise self._fail(f"{function}() takes {count} {plural}, found {len(args)}", opening)
+        return args, end
+
+    def _primary(self) -> Node:
+        token = self._next()
+        if token.kind is TokenKind.INT:
+            return self._integer(token, token.start)
+        if token.kind is TokenKind.STRING:
+            return Literal(start=token.start, end=token.end, depth=1, value=token.text)
+        if token.kind is TokenKind.NAME:
+            return self._name(token)
+        if token.text == "(":
+            node = self.expression()
+            # The node covers its parentheses, so that a slice of the source is an expression again.
+            return replace(node, start=token.start, end=self._expect(")", "to close '('").end)
+        if token.text == "[":
+            return self._list(token)
+        if token.text == ".":
+            raise self._fail("names do not start with '.' in cel-strict/1", token.start)
+        raise self._fail(f"expected a value, found {_shown(token)}", token.start)
+
+    def _integer(self, token: Token, start: int) -> Literal:
+        value = int(token.text)
+        if start != token.start:  # a minus stands before it, as part of the literal
+            value = -value
+        elif value > INT_MAX:
+            raise self._fail("this integer does not fit into 64 bits", token.start)
+        return Literal(start=start, end=token.end, depth=1, value=value)
+
+    def _list(self, opening: Token) -> Node:
+        items: list[Node] = []
+        while not self._is("]"):
+            items.append(self.expression())
+            if not self._is(","):
+                break
+            self._next()
+        end = self._expect("]", "to close the list").end
+        if not items:
+            raise self._fail("an empty list has no type; lists need at least one item", opening.start)
+        depth = 1 + max(item.depth for item in items)
+        return self._check_depth(ListLiteral(start=opening.start, end=end, depth=depth, items=tuple(items)))
+
+    def _name(self, token: Token) -> Node:
+        text = token.text
+        if text in ("true", "false"):
+            return Literal(start=token.start, end=token.end, depth=1, value=text == "true")
+        if text in ("null", "None", "nil"):
+            raise self._fail("null is not in cel-strict/1; test presence with has(x.y)", token.start)
+        if text == "in":
+            raise self._fail("expected a value, found 'in'", token.start)
+        if text == "const":
+            raise self._fail("'const' is a reserved word of CEL; did you mean 'constants'?", token.start)
+        if text in RESERVED:
+            raise self._fail(f"{text!r} is a reserved word of CEL", token.start)
+        if text in _LITERAL_WORDS:
+            raise self._fail(f"did you mean {_LITERAL_WORDS[text]!r}?", token.start)
+        if text == "not" and not self._is("("):
+            raise self._fail("did you mean '!'?", token.start)
+        if self._is("("):
+            return self._function(token)
+        return Ident(start=token.start, end=token.end, depth=1, name=text)
+
+    def _function(self, name: Token) -> Node:
+        if name.text in _METHODS:
+            example = "x.exists(v, ...)" if _METHODS[name.text] == 2 else f"x.{name.text}(y)"
+            raise self._fail(f"{name.text} is a method: write {example}", name.start)
+        if name.text not in ("has", "size"):
+            raise self._fail(_unknown_function(name.text), name.start)
+        self._next()
+        (argument,), end = self._arguments(name.text, 1)
+        depth = argument.depth + 1
+        if name.text == "size":
+            node: Node = Call(start=name.start, end=end, depth=depth, function="size", args=(argument,))
+        elif isinstance(argument, Select):
+            node = Has(start=name.start, end=end, depth=depth, target=argument)
+        else:
+            raise self._fail("has() takes a field, such as has(params.memo)", argument.start)
+        return self._check_depth(node)
+
+
+def _shown(token: Token) -> str:
+    if token.kind is TokenKind.END:
+        return "the end"
+    return "a string" if token.kind is TokenKind.STRING else repr(token.text)
+
+
+def _unknown_function(name: str) -> str:
+    if name in _LEFT_OUT:
+        return _LEFT_OUT[name]
+    close = get_close_matches(name, ["has", "size", *_METHODS], n=1)
+    if close:
+        return f"unknown function {name!r}; did you mean {close[0]!r}?"
+    return f"unknown function {name!r}; there are has, size, startsWith, endsWith, contains, exists and all"

@@ -1,0 +1,296 @@
+"""Policy files become one PolicySet, or a ConfigError with file, line and what to write.
+
+Format: policies/README.md. Of the files found, `kind: Policy` is compiled, `kind: Bundle` declares the
+agents' attributes, `kind: PolicyTest` is left to policytest.py. Every condition is parsed and typed
+against the surface maps here, so a policy that loads cannot meet an unknown name or a wrong type.
+
+Invariants (tests/test_policy.py):
+  O2  Every file either loads completely or is a ConfigError; no rule, key or file is skipped silently.
+  O3  A permit rule that no input can make false needs `unsafe_allow_all: true`, written out.
+  O4  Full rule names ("policy/rule") are unique in a PolicySet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+from .cel.check import type_of_constant
+from .cel.evaluate import EvalError, compile_program
+from .cel.model import BOOL, INT_MAX, INT_MIN, CelError, Constant, Environment
+from .errors import ConfigError
+from .policy_lint import Finding, lint
+from .policy_model import (
+    MAX_RULES,
+    ParamSource,
+    Policy,
+    PolicySet,
+    Rule,
+    RuleEffect,
+    environment,
+    policy_set,
+)
+from .strictyaml import Node, load_file
+from .surface.model import CelType, ParamSchema
+
+__all__ = [
+    "API_VERSION",
+    "Finding",
+    "ParamSource",
+    "Policy",
+    "PolicySet",
+    "Rule",
+    "RuleEffect",
+    "envelope",
+    "lint",
+    "load_policies",
+    "policy_files",
+]
+
+API_VERSION: Final = "holdgate/v1"
+_KINDS: Final = ("Policy", "PolicyTest", "Bundle")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
+_NOT_YET: Final = ("counters", "facts")
+
+
+def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
+    """Load every policy under `paths` (files, or folders with *.yaml). Raises ConfigError."""
+    by_kind: dict[str, list[Node]] = {kind: [] for kind in _KINDS}
+    for path in policy_files(paths):
+        root = load_file(path)
+        kind = envelope(root)[0]
+        if kind != "PolicyTest" and path.name.endswith("_test.yaml"):
+            # The bundle digest leaves *_test.yaml out, so nothing that decides may hide there.
+            raise root.fail(f"a file named *_test.yaml holds tests, not kind: {kind}; rename it")
+        by_kind[kind].append(root)
+    attrs = _agent_attrs(by_kind["Bundle"])
+    seen: dict[str, Node] = {}
+    policies = []
+    for root in by_kind["Policy"]:
+        policy = _policy(root, index, attrs)
+        if policy.name in seen:
+            first = seen[policy.name]
+            raise root.fail(f"a policy named {policy.name!r} exists already: {first.file}:{first.line}")
+        seen[policy.name] = root
+        policies.append(policy)
+    if not policies:
+        shown = ", ".join(str(path) for path in paths) or "no path was given"
+        raise ConfigError(f"no policy found in: {shown}; without one nothing is ever permitted")
+    deciding = [root.file for root in (*by_kind["Policy"], *by_kind["Bundle"])]
+    loaded = policy_set(policies, index, attrs, deciding)
+    for (surface, operation), applicable in loaded.table.items():
+        if len(applicable.rules) > MAX_RULES:
+            message = (
+                f"{len(applicable.rules)} rules apply to {operation} on {surface}; at most {MAX_RULES} may"
+            )
+            raise ConfigError(message, file=applicable.rules[-1].file, line=applicable.rules[-1].line)
+    return loaded
+
+
+def policy_files(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The YAML files under `paths`, sorted, each once. Raises ConfigError for a path that is missing."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            for inner in path.rglob("*"):
+                if inner.suffix == ".yml":
+                    raise ConfigError("name it *.yaml; other names are not loaded", file=str(inner))
+                if inner.suffix == ".yaml" and inner.is_file():
+                    found[inner] = None
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise ConfigError("no such file or folder", file=str(path))
+    return tuple(sorted(found))
+
+
+def envelope(root: Node) -> tuple[str, dict[str, Node], Node]:
+    """(kind, metadata, spec) of one document of ours. Raises ConfigError."""
+    top = root.mapping(required=("apiVersion", "kind", "metadata", "spec"), what="the document")
+    if top["apiVersion"].text("apiVersion") != API_VERSION:
+        raise top["apiVersion"].fail(f"apiVersion must be {API_VERSION}")
+    kind = top["kind"].choice(_KINDS, "kind (in a policies folder)")
+    metadata = top["metadata"].mapping(required=("name",), optional=("owner",), what="metadata")
+    name(metadata["name"], "metadata.name")
+    return kind, metadata, top["spec"]
+
+
+def name(node: Node, what: str) -> str:
+    """A name that can stand in a header and a receipt. Raises ConfigError."""
+    text = node.text(what)
+    if not _NAME.match(text):
+        raise node.fail(
+            f"{what} must be 1-64 letters, digits, '.', '_' or '-', starting with a letter or digit"
+        )
+    return text
+
+
+# --- kind: Bundle (agents.yaml) ---------------------------------------------------------------
+
+
+def _agent_attrs(roots: Sequence[Node]) -> dict[str, ParamSchema]:
+    declared: dict[str, ParamSchema] = {}
+    for root in roots:
+        _, _, spec = envelope(root)
+        attrs = spec.mapping(required=("agent_attrs",), what="spec of a Bundle")["agent_attrs"]
+        for key, node in attrs.open_mapping("agent_attrs").items():
+            if not _FIELD.match(key):
+                raise node.fail(f"agent_attrs: {key!r} is not a name that a condition can use")
+            if key in declared:
+                raise node.fail(f"agent_attrs: {key!r} is declared twice")
+            declared[key] = _attr(node, f"agent_attrs.{key}")
+    return declared
+
+
+def _attr(node: Node, what: str) -> ParamSchema:
+    kinds = tuple(CelType)
+    if isinstance(node.value, dict):
+        parts = node.mapping(required=("type",), optional=("optional",), what=what)
+        kind = parts["type"].choice(kinds, f"{what}.type")
+        optional = "optional" in parts and parts["optional"].boolean(f"{what}.optional")
+        return ParamSchema(type=CelType(kind), optional=optional)
+    return ParamSchema(type=CelType(node.choice(kinds, what)), optional=False)
+
+
+# --- kind: Policy -----------------------------------------------------------------------------
+
+
+def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) -> Policy:
+    _, metadata, spec_node = envelope(root)
+    if "owner" not in metadata:
+        raise root.fail("metadata needs the key 'owner': who answers for this policy")
+    spec = spec_node.mapping(
+        required=("surface", "rules"), optional=("operations", "constants", *_NOT_YET, "shadow"), what="spec"
+    )
+    for key in _NOT_YET:
+        if key in spec:
+            raise spec[key].fail(f"{key} are not supported in this version; remove spec.{key}")
+    if "shadow" in spec and spec["shadow"].boolean("spec.shadow"):
+        raise spec["shadow"].fail("shadow policies are not supported in this version; remove spec.shadow")
+    surface = _known(spec["surface"], index.surfaces(), "surface")
+    listed = _operations(spec.get("operations"), surface, index)
+    try:
+        params = index.param_schema(surface, listed)
+    except ConfigError as error:
+        raise root.fail(f"the parameters of {surface} do not agree: {error}") from error
+    constants = _constants(spec.get("constants"))
+    names = environment(params, attrs, constants)
+    policy_name = metadata["name"].text("metadata.name")
+    return Policy(
+        name=policy_name,
+        owner=metadata["owner"].text("metadata.owner"),
+        surface=surface,
+        operations=tuple(sorted(index.operations(surface) if listed is None else listed)),
+        constants=constants,
+        environment=names,
+        rules=tuple(_rules(spec["rules"], policy_name, names)),
+        file=root.file,
+        line=root.line,
+    )
+
+
+def _known(node: Node, names: frozenset[str], what: str) -> str:
+    text = node.text(what)
+    if text not in names:
+        close = get_close_matches(text, sorted(names), n=1)
+        advice = (
+            f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(names)) or 'none'}"
+        )
+        raise node.fail(f"no surface map has the {what} {text!r}; {advice}")
+    return text
+
+
+def _operations(node: Node | None, surface: str, index: ParamSource) -> tuple[str, ...] | None:
+    """The listed operations; None: all of the surface. An empty list is not "all": it is an error."""
+    if node is None:
+        return None
+    known = frozenset(index.operations(surface))
+    found = [_known(item, known, f"operation on {surface}:") for item in node.sequence("spec.operations")]
+    if not found:
+        raise node.fail("spec.operations is empty; leave it out to mean every operation of the surface")
+    if len(set(found)) != len(found):
+        raise node.fail("spec.operations lists an operation twice")
+    return tuple(found)
+
+
+def _constants(node: Node | None) -> dict[str, Constant]:
+    found: dict[str, Constant] = {}
+    if node is None:
+        return found
+    for key, item in node.open_mapping("spec.constants").items():
+        what = f"constants.{key}"
+        if not _FIELD.match(key):
+            raise item.fail(f"{what}: {key!r} is not a name that a condition can use")
+        value = item.plain()
+        try:
+            type_of_constant(value)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise item.fail(
+                f"{what} {error if isinstance(error, ValueError) else 'must not be null'}"
+            ) from error
+        for number in _numbers(value):
+            if not INT_MIN <= number <= INT_MAX:
+                raise item.fail(f"{what} does not fit into 64 bits")
+        found[key] = value
+    return found
+
+
+def _numbers(value: Constant) -> Iterator[int]:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return (item for item in items if isinstance(item, int))
+
+
+def _rules(node: Node, policy: str, names: Environment) -> Iterator[Rule]:
+    items = node.sequence("spec.rules")
+    if not items:
+        raise node.fail("spec.rules is empty; a policy needs at least one rule")
+    seen: dict[str, int] = {}
+    for item in items:
+        rule = _rule(item, policy, names)
+        if rule.name in seen:
+            raise item.fail(f"rule {rule.name.split('/')[1]!r} exists already in line {seen[rule.name]}")
+        seen[rule.name] = item.line
+        yield rule
+
+
+def _rule(node: Node, policy: str, names: Environment) -> Rule:
+    parts = node.mapping(
+        required=("id", "effect", "when"), optional=("reason", "unsafe_allow_all"), what="a rule"
+    )
+    rule_id = name(parts["id"], "id")
+    effect = RuleEffect(parts["effect"].choice(tuple(RuleEffect), "effect"))
+    when = parts["when"]
+    if not isinstance(when.value, str):
+        raise when.fail(f"rule {rule_id}: `when` must be a condition; for one without, write `when: always`")
+    source = "true" if when.value.strip() == "always" else when.value
+    try:
+        program = compile_program(source, names, expect=BOOL)
+    except CelError as error:
+        raise when.fail(f"rule {rule_id}: {error.render()}") from error
+    if isinstance(program.constant, EvalError):
+        raise when.fail(f"rule {rule_id}: this condition always fails ({program.constant})")
+    if effect is RuleEffect.DENY and "reason" not in parts:
+        raise node.fail(f"rule {rule_id}: a deny rule needs a `reason`: one sentence for people")
+    unsafe = "unsafe_allow_all" in parts and parts["unsafe_allow_all"].boolean("unsafe_allow_all")
+    if effect is RuleEffect.PERMIT and program.constant is True and not unsafe:
+        raise when.fail(
+            f"rule {rule_id}: this permits every request of the surface; "
+            "write a condition, or say `unsafe_allow_all: true` as well"
+        )
+    if unsafe and (effect is not RuleEffect.PERMIT or program.constant is not True):
+        message = "unsafe_allow_all belongs to a permit rule with `when: always`; remove it here"
+        raise parts["unsafe_allow_all"].fail(f"rule {rule_id}: {message}")
+    return Rule(
+        name=f"{policy}/{rule_id}",
+        effect=effect,
+        when=when.value,
+        reason=parts["reason"].text("reason") if "reason" in parts else None,
+        unsafe_allow_all=unsafe,
+        program=program,
+        file=node.file,
+        line=node.line,
+    )

@@ -1,0 +1,99 @@
+"""A PolicySet that loads is searched for what is allowed but probably not meant.
+
+What can never be right is a ConfigError of policy.py; what can be right in rare cases is a Finding
+here. Findings are errors of `holdgate check` unless it is told to warn only.
+
+Invariants (tests/test_policy.py):
+  O5  Every finding names a file, a line and what to do; the same input gives the same list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .cel.parse import parse
+from .cel.unparse import unparse
+from .policy_model import ParamSource, Policy, PolicySet, Rule, RuleEffect
+from .surface.model import Effect
+
+__all__ = ["Finding", "lint"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Finding:
+    file: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}"
+
+
+def lint(policies: PolicySet, index: ParamSource) -> tuple[Finding, ...]:
+    """Everything that looks like a mistake, sorted by place."""
+    found: set[Finding] = set()
+    for policy in policies.policies:
+        found.update(_unused_constants(policy))
+        for rule in policy.rules:
+            found.update(_weak_rule(policy, rule, index))
+    found.update(_shadowed(policies))
+    found.update(_uncovered(policies, index))
+    return tuple(sorted(found))
+
+
+def _at(rule: Rule, message: str) -> Finding:
+    return Finding(file=rule.file, line=rule.line, message=f"rule {rule.name}: {message}")
+
+
+def _only_reads(surface: str, index: ParamSource) -> bool:
+    return index.effects(surface) <= {Effect.READ}
+
+
+def _unused_constants(policy: Policy) -> Iterator[Finding]:
+    used = {path for rule in policy.rules for path in rule.program.paths}
+    for name in policy.constants:
+        if f"constants.{name}" not in used:
+            message = f"policy {policy.name}: the constant {name!r} is not used; remove it or use it"
+            yield Finding(file=policy.file, line=policy.line, message=message)
+
+
+def _weak_rule(policy: Policy, rule: Rule, index: ParamSource) -> Iterator[Finding]:
+    if rule.program.constant is False:
+        yield _at(rule, "this condition can never be true; remove the rule")
+    elif (
+        rule.effect is RuleEffect.PERMIT
+        and not rule.unsafe_allow_all
+        and not _only_reads(policy.surface, index)
+    ):
+        if not any(path.startswith("params.") for path in rule.program.paths):
+            yield _at(rule, "permits without looking at any parameter of the action; name at least one")
+
+
+def _shadowed(policies: PolicySet) -> Iterator[Finding]:
+    """Rules whose condition a deny rule on the same operations repeats: they can never decide."""
+    text: dict[str, str] = {}
+    for policy in policies.policies:
+        for rule in policy.rules:
+            normal = unparse(parse(rule.program.source), policy.environment)
+            # A map constant is named, not written out, so it means something in its own policy only.
+            text[rule.name] = f"{policy.name}:{normal}" if "constants." in normal else normal
+    for applicable in policies.table.values():
+        denies = {text[rule.name]: rule for rule in applicable.rules if rule.effect is RuleEffect.DENY}
+        for rule in applicable.rules:
+            deny = denies.get(text[rule.name])
+            if deny is not None and rule.effect is not RuleEffect.DENY:
+                yield _at(rule, f"never decides: {deny.name} denies under the same condition")
+
+
+def _uncovered(policies: PolicySet, index: ParamSource) -> Iterator[Finding]:
+    covered = {policy.surface for policy in policies.policies}
+    missing = [name for name in sorted(index.surfaces() - covered) if not _only_reads(name, index)]
+    if missing:
+        # One finding: the shipped maps have many surfaces, and the list is what matters.
+        message = (
+            f"no policy speaks of: {', '.join(missing)}; every request to them ends in SILENCE; "
+            "write policies, or load fewer maps"
+        )
+        first = policies.policies[0]
+        yield Finding(file=first.file, line=first.line, message=message)

@@ -1,0 +1,217 @@
+"""What a set of policies is once it is loaded: frozen, typed, and indexed by surface and operation.
+
+`ParamSource` is what policies need from the surface maps; the surface index implements it.
+
+Invariants (tests/test_policy.py):
+  O1  A PolicySet's rules for one surface and operation are sorted by full name, so the order of
+      files, policies and rules in them is not visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, Protocol
+
+from .cel.evaluate import Program
+from .cel.model import BOOL, INT, STRING, Constant, Environment, Field, ListOf, Record, Type
+from .surface.model import CelType, Effect, ParamSchema
+from .value_types import ValueTest, type_test
+
+__all__ = [
+    "MAX_RULES",
+    "ROOTS",
+    "Applicable",
+    "ParamSource",
+    "Policy",
+    "PolicySet",
+    "Rule",
+    "RuleEffect",
+    "cel_type",
+    "environment",
+    "policy_set",
+]
+
+MAX_RULES: Final = 256  # rules that apply to one surface and operation
+
+_CEL_TYPES: Final[Mapping[CelType, Type]] = MappingProxyType(
+    {
+        CelType.INT: INT,
+        CelType.STRING: STRING,
+        CelType.BOOL: BOOL,
+        CelType.LIST_STRING: ListOf(STRING),
+        CelType.LIST_INT: ListOf(INT),
+    }
+)
+
+_ACTION: Final = Record(
+    {
+        "operation": Field(STRING),
+        "effect": Field(STRING),
+        "host": Field(STRING),
+        "principal": Field(STRING, optional=True),
+    }
+)
+_APPROVAL: Final = Record(
+    {
+        "id": Field(STRING),
+        "role": Field(STRING),
+        "approver": Field(STRING),
+        "request_digest": Field(STRING),
+        "expires_s": Field(INT),
+    }
+)
+_CLOCK: Final = Record({"now_s": Field(INT), "hour_utc": Field(INT), "weekday_utc": Field(INT)})
+_REQUEST: Final = Record({"digest": Field(STRING)})
+
+# The inputs that a condition may name, in the order in which they stand in a frame.
+ROOTS: Final = ("action", "agent", "approvals", "clock", "params", "request")
+
+
+class ParamSource(Protocol):
+    """What the surface maps say about surfaces, operations and parameters."""
+
+    def surfaces(self) -> frozenset[str]:
+        """Every surface that at least one operation has."""
+        ...
+
+    def operations(self, surface: str) -> tuple[str, ...]:
+        """Full names of the operations of `surface`, such as `stripe.PostRefunds`."""
+        ...
+
+    def effects(self, surface: str) -> frozenset[Effect]:
+        """What the operations of `surface` do: only `read`, or more."""
+        ...
+
+    def param_schema(self, surface: str, operations: tuple[str, ...] | None) -> Mapping[str, ParamSchema]:
+        """Parameters of these operations (None: all of the surface). One that some operation lacks
+        or may leave out is optional. Raises ConfigError when two operations disagree on a type."""
+        ...
+
+
+class RuleEffect(StrEnum):
+    PERMIT = "permit"
+    DENY = "deny"
+    REVIEW = "review"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    name: str  # "policy/rule"
+    effect: RuleEffect
+    when: str  # as written
+    reason: str | None  # why, for the people who read a refusal; deny rules always have one
+    unsafe_allow_all: bool
+    program: Program
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    name: str
+    owner: str
+    surface: str
+    operations: tuple[str, ...]  # all of the surface's when the file lists none
+    constants: Mapping[str, Constant]
+    environment: Environment  # that its conditions were checked against
+    rules: tuple[Rule, ...]  # in the file's order
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applicable:
+    """Everything that speaks about one operation of one surface."""
+
+    params: Mapping[str, ParamSchema]  # of exactly this operation
+    tests: Mapping[str, ValueTest]  # by name: is this value of the declared type
+    required: frozenset[str]
+    rules: tuple[Rule, ...]  # sorted by name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySet:
+    """All policies of one bundle. Make one with policy_set() or load_policies()."""
+
+    policies: tuple[Policy, ...]  # sorted by name
+    agent_attrs: Mapping[str, ParamSchema]
+    attr_tests: Mapping[str, ValueTest]
+    table: Mapping[tuple[str, str], Applicable]  # (surface, operation) -> rules; absent: none apply
+    files: tuple[str, ...]  # every file that can change a decision, sorted; tests are not in it
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return tuple(sorted((r for p in self.policies for r in p.rules), key=lambda rule: rule.name))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Full names of all rules, sorted."""
+        return tuple(rule.name for rule in self.rules)
+
+    def rule(self, name: str) -> Rule | None:
+        return next((rule for rule in self.rules if rule.name == name), None)
+
+
+def cel_type(kind: CelType) -> Type:
+    return _CEL_TYPES[kind]
+
+
+def environment(
+    params: Mapping[str, ParamSchema],
+    agent_attrs: Mapping[str, ParamSchema],
+    constants: Mapping[str, Constant],
+) -> Environment:
+    """The names that conditions may use, with their types."""
+    attrs = Record(_fields(agent_attrs))
+    agent = Record({"id": Field(STRING), "groups": Field(ListOf(STRING)), "attrs": Field(attrs)})
+    roots: dict[str, Type] = {
+        "action": _ACTION,
+        "agent": agent,
+        "approvals": ListOf(_APPROVAL),
+        "clock": _CLOCK,
+        "params": Record(_fields(params)),
+        "request": _REQUEST,
+    }
+    return Environment(roots=roots, constants=constants)
+
+
+def _fields(schemas: Mapping[str, ParamSchema]) -> dict[str, Field]:
+    return {name: Field(_CEL_TYPES[schema.type], schema.optional) for name, schema in schemas.items()}
+
+
+def _tests(schemas: Mapping[str, ParamSchema]) -> Mapping[str, ValueTest]:
+    # A plain dict: a proxy would cost every parameter of every request.
+    return {name: type_test(schema.type) for name, schema in schemas.items()}
+
+
+def policy_set(
+    policies: Iterable[Policy],
+    index: ParamSource,
+    agent_attrs: Mapping[str, ParamSchema],
+    files: Iterable[str],
+) -> PolicySet:
+    """Pool the rules of `policies` by surface and operation."""
+    ordered = tuple(sorted(policies, key=lambda policy: policy.name))
+    pooled: dict[tuple[str, str], list[Rule]] = {}
+    for policy in ordered:
+        for operation in policy.operations:
+            pooled.setdefault((policy.surface, operation), []).extend(policy.rules)
+    table = {}
+    for (surface, operation), rules in pooled.items():
+        params = index.param_schema(surface, (operation,))
+        table[surface, operation] = Applicable(
+            params=MappingProxyType(dict(params)),
+            tests=_tests(params),
+            required=frozenset(name for name, schema in params.items() if not schema.optional),
+            rules=tuple(sorted(rules, key=lambda rule: rule.name)),
+        )
+    return PolicySet(
+        policies=ordered,
+        agent_attrs=MappingProxyType(dict(agent_attrs)),
+        attr_tests=_tests(agent_attrs),
+        table=MappingProxyType(table),
+        files=tuple(sorted(files)),
+    )

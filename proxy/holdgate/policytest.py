@@ -1,0 +1,161 @@
+"""Files of `kind: PolicyTest` become a report: which cases hold, and which rules they never exercised.
+
+A case describes one decision input; it is decided by the same gate.decide() and the same whole set of
+policies as a live request, so a case shows what would really happen. Format: policies/README.md.
+
+Invariants (tests/test_policytest.py):
+  T1  A case that says nothing about the outcome, or names an unknown key, rule or operation, is a
+      ConfigError, never a passing case.
+  T2  A report is `ok` only if at least one case ran and every case passed.
+  T3  A rule counts as covered only if one case made it true and another made it false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, InputError, Outcome
+from .gate import Decision, decide, trace
+from .policy import envelope, policy_files
+from .policy_model import ParamSource, PolicySet
+from .policytest_case import Expectation, TestCase, read_suite
+from .strictyaml import load_file
+
+__all__ = ["CaseResult", "Coverage", "RecogniseFile", "TestReport", "run_tests"]
+
+type RecogniseFile = Callable[[Path], Mapping[str, Any]]
+"""A raw HTTP request in a file -> {"actions": [...], "request": {"digest": ...}}, or InputError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseResult:
+    name: str  # "policy/case" or "policy/case[value]"
+    file: str
+    line: int
+    passed: bool
+    expected: str
+    got: str
+    explanation: tuple[str, ...]  # of a failed case: what each rule said
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    rule: str
+    seen_true: bool
+    seen_false: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestReport:
+    results: tuple[CaseResult, ...]
+    coverage: tuple[Coverage, ...]  # every rule of the policy set, by name
+
+    __test__ = False  # not a test class, whatever pytest thinks of the name
+
+    @property
+    def failed(self) -> tuple[CaseResult, ...]:
+        return tuple(result for result in self.results if not result.passed)
+
+    @property
+    def uncovered(self) -> tuple[Coverage, ...]:
+        return tuple(each for each in self.coverage if not (each.seen_true and each.seen_false))
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.results) and not self.failed
+
+
+def run_tests(
+    paths: Sequence[Path],
+    policies: PolicySet,
+    index: ParamSource,
+    recognise_file: RecogniseFile | None = None,
+) -> TestReport:
+    """Run every PolicyTest under `paths`. Raises ConfigError for a test file that is not valid."""
+    results: list[CaseResult] = []
+    seen: dict[str, set[str]] = {name: set() for name in policies.names}
+    first: dict[str, TestCase] = {}
+    for path in policy_files(paths):
+        root = load_file(path)
+        if envelope(root)[0] != "PolicyTest":
+            continue
+        for case in read_suite(root, policies, index):
+            if case.name in first:
+                other = f"{first[case.name].file}:{first[case.name].line}"
+                message = f"a case named {case.name!r} exists already: {other}"
+                raise ConfigError(message, file=case.file, line=case.line)
+            first[case.name] = case
+            results.append(_run(case, policies, recognise_file, seen))
+    coverage = tuple(
+        Coverage(rule=name, seen_true="true" in found, seen_false="false" in found)
+        for name, found in sorted(seen.items())
+    )
+    return TestReport(results=tuple(results), coverage=coverage)
+
+
+def _run(
+    case: TestCase,
+    policies: PolicySet,
+    recognise_file: RecogniseFile | None,
+    seen: dict[str, set[str]],
+) -> CaseResult:
+    inputs = case.inputs
+    if case.request_file is not None:
+        try:
+            inputs = {**inputs, **_recognised(case, case.request_file, recognise_file)}
+        except InputError as error:
+            # The surface map refused the request, so the gate would never be asked.
+            decision = Decision(outcome=Outcome.SILENCE, reason=error.reason, rules=())
+            return _judged(case, decision, (f"refused before the gate: {error}",))
+    inputs = _with_bound_approvals(inputs)
+    decision = decide(policies, inputs)
+    lines = []
+    for each in trace(policies, inputs):
+        seen[each.rule].add(each.result)
+        parts = "; ".join(
+            f"{conjunct.text} -> {_shown(conjunct.value)}"
+            for conjunct in each.conjuncts
+            if conjunct.value is not True
+        )
+        lines.append(f"{each.effect} {each.rule}: {each.result}{f' ({parts})' if parts else ''}")
+    return _judged(case, decision, tuple(lines) or ("no rule applies to this operation",))
+
+
+def _recognised(case: TestCase, name: str, recognise_file: RecogniseFile | None) -> dict[str, Any]:
+    if recognise_file is None:
+        message = f"{case.name}: request_file needs the surface maps, and none are loaded here"
+        raise ConfigError(message, file=case.file, line=case.line)
+    path = Path(case.file).parent / name
+    if not path.is_file():
+        raise ConfigError(f"{case.name}: no such file: {path}", file=case.file, line=case.line)
+    fragment = recognise_file(path)
+    return {"actions": fragment["actions"], "request": fragment["request"]}
+
+
+def _with_bound_approvals(inputs: dict[str, Any]) -> dict[str, Any]:
+    """An approval in a case is for this very request unless the case names another digest."""
+    digest = inputs["request"]["digest"]
+    bound = [{"request_digest": digest, **approval} for approval in inputs["approvals"]]
+    return {**inputs, "approvals": bound}
+
+
+def _judged(case: TestCase, decision: Decision, explanation: tuple[str, ...]) -> CaseResult:
+    passed = case.expect.accepts(decision)
+    got = Expectation(outcome=decision.outcome, reason=decision.reason, rules=frozenset(decision.rules))
+    return CaseResult(
+        name=case.name,
+        file=case.file,
+        line=case.line,
+        passed=passed,
+        expected=str(case.expect),
+        # Show of the actual decision only what the case speaks of; all of it when that differs.
+        got=str(got if not passed else replace(got, reason=case.expect.reason, rules=case.expect.rules)),
+        explanation=() if passed else explanation,
+    )
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
