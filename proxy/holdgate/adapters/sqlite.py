@@ -1,0 +1,373 @@
+"""The ledger on one node: SQLite, one writer thread, group commit.
+
+    record(judge) --queue--> writer thread: judge, sign, insert ... COMMIT (fsync) --> futures
+
+The thread commits whatever queued while the last commit ran; nobody waits for company. Outcomes
+alone wait up to `linger_s` for a decision to share its commit with, since nobody waits for them.
+The log's checkpoint follows a commit within a second.
+
+Invariants (tests/test_sqlite.py has one test named after each):
+  S1  A future gets its Recorded only after the COMMIT that holds it returned, in leaf order.
+  S2  A judge that raises fails its own request only.
+  S3  After any error of SQLite or the file system nothing is written or recorded any more.
+  S4  A ledger behind its checkpoint, or unlike it, does not open; nor does one that is open elsewhere.
+  S5  When open() returns, no permit of an earlier run is dispatching.
+  S6  A permit whose caller went away before it could dispatch becomes not_sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import BackendError, ConfigError, HoldgateError, InputError, Outcome, Reason
+from ..keys import SigningKey
+from ..ledger import Entry, Judge, OutcomeStatus, Recorded, State
+from ..tlog import Tree, sign_checkpoint, vkey
+from .sqlite_batch import Batch, Head, Node, OutcomeNote, Permit
+from .sqlite_open import CHECKPOINT, free_bytes, prepare, read_permits, replace_file
+from .sqlite_reader import SqliteReader, StoredReceipt
+from .sqlite_schema import DB_NAME, pack
+
+__all__ = ["SqliteLedger", "SqliteReader", "StoredReceipt"]
+
+_GROUP: Final = 512  # bounds how long the first of a group waits for the last to be judged
+_CHECKPOINT_S: Final = 0.5
+_CLOSE: Final = object()
+
+type _Result = tuple[_Pending, Recorded | HoldgateError]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Pending:
+    judge: Judge
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Recorded]
+
+
+class SqliteLedger:
+    """Implements ledger.Ledger. Make one with open()."""
+
+    def __init__(
+        self,
+        *,
+        db: sqlite3.Connection,
+        state_dir: Path,
+        lock: int,
+        node: Node,
+        log_key: SigningKey,
+        head: Head,
+        linger_s: float,
+        headroom_bytes: int,
+        free: Callable[[Path], int],
+    ) -> None:
+        self._db, self._dir, self._lock, self._node, self._log_key = db, state_dir, lock, node, log_key
+        self._head, self._linger_s, self._headroom_bytes, self._free = head, linger_s, headroom_bytes, free
+        self._queue: queue.SimpleQueue[_Pending | OutcomeNote | object] = queue.SimpleQueue()
+        self._live: dict[str, Permit] = {}
+        self._anchored = 0  # how many checkpoints this run wrote; their anchors alternate
+        self._published = -1  # size of the last checkpoint written
+        self._checkpoint_at = 0.0  # monotonic: not before
+        self._dead = ""  # why nothing is recorded any more
+        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+
+    @classmethod
+    def open(
+        cls,
+        state_dir: Path,
+        *,
+        receipt_key: SigningKey,
+        log_key: SigningKey,
+        origin: str,
+        node: str,
+        clock_us: Callable[[], int],
+        nonce16: Callable[[], bytes],
+        linger_s: float = 0.002,
+        headroom_bytes: int = 64 << 20,
+        free: Callable[[Path], int] = free_bytes,
+    ) -> SqliteLedger:
+        """Open or create the ledger, audit its tail, close what a crash left open. Raises ConfigError."""
+        where = Node(
+            key=receipt_key,
+            origin=origin,
+            name=node,
+            owner=nonce16().hex(),
+            clock_us=clock_us,
+            nonce16=nonce16,
+        )
+        lock = _lock(state_dir)
+        try:
+            if free(state_dir) < headroom_bytes:
+                raise ConfigError(f"less than {headroom_bytes >> 20} MiB free", file=str(state_dir))
+            db, head = prepare(state_dir, where, log_key.public)
+            ledger = cls(
+                db=db,
+                state_dir=state_dir,
+                lock=lock,
+                node=where,
+                log_key=log_key,
+                head=head,
+                linger_s=linger_s,
+                headroom_bytes=headroom_bytes,
+                free=free,
+            )
+            ledger._recover()
+        except (sqlite3.Error, OSError) as error:
+            os.close(lock)
+            raise ConfigError(f"cannot open the ledger: {error}", file=str(state_dir / DB_NAME)) from error
+        except BaseException:
+            os.close(lock)
+            raise
+        ledger._thread.start()
+        return ledger
+
+    @property
+    def size(self) -> int:
+        """How many receipts are durable."""
+        return self._head.tree.size
+
+    @property
+    def healthy(self) -> bool:
+        return not self._dead and self._thread.is_alive()
+
+    async def record(self, judge: Judge) -> Recorded:
+        loop = asyncio.get_running_loop()
+        pending = _Pending(judge=judge, loop=loop, future=loop.create_future())
+        self._queue.put(pending)
+        # Asked after the put: a writer that died before it never answers, one that dies later does.
+        if not self.healthy:
+            pending.future.cancel()
+            raise BackendError(Reason.STORE_UNAVAILABLE, self._dead or "the writer thread is gone")
+        try:
+            return await pending.future
+        except asyncio.CancelledError:
+            # The result may have come in the same turn as the cancellation; nobody will dispatch it.
+            if pending.future.done() and not pending.future.cancelled() and not pending.future.exception():
+                self._abandon(pending.future.result())
+            raise
+
+    def record_outcome(
+        self, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
+    ) -> None:
+        self._queue.put(
+            OutcomeNote(receipt_id=receipt_id, status=status, http_status=http_status, delivered=delivered)
+        )
+
+    def close(self) -> None:
+        """Commit what is queued, sign the last checkpoint, let go of the directory. Idempotent."""
+        if self._lock < 0:
+            return
+        self._queue.put(_CLOSE)
+        if self._thread.is_alive():
+            self._thread.join()
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        os.close(self._lock)
+        self._lock = -1
+
+    # --- loop side ---
+
+    def _abandon(self, recorded: Recorded) -> None:
+        if recorded.entry.outcome is Outcome.PERMIT:
+            self.record_outcome(recorded.entry.receipt_id, OutcomeStatus.NOT_SENT, 0, delivered=False)
+
+    def _settle(self, results: Iterable[_Result]) -> None:
+        for pending, result in results:
+            if isinstance(result, Recorded):
+                if pending.future.cancelled():
+                    self._abandon(result)
+                elif not pending.future.done():
+                    pending.future.set_result(result)
+            elif not pending.future.done():
+                pending.future.set_exception(result)
+
+    # --- writer thread ---
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+            self._dead = self._dead or "the ledger is closed"
+        except BaseException as error:  # noqa: BLE001  (whatever it is, what is on disk is not known now)
+            self._dead = f"{type(error).__name__}: {error}"
+        finally:
+            self._refuse_queue()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                first = self._queue.get(timeout=self._idle_s())
+            except queue.Empty:
+                self._checkpoint()
+                continue
+            group = self._drain(first)
+            closing = _CLOSE in group
+            self._commit([item for item in group if item is not _CLOSE])
+            if closing:
+                self._checkpoint()
+                return
+            if self._published != self.size and time.monotonic() >= self._checkpoint_at:
+                self._checkpoint()
+
+    def _idle_s(self) -> float | None:
+        if self._published == self.size:
+            return None
+        return max(0.0, self._checkpoint_at - time.monotonic())
+
+    def _drain(self, first: object) -> list[object]:
+        group = [first]
+        if isinstance(first, OutcomeNote) and self._linger_s:
+            until = time.monotonic() + self._linger_s
+            with contextlib.suppress(queue.Empty):
+                while isinstance(group[-1], OutcomeNote) and len(group) < _GROUP:
+                    group.append(self._queue.get(timeout=max(0.0, until - time.monotonic())))
+        with contextlib.suppress(queue.Empty):
+            while len(group) < _GROUP:
+                group.append(self._queue.get_nowait())
+        return group
+
+    def _commit(self, group: list[object]) -> None:
+        pending = [item for item in group if isinstance(item, _Pending)]
+        try:
+            results = self._commit_group(group)
+        except BaseException as error:
+            # Not known whether it is durable. No second try of an fsync: the thread ends, see _run.
+            detail = f"{type(error).__name__}: {error}"
+            self._dead = detail
+            failure = BackendError(Reason.STORE_UNAVAILABLE, detail)
+            self._deliver([(item, failure) for item in pending])
+            raise
+        self._deliver(results)
+
+    def _commit_group(self, group: list[object]) -> list[_Result]:
+        is_full = self._free(self._dir) < self._headroom_bytes
+        refused: list[_Result] = []
+        judged: list[tuple[_Pending, Entry, int]] = []
+        self._db.execute("BEGIN IMMEDIATE")
+        batch = Batch(self._db, self._node, self._head, self._live)
+        for item in group:
+            if isinstance(item, OutcomeNote):
+                batch.outcome(item)
+            elif isinstance(item, _Pending):
+                # What is left of the disk is for outcomes: they were promised.
+                verdict = _full() if is_full else _judge(batch, item.judge)
+                if isinstance(verdict, HoldgateError):
+                    refused.append((item, verdict))
+                else:
+                    judged.append((item, *verdict))
+        if batch.is_empty:
+            self._db.execute("ROLLBACK")
+            return refused
+        batch.write()
+        self._db.execute("COMMIT")
+        self._advance(batch)
+        done: list[_Result] = [
+            (item, Recorded(entry=entry, index=index, durable=True)) for item, entry, index in judged
+        ]
+        return done + refused
+
+    def _advance(self, batch: Batch) -> None:
+        if self._published == self.size:
+            self._checkpoint_at = time.monotonic() + _CHECKPOINT_S
+        self._head = batch.head
+        for permit in batch.permits.values():
+            if permit.state is State.DISPATCHING:
+                self._live[permit.receipt_id] = permit
+            else:
+                self._live.pop(permit.receipt_id, None)
+
+    def _deliver(self, results: list[_Result]) -> None:
+        # One wake-up per event loop and group, however many requests it answers.
+        loops: dict[asyncio.AbstractEventLoop, list[_Result]] = {}
+        for result in results:
+            loops.setdefault(result[0].loop, []).append(result)
+        for loop, mine in loops.items():
+            # A loop that is closed has nobody left who could dispatch; the next open() says unknown.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._settle, mine)
+
+    def _refuse_queue(self) -> None:
+        failure = BackendError(Reason.STORE_UNAVAILABLE, self._dead)
+        left: list[_Result] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                item = self._queue.get_nowait()
+                if isinstance(item, _Pending):
+                    left.append((item, failure))
+        self._deliver(left)
+
+    def _checkpoint(self) -> None:
+        tree = self._head.tree
+        if self._published == tree.size:
+            return
+        # The tree that the note speaks of is durable first: the note may then always be found again.
+        self._anchor(tree)
+        note = sign_checkpoint(self._node.origin, tree, self._log_key)
+        replace_file(self._dir / CHECKPOINT, note)
+        self._published = tree.size
+
+    def _anchor(self, tree: Tree) -> None:
+        slot, self._anchored = self._anchored % 2, self._anchored + 1
+        self._db.execute("INSERT OR REPLACE INTO anchors VALUES (?,?,?)", (slot, tree.size, pack(tree)))
+
+    # --- before the thread starts ---
+
+    def _recover(self) -> None:
+        """Give every permit of a dead owner its `unknown` receipt: it may have been dispatched."""
+        replace_file(
+            self._dir / "log" / "key.vkey", vkey(self._node.origin, self._log_key.public).encode() + b"\n"
+        )
+        newest = self._db.execute("SELECT slot FROM anchors ORDER BY size DESC LIMIT 1").fetchone()
+        self._anchored = 0 if newest is None else newest[0] + 1
+        orphans = read_permits(self._db, State.DISPATCHING)
+        if orphans:
+            self._commit_group(
+                [
+                    OutcomeNote(
+                        receipt_id=permit.receipt_id,
+                        status=OutcomeStatus.UNKNOWN,
+                        http_status=0,
+                        delivered=False,
+                    )
+                    for permit in orphans
+                ]
+            )
+        self._checkpoint()
+
+
+def _judge(batch: Batch, judge: Judge) -> tuple[Entry, int] | HoldgateError:
+    try:
+        return batch.judge(judge)
+    except sqlite3.Error:
+        raise
+    except (InputError, BackendError) as error:
+        return error
+    except Exception as error:  # noqa: BLE001  (a judge is ours, but one bug must not stop the store)
+        return BackendError(Reason.INTERNAL_ERROR, f"judge: {type(error).__name__}: {error}")
+
+
+def _full() -> HoldgateError:
+    return BackendError(Reason.STORE_UNAVAILABLE, "the disk of the state directory is nearly full")
+
+
+def _lock(state_dir: Path) -> int:
+    path = state_dir / "ledger.lock"
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot write the state directory: {error.strerror}", file=str(path)) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise ConfigError("another process has this state directory open", file=str(path)) from error
+    return lock

@@ -1,0 +1,240 @@
+"""One group commit: held requests and outcomes become rows, inside one open transaction.
+
+Judging is serial: each Judge sees the claims that every earlier item left, committed or in this
+group. Nothing is inserted until all are judged, so a Judge that raises leaves no trace.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ..errors import BackendError, Outcome, Reason
+from ..keys import SigningKey
+from ..ledger import (
+    SOURCES,
+    ClaimRow,
+    Entry,
+    Judge,
+    OutcomeStatus,
+    State,
+    bind,
+    is_free,
+    may_bind,
+    settle,
+    settle_claim,
+)
+from ..receipt import MAX_BYTES, new_receipt_id, outcome_statement, sign
+from ..tlog import Tree, leaf_hash
+from .sqlite_schema import PUT_CLAIM, PUT_PERMIT, PUT_RECEIPT, claim_of, pack, row_of
+
+_INT64: Final = 2**63
+
+__all__ = ["Batch", "Head", "Node", "OutcomeNote", "Permit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What a ledger signs with, and where time and randomness come from."""
+
+    key: SigningKey
+    origin: str
+    name: str
+    owner: str  # this process's run: permits of another owner are nobody's
+    clock_us: Callable[[], int]
+    nonce16: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The end of the log."""
+
+    tree: Tree
+    iat_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permit:
+    index: int
+    receipt_id: str
+    state: State
+    http_status: int
+    claims: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeNote:
+    """A queued record_outcome()."""
+
+    receipt_id: str
+    status: OutcomeStatus
+    http_status: int
+    delivered: bool
+
+
+class Batch:
+    def __init__(self, db: sqlite3.Connection, node: Node, head: Head, live: Mapping[str, Permit]) -> None:
+        self._db, self._node, self._live = db, node, live
+        self._tree, self._iat_us = head.tree, head.iat_us
+        self._claims: dict[str, ClaimRow] = {}
+        self._receipts: list[tuple[int, str, str, str, str, str, str, int, bytes]] = []
+        self._inputs: list[tuple[int, bytes]] = []
+        self.permits: dict[str, Permit] = {}
+
+    @property
+    def head(self) -> Head:
+        return Head(tree=self._tree, iat_us=self._iat_us)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._receipts
+
+    def judge(self, judge: Judge) -> tuple[Entry, int]:
+        """The entry that `judge` makes, and its leaf index. Whatever is raised concerns this request only."""
+        claims = {key: row for key in judge.keys if (row := self._claim(_text(key))) is not None}
+        now_us = self._now_us()
+        receipt_id = new_receipt_id(now_us, self._node.nonce16())
+        entry = judge(claims, now_us=now_us, receipt_id=receipt_id)
+        bound = self._check(entry, claims, now_us, receipt_id)
+        # Past this line nothing raises but SQLite.
+        index = self._append(
+            entry.receipt_id,
+            ("decision", entry.outcome.value, entry.reason.value, entry.agent, entry.surface),
+            now_us,
+            entry.jws,
+        )
+        if entry.inputs is not None:
+            self._inputs.append((index, entry.inputs))
+        if entry.outcome is Outcome.PERMIT:
+            self._claims.update(bound)
+            self.permits[receipt_id] = Permit(
+                index=index,
+                receipt_id=receipt_id,
+                state=State.DISPATCHING,
+                http_status=0,
+                claims=tuple(bound),
+            )
+        return entry, index
+
+    def outcome(self, note: OutcomeNote) -> None:
+        """Write the outcome receipt of a permit; nothing when it already has this or a final one."""
+        permit = self.permits.get(note.receipt_id) or self._live.get(note.receipt_id)
+        if permit is None:
+            permit = self._stored_permit(note.receipt_id)
+        if permit is None:
+            return
+        state = settle(permit.state, note.status, note.delivered)
+        if state is permit.state:
+            return
+        http_status = note.http_status if 100 <= note.http_status <= 599 else 0
+        now_us = self._now_us()
+        receipt_id = new_receipt_id(now_us, self._node.nonce16())
+        statement = outcome_statement(
+            receipt_id=receipt_id,
+            issuer=self._node.origin,
+            iat_us=now_us,
+            node=self._node.name,
+            of=note.receipt_id,
+            status=note.status,
+            http_status=http_status,
+        )
+        jws = sign(statement, self._node.key)
+        self._append(receipt_id, ("outcome", "", note.status.value, "", ""), now_us, jws)
+        self.permits[permit.receipt_id] = replace(permit, state=state, http_status=http_status)
+        for key in permit.claims:
+            row = self._claim(key)
+            if row is not None:
+                self._claims[key] = settle_claim(
+                    row, permit.receipt_id, note.status, http_status, delivered=note.delivered
+                )
+
+    def write(self) -> None:
+        """Insert everything. The caller commits."""
+        db, owner = self._db, self._node.owner
+        db.executemany(PUT_RECEIPT, self._receipts)
+        if self._inputs:
+            db.executemany("INSERT INTO inputs VALUES (?,?)", self._inputs)
+        if self.permits:
+            rows = [
+                (p.index, p.receipt_id, p.state.value, owner, p.http_status, " ".join(p.claims))
+                for p in self.permits.values()
+            ]
+            db.executemany(PUT_PERMIT, rows)
+        if self._claims:
+            free = [(key,) for key, row in self._claims.items() if is_free(row)]
+            held = [row_of(row) for row in self._claims.values() if not is_free(row)]
+            db.executemany(PUT_CLAIM, held)
+            db.executemany("DELETE FROM claims WHERE key = ?", free)
+        db.execute(
+            "UPDATE head SET size = ?, iat_us = ?, hashes = ?",
+            (self._tree.size, self._iat_us, pack(self._tree)),
+        )
+
+    def _now_us(self) -> int:
+        # Strictly ascending, whatever the clock does: index order is time order.
+        return max(self._node.clock_us(), self._iat_us + 1)
+
+    def _claim(self, key: str) -> ClaimRow | None:
+        row = self._claims.get(key)
+        if row is not None:
+            return None if is_free(row) else row
+        found = self._db.execute("SELECT * FROM claims WHERE key = ?", (key,)).fetchone()
+        return None if found is None else claim_of(found)
+
+    def _check(
+        self, entry: Entry, claims: Mapping[str, ClaimRow], now_us: int, receipt_id: str
+    ) -> dict[str, ClaimRow]:
+        """The claims that the entry binds. A judge that breaks L2 or L3 gets no permit."""
+        if entry.receipt_id != receipt_id or entry.iat_us != now_us or len(entry.jws) > MAX_BYTES:
+            raise BackendError(Reason.INTERNAL_ERROR, "the entry is not for this receipt id and time")
+        if entry.outcome is not Outcome.PERMIT and entry.bindings:
+            raise BackendError(Reason.INTERNAL_ERROR, "only a PERMIT binds claims")
+        # What SQLite could choke on must be this request's failure, not the store's.
+        _text(entry.agent), _text(entry.surface)
+        if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, bytes | None):
+            raise BackendError(Reason.INTERNAL_ERROR, "the entry's receipt and inputs must be bytes")
+        bound: dict[str, ClaimRow] = {}
+        for binding in entry.bindings:
+            if not _text(binding.key) or not _text(binding.digest) or binding.source not in SOURCES:
+                raise BackendError(Reason.INTERNAL_ERROR, "a claim without key, digest or source")
+            if not 0 <= binding.expires_us < _INT64:
+                raise BackendError(Reason.INTERNAL_ERROR, "a claim that expires out of range")
+            row = claims.get(binding.key) or self._claim(binding.key)
+            if not may_bind(row, binding, prior=entry.prior, now_us=now_us):
+                raise BackendError(Reason.INTERNAL_ERROR, "a PERMIT over a claim that is held")
+            bound[binding.key] = bind(row, binding, receipt_id=receipt_id, now_us=now_us)
+        return bound
+
+    def _append(
+        self, receipt_id: str, columns: tuple[str, str, str, str, str], iat_us: int, jws: bytes
+    ) -> int:
+        index = self._tree.size
+        self._tree = self._tree.append(leaf_hash(jws))
+        self._iat_us = iat_us
+        self._receipts.append((index, receipt_id, *columns, iat_us, jws))
+        return index
+
+    def _stored_permit(self, receipt_id: str) -> Permit | None:
+        row = self._db.execute(
+            "SELECT p.idx, p.state, p.http_status, p.claims FROM receipts r JOIN permits p ON p.idx = r.idx"
+            " WHERE r.id = ?",
+            (receipt_id,),
+        ).fetchone()
+        if row is None:
+            return None
+        return Permit(
+            index=row[0],
+            receipt_id=receipt_id,
+            state=State(row[1]),
+            http_status=row[2],
+            claims=tuple(row[3].split()),
+        )
+
+
+def _text(value: str) -> str:
+    if not isinstance(value, str):
+        raise BackendError(Reason.INTERNAL_ERROR, "the entry has a field that is not text")
+    value.encode()  # a lone surrogate raises here
+    return value

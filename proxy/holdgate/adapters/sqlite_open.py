@@ -1,0 +1,149 @@
+"""Opening a SQLite ledger: schema, and the audit of the log's tail against its signed checkpoint.
+
+The checkpoint lives outside the database, so a database restored from a backup is behind it, and
+one that was edited is unlike it. Either refuses to open. What was signed before the last checkpoint
+is re-hashed by `log audit`, not here: a start must not take minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..keys import PublicKey
+from ..ledger import State
+from ..tlog import EMPTY, Checkpoint, TlogError, Tree, leaf_hash, verify_checkpoint
+from .sqlite_batch import Head, Node, Permit
+from .sqlite_schema import DB_NAME, SCHEMA, VERSION, connect_writer, unpack
+
+__all__ = ["CHECKPOINT", "free_bytes", "prepare", "read_permits", "replace_file"]
+
+CHECKPOINT = Path("log") / "checkpoint"
+
+
+def prepare(state_dir: Path, node: Node, log_key: PublicKey) -> tuple[sqlite3.Connection, Head]:
+    """The writer's connection, and the end of the log. Raises ConfigError, sqlite3.Error, OSError."""
+    (state_dir / "log").mkdir(mode=0o755, exist_ok=True)
+    checkpoint = _stored_checkpoint(state_dir, node.origin, log_key)
+    path = state_dir / DB_NAME
+    if not path.exists():
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    db = connect_writer(path)
+    try:
+        head = _open_head(db, path, node)
+        _audit_tail(db, path, head, checkpoint)
+    except BaseException:
+        db.close()
+        raise
+    return db, head
+
+
+def _stored_checkpoint(state_dir: Path, origin: str, log_key: PublicKey) -> Checkpoint | None:
+    path = state_dir / CHECKPOINT
+    try:
+        return verify_checkpoint(path.read_bytes(), origin, log_key)
+    except FileNotFoundError:
+        return None
+    except TlogError as error:
+        raise ConfigError(str(error), file=str(path)) from error
+
+
+def _open_head(db: sqlite3.Connection, path: Path, node: Node) -> Head:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0:
+        db.execute("BEGIN IMMEDIATE")
+        for statement in SCHEMA.split(";")[:-1]:
+            db.execute(statement)
+        db.execute("INSERT INTO head VALUES (1,?,?,0,0,?)", (node.origin, node.name, b""))
+        db.execute(f"PRAGMA user_version={VERSION}")
+        db.execute("COMMIT")
+    elif version != VERSION:
+        raise ConfigError(f"ledger format {version}; this version writes {VERSION}", file=str(path))
+    row = db.execute("SELECT origin, node, size, iat_us, hashes FROM head").fetchone()
+    if row is None:
+        raise ConfigError("the ledger has no head row: it was edited", file=str(path))
+    if row[:2] != (node.origin, node.name):
+        raise ConfigError(f"this ledger belongs to node {row[1]}, log {row[0]}", file=str(path))
+    try:
+        return Head(tree=unpack(row[2], row[4]), iat_us=row[3])
+    except TlogError as error:
+        raise ConfigError(f"the ledger was edited: {error}", file=str(path)) from error
+
+
+def _audit_tail(db: sqlite3.Connection, path: Path, head: Head, checkpoint: Checkpoint | None) -> None:
+    size = head.tree.size
+    if checkpoint is None:
+        if size:
+            raise ConfigError("the log's checkpoint is missing: the log was tampered with", file=str(path))
+        return
+    if checkpoint.size > size:
+        raise ConfigError(
+            f"the ledger has {size} receipts but {checkpoint.size} were signed: it was restored from a"
+            " backup. Start a new node name with an empty state directory; never roll a log back",
+            file=str(path),
+        )
+    start = _anchor_at(db, checkpoint.size) or _grow(db, EMPTY, checkpoint.size)
+    if start.root() != checkpoint.root:
+        raise ConfigError("the ledger differs from what its checkpoint signed", file=str(path))
+    if _grow(db, start, size) != head.tree or _count(db) != size:
+        raise ConfigError("the end of the ledger was edited or is damaged", file=str(path))
+
+
+def _anchor_at(db: sqlite3.Connection, size: int) -> Tree | None:
+    row = db.execute("SELECT hashes FROM anchors WHERE size = ?", (size,)).fetchone()
+    with contextlib.suppress(TlogError):
+        return None if row is None else unpack(size, row[0])
+    return None
+
+
+def _grow(db: sqlite3.Connection, tree: Tree, size: int) -> Tree:
+    rows = db.execute(
+        "SELECT idx, jws FROM receipts WHERE idx >= ? AND idx < ? ORDER BY idx", (tree.size, size)
+    )
+    for index, jws in rows:
+        if index != tree.size:
+            break
+        tree = tree.append(leaf_hash(jws))
+    return tree
+
+
+def _count(db: sqlite3.Connection) -> int:
+    last = db.execute("SELECT max(idx) FROM receipts").fetchone()[0]
+    return 0 if last is None else int(last) + 1
+
+
+def read_permits(db: sqlite3.Connection, state: State) -> tuple[Permit, ...]:
+    """The permits in one open state, oldest first."""
+    rows = db.execute(
+        "SELECT idx, id, http_status, claims FROM permits"
+        " WHERE state IN ('dispatching', 'unknown') AND state = ? ORDER BY idx",
+        (state.value,),
+    )
+    return tuple(
+        Permit(index=row[0], receipt_id=row[1], state=state, http_status=row[2], claims=tuple(row[3].split()))
+        for row in rows
+    )
+
+
+def free_bytes(path: Path) -> int:
+    info = os.statvfs(path)
+    return info.f_bavail * info.f_frsize
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` there, whole and durable, or leave what was."""
+    scratch = path.with_name(path.name + ".new")
+    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,223 @@
+"""Reading a SQLite ledger from another process, while it runs or when nothing does.
+
+`mode=ro`: it cannot write, checkpoint or hold up the writer (WAL). Every call is one snapshot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..audit import AuditInput, LogRecord
+from ..errors import ConfigError
+from ..ledger import ClaimRow, State
+from .sqlite_batch import Permit
+from .sqlite_open import CHECKPOINT, read_permits
+from .sqlite_schema import DB_NAME, VERSION, claim_of, connect_reader
+
+__all__ = ["Page", "SqliteReader", "StoredReceipt"]
+
+_COLUMNS = "idx, id, type, outcome, reason, agent, surface, iat_us, jws"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredReceipt:
+    index: int
+    id: str
+    type: str
+    outcome: str  # "" for an outcome receipt
+    reason: str  # an outcome receipt's status
+    agent: str
+    surface: str
+    iat_us: int
+    jws: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    receipts: tuple[StoredReceipt, ...]  # newest first
+    next: int | None  # cursor of the next page; None: there is none
+
+
+class SqliteReader:
+    """Use it as a context manager, in one thread."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._dir = state_dir
+        path = state_dir / DB_NAME
+        try:
+            self._db = connect_reader(path)
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.Error as error:
+            raise ConfigError(f"cannot read the ledger: {error}", file=str(path)) from error
+        if version != VERSION:
+            raise ConfigError(f"ledger format {version}; this version reads {VERSION}", file=str(path))
+
+    def __enter__(self) -> SqliteReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    @property
+    def origin(self) -> str:
+        return str(self._db.execute("SELECT origin FROM head").fetchone()[0])
+
+    @property
+    def size(self) -> int:
+        return int(self._db.execute("SELECT size FROM head").fetchone()[0])
+
+    def get(self, receipt_id: str) -> StoredReceipt | None:
+        row = self._db.execute(f"SELECT {_COLUMNS} FROM receipts WHERE id = ?", (receipt_id,)).fetchone()  # noqa: S608
+        return None if row is None else _stored(row)
+
+    def state_of(self, receipt_id: str) -> State | None:
+        """The state of a permit; None when there is no such permit."""
+        row = self._db.execute(
+            "SELECT p.state FROM receipts r JOIN permits p ON p.idx = r.idx WHERE r.id = ?", (receipt_id,)
+        ).fetchone()
+        return None if row is None else State(row[0])
+
+    def input(self, receipt_id: str) -> bytes | None:
+        """The recorded decision input of a receipt."""
+        row = self._db.execute(
+            "SELECT i.json FROM receipts r JOIN inputs i ON i.idx = r.idx WHERE r.id = ?", (receipt_id,)
+        ).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def list(
+        self,
+        *,
+        agent: str = "",
+        surface: str = "",
+        outcome: str = "",
+        since_us: int = 0,
+        limit: int = 100,
+        cursor: int | None = None,
+    ) -> Page:
+        """Receipts, newest first; "" does not filter. `cursor` is a Page's `next`."""
+        where, values = ["idx >= ?"], [self.index_since(since_us) if since_us else 0]
+        for column, value in (("agent", agent), ("surface", surface), ("outcome", outcome)):
+            if value:
+                where.append(f"{column} = ?")
+                values.append(value)  # type: ignore[arg-type]  # sqlite takes both
+        if cursor is not None:
+            where.append("idx < ?")
+            values.append(cursor)
+        text = " AND ".join(where)
+        sql = f"SELECT {_COLUMNS} FROM receipts WHERE {text} ORDER BY idx DESC LIMIT ?"  # noqa: S608
+        found = [_stored(row) for row in self._db.execute(sql, (*values, limit + 1))]
+        page = found[:limit]
+        return Page(receipts=tuple(page), next=page[-1].index if len(found) > limit and page else None)
+
+    def index_since(self, since_us: int) -> int:
+        """The first index whose receipt is not older than `since_us` (indices are in time order)."""
+        low, high = 0, self.size
+        while low < high:
+            middle = (low + high) // 2
+            row = self._db.execute("SELECT iat_us FROM receipts WHERE idx = ?", (middle,)).fetchone()
+            if row is None or row[0] < since_us:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def export(self, since_index: int = 0, limit: int = -1) -> Iterator[StoredReceipt]:
+        """Receipts in log order."""
+        sql = f"SELECT {_COLUMNS} FROM receipts WHERE idx >= ? ORDER BY idx LIMIT ?"  # noqa: S608
+        for row in self._db.execute(sql, (since_index, limit)):
+            yield _stored(row)
+
+    def claims(self) -> Iterator[ClaimRow]:
+        """Every claim. Raises ConfigError where a row is not one."""
+        for row in self._rows("SELECT * FROM claims ORDER BY key"):
+            with self._damage():
+                claim = claim_of(row)
+            yield claim
+
+    def permits(self, state: State) -> tuple[Permit, ...]:
+        """The permits that are dispatching or unknown."""
+        return read_permits(self._db, state)
+
+    def checkpoint(self) -> bytes:
+        """The signed note as it is on disk. Raises ConfigError."""
+        path = self._dir / CHECKPOINT
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot read: {error.strerror}", file=str(path)) from error
+
+    def audit_input(self) -> AuditInput:
+        """Everything that audit() looks at. One snapshot, opened when `records` is first read.
+
+        The checkpoint is read before the snapshot, so a running ledger can only be ahead of it.
+        Read `records` to the end before `claims`; then call end_audit().
+        """
+        note = self.checkpoint()
+        self._db.execute("BEGIN")
+        return AuditInput(checkpoint=note, records=self._records(), claims=self.claims())
+
+    def end_audit(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def _records(self) -> Iterator[LogRecord]:
+        sql = (
+            "SELECT r.idx, r.id, r.type, r.outcome, r.reason, r.agent, r.surface, r.iat_us, r.jws,"
+            " i.json, p.state FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"
+            " LEFT JOIN permits p ON p.idx = r.idx ORDER BY r.idx"
+        )
+        for row in self._rows(sql):
+            with self._damage():
+                state = None if row[10] is None else State(row[10])
+            yield LogRecord(
+                index=row[0],
+                id=row[1],
+                type=row[2],
+                outcome=row[3],
+                reason=row[4],
+                agent=row[5],
+                surface=row[6],
+                iat_us=row[7],
+                jws=bytes(row[8]),
+                inputs=None if row[9] is None else bytes(row[9]),
+                state=state,
+            )
+
+    def _rows(self, sql: str) -> Iterator[Any]:
+        with self._damage():
+            cursor = self._db.execute(sql)
+        while True:
+            with self._damage():
+                row = cursor.fetchone()
+            if row is None:
+                return
+            yield row
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, ValueError) as error:
+            raise ConfigError(f"the ledger is damaged or was edited: {error}", file=str(self._dir)) from error
+
+
+def _stored(row: tuple[int, str, str, str, str, str, str, int, bytes]) -> StoredReceipt:
+    return StoredReceipt(
+        index=row[0],
+        id=row[1],
+        type=row[2],
+        outcome=row[3],
+        reason=row[4],
+        agent=row[5],
+        surface=row[6],
+        iat_us=row[7],
+        jws=bytes(row[8]),
+    )

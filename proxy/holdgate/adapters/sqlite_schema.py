@@ -1,0 +1,117 @@
+"""The tables of a SQLite ledger, and rows to values and back.
+
+One file, `state_dir/ledger.db`. Only sqlite.py writes it, through one connection: SQLite 3.7.0 to
+3.51.2 can corrupt a WAL that two connections write or checkpoint at once. Readers open it `mode=ro`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from ..ledger import ClaimRow, State
+from ..tlog import Tree
+
+__all__ = [
+    "DB_NAME",
+    "PUT_CLAIM",
+    "PUT_PERMIT",
+    "PUT_RECEIPT",
+    "SCHEMA",
+    "VERSION",
+    "claim_of",
+    "connect_reader",
+    "connect_writer",
+    "pack",
+    "row_of",
+    "unpack",
+]
+
+DB_NAME = "ledger.db"
+VERSION = 1
+
+# `head` is one row: the tree over all leaves, changed in the same transaction as the leaves.
+# `anchors` are the trees of the two last checkpoints, so that a start re-hashes only what came after.
+# `claims` of a permit are hex keys joined by spaces; b_* is the claim that a replay took over.
+SCHEMA = """
+CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), origin TEXT NOT NULL, node TEXT NOT NULL,
+  size INTEGER NOT NULL, iat_us INTEGER NOT NULL, hashes BLOB NOT NULL) STRICT;
+CREATE TABLE anchors (slot INTEGER PRIMARY KEY, size INTEGER NOT NULL, hashes BLOB NOT NULL) STRICT;
+CREATE TABLE receipts (idx INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, type TEXT NOT NULL,
+  outcome TEXT NOT NULL, reason TEXT NOT NULL, agent TEXT NOT NULL, surface TEXT NOT NULL,
+  iat_us INTEGER NOT NULL, jws BLOB NOT NULL) STRICT;
+CREATE TABLE permits (idx INTEGER PRIMARY KEY, id TEXT NOT NULL, state TEXT NOT NULL, owner TEXT NOT NULL,
+  http_status INTEGER NOT NULL, claims TEXT NOT NULL) STRICT;
+CREATE INDEX permits_open ON permits (idx) WHERE state IN ('dispatching', 'unknown');
+CREATE TABLE claims (key TEXT PRIMARY KEY, state TEXT NOT NULL, digest TEXT NOT NULL,
+  receipt_id TEXT NOT NULL, http_status INTEGER NOT NULL, expires_us INTEGER NOT NULL,
+  provider INTEGER NOT NULL, source TEXT NOT NULL, b_state TEXT NOT NULL, b_receipt TEXT NOT NULL,
+  b_status INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE inputs (idx INTEGER PRIMARY KEY, json BLOB NOT NULL) STRICT;
+"""
+
+PUT_RECEIPT = "INSERT INTO receipts VALUES (?,?,?,?,?,?,?,?,?)"
+PUT_PERMIT = "INSERT OR REPLACE INTO permits VALUES (?,?,?,?,?,?)"
+PUT_CLAIM = "INSERT OR REPLACE INTO claims VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+
+
+def connect_writer(path: Path) -> sqlite3.Connection:
+    """The one read-write connection. Raises sqlite3.Error."""
+    # Made by the thread that opens, then used by the writer thread alone.
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute("PRAGMA trusted_schema=OFF")
+    return db
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """A connection that can neither write nor checkpoint. Raises sqlite3.Error."""
+    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5.0)
+    db.execute("PRAGMA query_only=ON")
+    db.execute("PRAGMA trusted_schema=OFF")
+    return db
+
+
+def pack(tree: Tree) -> bytes:
+    return b"".join(tree.hashes)
+
+
+def unpack(size: int, hashes: bytes) -> Tree:
+    """Raises TlogError when the two do not fit together."""
+    return Tree(size=size, hashes=tuple(hashes[i : i + 32] for i in range(0, len(hashes), 32)))
+
+
+type _ClaimTuple = tuple[str, str, str, str, int, int, int, str, str, str, int]
+
+
+def claim_of(row: _ClaimTuple) -> ClaimRow:
+    before = (State(row[8]), row[9], row[10]) if row[8] else None
+    return ClaimRow(
+        key=row[0],
+        state=State(row[1]),
+        digest=row[2],
+        receipt_id=row[3],
+        http_status=row[4],
+        expires_us=row[5],
+        provider=bool(row[6]),
+        source=row[7],
+        before=before,
+    )
+
+
+def row_of(claim: ClaimRow) -> _ClaimTuple:
+    state, receipt_id, status = claim.before or ("", "", 0)
+    return (
+        claim.key,
+        str(claim.state),
+        claim.digest,
+        claim.receipt_id,
+        claim.http_status,
+        claim.expires_us,
+        int(claim.provider),
+        claim.source,
+        str(state),
+        receipt_id,
+        status,
+    )

@@ -1,0 +1,279 @@
+"""Steps 4 to 6 for one held request: claims, gate, signed receipt. Run by the ledger in its serial step.
+
+A Case (everything known of the request) and the claims that the ledger read become one Entry. Pure: time,
+receipt id and claims are arguments. The Entry is not a permit yet: only a store can make it Recorded.
+
+Invariants (tests/test_adjudicate.py):
+  A1  PERMIT only when every claim verdict leaves the way open and the gate said PERMIT.
+  A2  A Case with a refusal never reaches the gate.
+  A3  Claims are bound on PERMIT only.
+  A4  The receipt names request.digest and wire digest of exactly the Case's request.
+  A5  A voided Case (its hold deadline passed) is never permitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from . import gate
+from .agents import Agent
+from .bundle import Bundle
+from .canonical import CanonicalRequest
+from .errors import Outcome, Reason
+from .gate import Decision
+from .jcs import dumps_input
+from .keys import SigningKey
+from .ledger import CONFLICT_SOURCE, Binding, ClaimRow, Entry, Verdict, appraise, op_key
+from .policy import PolicySet
+from .receipt import decision_statement, input_digest, sign
+from .surface.model import Action, Recognised
+
+__all__ = ["Adjudication", "Case", "Evidence", "decision_input"]
+
+type Gate = Callable[[PolicySet, Mapping[str, Any]], Decision]
+
+PERMIT_USE_BY_US: Final = 30_000_000
+_REFUSED: Final[Mapping[Verdict, tuple[Outcome, Reason]]] = {
+    Verdict.REUSED: (Outcome.DENY, Reason.IDEMPOTENCY_KEY_REUSED),
+    Verdict.IN_FLIGHT: (Outcome.SILENCE, Reason.IN_FLIGHT),
+    Verdict.ALREADY_EXECUTED: (Outcome.SILENCE, Reason.ALREADY_EXECUTED),
+    Verdict.OUTCOME_UNKNOWN: (Outcome.SILENCE, Reason.OUTCOME_UNKNOWN),
+    Verdict.CONFLICT: (Outcome.SILENCE, Reason.CONFLICT),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Who signs, and under which names."""
+
+    signer: SigningKey
+    issuer: str  # the log's origin
+    node: str
+    fleet_key: bytes  # keys every hash of something guessable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What is known of one request when it is judged. Later steps may not have been reached."""
+
+    agent: Agent | None
+    request: CanonicalRequest | None
+    recognised: Recognised | None
+    wire: str  # "" when not recognised
+    raw_digest: str  # digest of what arrived, for requests that could not be read
+    raw_bytes: int
+    refusal: Reason | None  # set: record this SILENCE and ask nobody
+
+
+class Adjudication:
+    """One Judge (ledger.py) for one Case under one bundle."""
+
+    __slots__ = ("_bundle", "_case", "_claims", "_decide", "_evidence", "_void", "keys")
+
+    def __init__(self, case: Case, bundle: Bundle, evidence: Evidence, decide: Gate | None = None) -> None:
+        """`decide` is the gate, given by callers that measure it."""
+        self._case, self._bundle, self._evidence = case, bundle, evidence
+        self._decide = decide or gate.decide
+        self._void = False
+        self._claims = () if case.refusal else _claims(case, evidence.fleet_key)
+        self.keys = tuple(claim.key for claim in self._claims)
+
+    def void(self) -> None:
+        """The hold deadline passed: whatever is judged from now on is SILENCE."""
+        self._void = True
+
+    def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry:
+        case = self._case
+        if self._void:
+            return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.GATE_TIMEOUT)
+        if case.refusal is not None:
+            return self._entry(now_us, receipt_id, Outcome.SILENCE, case.refusal)
+        if case.agent is None or case.request is None or case.recognised is None:
+            return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.INTERNAL_ERROR)
+        verdict, prior, prior_status = appraise(
+            claims,
+            [(claim.key, claim.source) for claim in self._claims],
+            digest=case.recognised.digest,
+            now_us=now_us,
+        )
+        refused = _REFUSED.get(verdict)
+        if refused is not None:
+            return self._entry(now_us, receipt_id, *refused, prior=prior, prior_status=prior_status)
+        if case.recognised.require_key:
+            return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
+        inputs = decision_input(case.agent, case.request, case.recognised, now_us)
+        decision = self._decide(self._bundle.policies, inputs)
+        permitted = decision.outcome is Outcome.PERMIT and not self._void
+        if decision.outcome is Outcome.PERMIT and not permitted:
+            return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.GATE_TIMEOUT)
+        return self._entry(
+            now_us,
+            receipt_id,
+            decision.outcome,
+            decision.reason,
+            rules=decision.rules,
+            inputs=dumps_input(inputs),
+            prior=prior if permitted else "",
+            prior_status=prior_status,
+            replay=verdict is Verdict.REPLAY,
+        )
+
+    def _entry(
+        self,
+        now_us: int,
+        receipt_id: str,
+        outcome: Outcome,
+        reason: Reason,
+        *,
+        rules: tuple[str, ...] = (),
+        inputs: bytes | None = None,
+        prior: str = "",
+        prior_status: int = 0,
+        replay: bool = False,
+    ) -> Entry:
+        case, evidence, bundle = self._case, self._evidence, self._bundle
+        recognised = case.recognised
+        permit = outcome is Outcome.PERMIT
+        agent = case.agent.id if case.agent else ""
+        statement = decision_statement(
+            receipt_id=receipt_id,
+            issuer=evidence.issuer,
+            iat_us=now_us,
+            node=evidence.node,
+            outcome=outcome,
+            reason=reason,
+            rules=rules,
+            agent=agent,
+            actions=recognised.actions if recognised else (),
+            destination=case.request.destination if case.request else "",
+            request=_request_part(case),
+            idempotency=self._idempotency_part(),
+            policy={"digest": bundle.digest, "revision": bundle.revision, "signed": bundle.signed},
+            engine=gate.ENGINE,
+            input_digest="" if inputs is None else input_digest(inputs),
+            exp_us=now_us + PERMIT_USE_BY_US if permit else 0,
+            replay_of=prior if permit and replay else "",
+            supersedes=prior if permit and not replay else "",
+        )
+        return Entry(
+            receipt_id=receipt_id,
+            outcome=outcome,
+            reason=reason,
+            rule=rules[0] if rules else "",
+            surface=recognised.actions[0].surface if recognised else "",
+            agent=agent,
+            policy=bundle.digest,
+            iat_us=now_us,
+            wire=case.wire,
+            jws=sign(statement, evidence.signer),
+            bindings=tuple(claim.binding(now_us) for claim in self._claims) if permit else (),
+            inputs=None if recognised is not None and recognised.sensitive else inputs,
+            prior=prior,
+            prior_status=prior_status,
+        )
+
+    def _idempotency_part(self) -> tuple[str, str] | None:
+        for claim in self._claims:
+            if claim.source != CONFLICT_SOURCE:
+                return claim.source, claim.key
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Claim:
+    key: str
+    digest: str
+    source: str
+    ttl_s: int
+    provider: bool
+
+    def binding(self, now_us: int) -> Binding:
+        return Binding(
+            key=self.key,
+            digest=self.digest,
+            expires_us=now_us + self.ttl_s * 1_000_000,
+            provider=self.provider,
+            source=self.source,
+        )
+
+
+_CONFLICT_TTL_S: Final = 86_400
+
+
+def _claims(case: Case, fleet_key: bytes) -> tuple[_Claim, ...]:
+    """The keys of this request, hashed over their scope: agent, destination, surface, principal."""
+    recognised, request, agent = case.recognised, case.request, case.agent
+    if recognised is None or request is None or agent is None:
+        return ()
+    scope = (agent.id, request.destination, recognised.actions[0].surface, recognised.principal or "")
+    keys = [
+        _Claim(
+            key=op_key(rule.source.value, *scope, rule.value, secret=fleet_key),
+            digest=recognised.digest,
+            source=rule.source.value,
+            ttl_s=rule.ttl_s,
+            provider=rule.provider,
+        )
+        for rule in recognised.keys
+    ]
+    # A conflict key is about the thing acted on, so it binds every agent: destination and value only.
+    conflicts = [
+        _Claim(
+            key=op_key(CONFLICT_SOURCE, request.destination, value, secret=fleet_key),
+            digest=recognised.digest,
+            source=CONFLICT_SOURCE,
+            ttl_s=_CONFLICT_TTL_S,
+            provider=False,
+        )
+        for value in recognised.conflict_keys
+    ]
+    return (*keys, *conflicts)
+
+
+def _request_part(case: Case) -> dict[str, Any]:
+    part: dict[str, Any] = {"digest": case.raw_digest, "bytes": case.raw_bytes}
+    if case.request is not None:
+        part |= {"method": case.request.method}
+    if case.recognised is not None:
+        part |= {"target": case.recognised.target, "digest": case.recognised.digest, "wire": case.wire}
+    return part
+
+
+def decision_input(
+    agent: Agent, request: CanonicalRequest, recognised: Recognised, now_us: int
+) -> dict[str, Any]:
+    """The gate's whole input: canonical JSON types only (facts that vary are all in here)."""
+    now_s = now_us // 1_000_000
+    clock = datetime.fromtimestamp(now_s, UTC)
+    return {
+        "v": 1,
+        "agent": {"id": agent.id, "groups": list(agent.groups), "attrs": _plain(dict(agent.attrs))},
+        "actions": [_action_part(action, request, recognised) for action in recognised.actions],
+        "request": {"digest": recognised.digest},
+        "clock": {"now_s": now_s, "hour_utc": clock.hour, "weekday_utc": clock.isoweekday() % 7},
+        "approvals": [],
+    }
+
+
+def _action_part(action: Action, request: CanonicalRequest, recognised: Recognised) -> dict[str, Any]:
+    part: dict[str, Any] = {
+        "surface": action.surface,
+        "operation": action.operation,
+        "effect": action.effect.value,
+        "host": request.host,
+        "params": {param.name: _plain(param.value) for param in action.params},
+    }
+    if recognised.principal is not None:
+        part["principal"] = recognised.principal
+    return part
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,161 @@
+"""Ed25519 keys: a seed becomes a signer with a stable name, and documents that publish its public half.
+
+The name (`kid`) is the RFC 7638 thumbprint, so a key cannot be published under another key's name.
+One key per purpose: receipts, log checkpoints. Files are in adapters/keyfiles.py.
+
+Invariants (tests/test_keys.py has one test named after each):
+  K1  A kid is the thumbprint of its key; a document that says otherwise is refused.
+  K2  Only OKP/Ed25519 keys come out of a JWKS, whatever `alg` says.
+  K3  No repr or document holds a secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from nacl import bindings
+from nacl.exceptions import CryptoError
+
+from .errors import HoldgateError
+
+__all__ = [
+    "KeyDocumentError",
+    "KeySet",
+    "PublicKey",
+    "SigningKey",
+    "b64url",
+    "jwks",
+    "key_set",
+    "parse_jwks",
+    "trigguard_keys",
+    "unb64url",
+]
+
+# kid -> key. A plain mapping: key sets are merged, filtered and looked up, nothing else.
+type KeySet = Mapping[str, PublicKey]
+
+_B64URL: Final = re.compile(rb"[A-Za-z0-9_-]*\Z").match
+_TO_URL: Final = bytes.maketrans(b"+/", b"-_")
+_FROM_URL: Final = bytes.maketrans(b"-_", b"+/")
+_SPKI_ED25519: Final = bytes.fromhex("302a300506032b6570032100")  # RFC 8410: all of it but the key
+
+
+class KeyDocumentError(HoldgateError):
+    """A key or key document is not what it must be."""
+
+
+def b64url(data: bytes) -> bytes:
+    """Base64url without padding (RFC 7515)."""
+    return binascii.b2a_base64(data, newline=False).rstrip(b"=").translate(_TO_URL)
+
+
+def unb64url(text: bytes) -> bytes:
+    """Strict inverse of b64url: no padding, no white space, no stray trailing bits. Raises ValueError."""
+    if not _B64URL(text) or len(text) % 4 == 1:
+        raise ValueError("not base64url")
+    data = binascii.a2b_base64(text.translate(_FROM_URL) + b"=" * (-len(text) % 4))
+    if b64url(data) != text:
+        raise ValueError("not canonical base64url")
+    return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicKey:
+    raw: bytes
+    kid: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != 32:
+            raise KeyDocumentError("an Ed25519 public key has 32 bytes")
+        object.__setattr__(self, "kid", _thumbprint(self.raw))
+
+    def verifies(self, message: bytes, signature: bytes) -> bool:
+        """Whether `signature` is this key's over `message` (malleable forms and weak keys are not)."""
+        if len(signature) != 64:
+            return False
+        try:
+            bindings.crypto_sign_open(signature + message, self.raw)
+        except (CryptoError, ValueError):
+            return False
+        return True
+
+    @property
+    def jwk(self) -> dict[str, str]:
+        x = b64url(self.raw).decode()
+        return {"alg": "EdDSA", "crv": "Ed25519", "kid": self.kid, "kty": "OKP", "use": "sig", "x": x}
+
+    @property
+    def pem(self) -> str:
+        body = base64.b64encode(_SPKI_ED25519 + self.raw).decode()
+        return f"-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigningKey:
+    seed: bytes = field(repr=False)
+    public: PublicKey = field(init=False)
+    _secret: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.seed) != 32:
+            raise KeyDocumentError("an Ed25519 seed has 32 bytes")
+        raw, secret = bindings.crypto_sign_seed_keypair(self.seed)
+        object.__setattr__(self, "public", PublicKey(raw=raw))
+        object.__setattr__(self, "_secret", secret)
+
+    @property
+    def kid(self) -> str:
+        return self.public.kid
+
+    def sign(self, message: bytes) -> bytes:
+        """The 64-byte signature. Deterministic (RFC 8032)."""
+        return bindings.crypto_sign(message, self._secret)[:64]
+
+
+def _thumbprint(raw: bytes) -> str:
+    preimage = b'{"crv":"Ed25519","kty":"OKP","x":"' + b64url(raw) + b'"}'
+    return b64url(hashlib.sha256(preimage).digest()).decode()
+
+
+def key_set(keys: Iterable[PublicKey]) -> KeySet:
+    return MappingProxyType({key.kid: key for key in keys})
+
+
+def jwks(keys: Iterable[PublicKey]) -> dict[str, Any]:
+    """The JWK Set (RFC 7517) that publishes `keys`."""
+    return {"keys": [key.jwk for key in keys]}
+
+
+def trigguard_keys(authority: str, keys: Iterable[PublicKey]) -> dict[str, Any]:
+    """The TrigGuard key document, `/.well-known/trigguard/keys.json`."""
+    rows = [{"keyId": key.kid, "algorithm": "Ed25519", "publicKeyPem": key.pem} for key in keys]
+    return {"protocol": "TrigGuard", "authority": authority, "keys": rows}
+
+
+def parse_jwks(document: bytes) -> KeySet:
+    """The Ed25519 keys of a JWK Set; other key types are skipped. Raises KeyDocumentError."""
+    try:
+        rows = json.loads(document)["keys"]
+        keys = [_parse_jwk(row) for row in rows if row["kty"] == "OKP" and row["crv"] == "Ed25519"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise KeyDocumentError("not a JWK Set") from error
+    if not keys:
+        raise KeyDocumentError("the JWK Set has no Ed25519 key")
+    return key_set(keys)
+
+
+def _parse_jwk(row: Mapping[str, Any]) -> PublicKey:
+    if row.get("alg", "EdDSA") not in ("EdDSA", "Ed25519") or row.get("use", "sig") != "sig":
+        raise KeyDocumentError("an Ed25519 key that is not for EdDSA signatures")
+    key = PublicKey(raw=unb64url(row["x"].encode("ascii")))
+    if row.get("kid", key.kid) != key.kid:
+        raise KeyDocumentError("a kid is not the thumbprint of its key")
+    return key

@@ -1,0 +1,403 @@
+"""Step 7: one commit point. Claims, decision, receipt: one durable transaction.
+
+This module is pure: the transition table of a claim, and the Protocol that a store implements.
+A claim is the exclusive hold of a key (idempotency key, conflict key) by one decision.
+
+    ARRIVALS: (state of the claim, who arrives)    -> what the newcomer may do
+    OUTCOMES: (state of the claim, what happened)  -> next state
+
+A newcomer that is permitted binds its claims (`bind`): dispatching, until `settle_row`. Types, table
+and the functions over it stay in one file, though it is long: they are read together or not at all.
+
+Invariants (tests/test_ledger.py; the last three run over every store):
+  L1  The table is total: every (state, event) has a row.
+  L2  A claim that is dispatching, or unknown and not provider-idempotent, never permits a second dispatch.
+  L3  Another digest under a held key is DENY idempotency_key_reused, except after not_sent.
+  L4  Nothing is dispatched before record() returned: `Recorded.durable` is set by the store alone.
+  L5  After any write error the store is poisoned: every later record() raises until restart.
+  L6  After a crash every dispatching row of a dead owner is unknown, with a receipt that says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, Protocol
+
+from .errors import Outcome, Reason
+
+__all__ = [
+    "ARRIVALS",
+    "CONFLICT_SOURCE",
+    "DISPATCHABLE",
+    "OUTCOMES",
+    "SOURCES",
+    "Arrival",
+    "Attempt",
+    "Binding",
+    "ClaimRow",
+    "Entry",
+    "Event",
+    "Judge",
+    "Ledger",
+    "OutcomeStatus",
+    "Recorded",
+    "State",
+    "Verdict",
+    "appraise",
+    "attempt",
+    "bind",
+    "combine",
+    "is_free",
+    "may_bind",
+    "op_key",
+    "settle",
+    "settle_claim",
+    "settle_row",
+]
+
+CONFLICT_SOURCE: Final = "conflict"
+
+
+class State(StrEnum):
+    """State of one claim; a missing row is ABSENT."""
+
+    ABSENT = "absent"
+    DISPATCHING = "dispatching"
+    EXECUTED = "executed"
+    UNDELIVERED = "undelivered"  # executed, but its answer did not reach the agent
+    FAILED = "failed"
+    NOT_SENT = "not_sent"
+    UNKNOWN = "unknown"
+
+
+class OutcomeStatus(StrEnum):
+    """What happened after a PERMIT (CONTRACT 12 "Retries")."""
+
+    EXECUTED = "executed"
+    NOT_SENT = "not_sent"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    RECONCILED = "reconciled"
+
+
+class Verdict(StrEnum):
+    """What a claim allows the newcomer to ask the gate for. No member permits by itself."""
+
+    FRESH = "fresh"  # nothing holds the key
+    SUPERSEDE = "supersede"  # an earlier permit ended without effect; the new receipt names it
+    REPLAY = "replay"  # the vendor answers from its own store; the new receipt names the first
+    REUSED = "reused"  # DENY idempotency_key_reused
+    IN_FLIGHT = "in_flight"
+    ALREADY_EXECUTED = "already_executed"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRow:
+    """The stored state of one key."""
+
+    key: str  # opaque, 64 hex digits: hash over scope and value
+    state: State
+    digest: str  # request.digest that bound it
+    receipt_id: str  # the PERMIT that holds or held it
+    http_status: int  # upstream status, 0 when none
+    expires_us: int
+    provider: bool
+    source: str  # KeySource value, or "conflict"
+    # The settled claim that a replay took over; it stands again when the replay had no effect of its own.
+    before: tuple[State, str, int] | None = None  # (state, receipt_id, http_status)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """A claim to write together with a PERMIT."""
+
+    key: str
+    digest: str
+    expires_us: int
+    provider: bool
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What one decision writes: the receipt, and the claims that it binds (only on PERMIT)."""
+
+    receipt_id: str
+    outcome: Outcome
+    reason: Reason
+    rule: str  # first deciding rule, "" when none
+    surface: str  # "" when unknown
+    agent: str
+    policy: str  # bundle digest
+    iat_us: int
+    wire: str  # wire digest, "" when unknown
+    jws: bytes
+    bindings: tuple[Binding, ...]
+    inputs: bytes | None  # canonical decision input, None when the gate did not run or it must not be kept
+    prior: str  # receipt that this one points to (supersedes, replay_of, first), "" when none
+    prior_status: int  # upstream status of that prior receipt, 0 when none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """An Entry that is durable. Only stores make one."""
+
+    entry: Entry
+    index: int  # leaf index in the log
+    durable: bool
+
+
+class Judge(Protocol):
+    """Steps 4 to 6 for one held request, run by the store inside its serial step: pure, quick."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Claims to read before judging."""
+        ...
+
+    def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry: ...
+
+
+class Ledger(Protocol):
+    """A durable, ordered store of receipts and claims.
+
+    `record` returns only after the entry is durable (fsync'd). Calls are serialised: the claims
+    that a Judge reads are those left by every earlier entry, committed or in the same group.
+    `now_us` never runs behind the last entry's. Raises BackendError(STORE_UNAVAILABLE) when the
+    entry is not, or may not be, durable; the caller must then treat the request as refused.
+    A PERMIT whose caller was cancelled while it waited is settled as not_sent by the store.
+    """
+
+    async def record(self, judge: Judge) -> Recorded: ...
+
+    def record_outcome(
+        self, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
+    ) -> None:
+        """Queue the outcome receipt of a PERMIT; it shares the next commit. Idempotent per permit."""
+        ...
+
+
+# --- the table ---
+
+
+class Arrival(StrEnum):
+    """Who asks for a claim. "Late" means after `expires_us`."""
+
+    SAME = "same"  # the same digest under a native or natural key
+    SAME_PROVIDER = "same_provider"  # and the vendor answers repeats of this key from its own store
+    SAME_LATE = "same_late"
+    OTHER = "other"  # another digest under the same key
+    OTHER_LATE = "other_late"
+    IMPLICIT = "implicit"  # no key: the digest itself
+    IMPLICIT_LATE = "implicit_late"
+    CONFLICT = "conflict"  # a conflict key, under another receipt
+
+
+class Event(StrEnum):
+    """What became of a dispatch."""
+
+    EXECUTED = "executed"
+    UNDELIVERED = "undelivered"
+    FAILED = "failed"
+    NOT_SENT = "not_sent"
+    UNKNOWN = "unknown"
+    RECONCILED = "reconciled"
+
+
+_A, _D, _E, _U, _F, _N, _X = (
+    State.ABSENT,
+    State.DISPATCHING,
+    State.EXECUTED,
+    State.UNDELIVERED,
+    State.FAILED,
+    State.NOT_SENT,
+    State.UNKNOWN,
+)
+_FRESH, _SUPERSEDE, _REPLAY, _REUSED = Verdict.FRESH, Verdict.SUPERSEDE, Verdict.REPLAY, Verdict.REUSED
+_FLIGHT, _DONE, _OPEN, _CLASH = (
+    Verdict.IN_FLIGHT,
+    Verdict.ALREADY_EXECUTED,
+    Verdict.OUTCOME_UNKNOWN,
+    Verdict.CONFLICT,
+)
+_STATES: Final = (_A, _D, _E, _U, _F, _N, _X)
+
+# Time frees only what is settled: what is in flight or unknown stays held however late it gets, since
+# a vendor that has forgotten its key would execute the second request (Stripe and AWS prune after 24 h).
+_ROWS: Final[Mapping[Arrival, tuple[Verdict, ...]]] = {
+    #                        absent  dispatching executed undelivered failed    not_sent    unknown
+    Arrival.SAME:           (_FRESH, _FLIGHT,    _DONE,   _DONE,      _SUPERSEDE, _SUPERSEDE, _OPEN),
+    Arrival.SAME_PROVIDER:  (_FRESH, _FLIGHT,    _REPLAY, _REPLAY,    _SUPERSEDE, _SUPERSEDE, _REPLAY),
+    Arrival.SAME_LATE:      (_FRESH, _FLIGHT,    _FRESH,  _FRESH,     _FRESH,     _FRESH,     _OPEN),
+    Arrival.OTHER:          (_FRESH, _REUSED,    _REUSED, _REUSED,    _REUSED,    _SUPERSEDE, _REUSED),
+    Arrival.OTHER_LATE:     (_FRESH, _FLIGHT,    _FRESH,  _FRESH,     _FRESH,     _FRESH,     _OPEN),
+    Arrival.IMPLICIT:       (_FRESH, _FLIGHT,    _FRESH,  _DONE,      _FRESH,     _FRESH,     _OPEN),
+    Arrival.IMPLICIT_LATE:  (_FRESH, _FLIGHT,    _FRESH,  _FRESH,     _FRESH,     _FRESH,     _OPEN),
+    Arrival.CONFLICT:       (_FRESH, _CLASH,     _FRESH,  _FRESH,     _FRESH,     _FRESH,     _CLASH),
+}  # fmt: skip
+
+ARRIVALS: Final[Mapping[tuple[State, Arrival], Verdict]] = MappingProxyType(
+    {(state, who): row[i] for who, row in _ROWS.items() for i, state in enumerate(_STATES)}
+)
+
+# A permit has one outcome; only `unknown` may later be reconciled. Reconciled counts as executed: the
+# operator has looked, and a repeat needs a new key.
+OUTCOMES: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
+    {
+        **{(state, event): state for state in _STATES for event in Event},
+        **{(_D, event): State(event.value) for event in Event if event is not Event.RECONCILED},
+        (_X, Event.RECONCILED): _E,
+    }
+)
+
+# The verdicts that let a request go on to the gate.
+DISPATCHABLE: Final = frozenset({Verdict.FRESH, Verdict.SUPERSEDE, Verdict.REPLAY})
+
+# Strictest first. A mix is answered by its strictest member.
+_STRICTNESS: Final = {
+    verdict: rank
+    for rank, verdict in enumerate((_REUSED, _CLASH, _OPEN, _FLIGHT, _DONE, _REPLAY, _SUPERSEDE, _FRESH))
+}
+
+_SOURCE_RANK: Final = {"native": 0, "natural": 1, "implicit": 2, CONFLICT_SOURCE: 3}
+SOURCES: Final = frozenset(_SOURCE_RANK)
+
+# Verdict, and the receipt that it points to with that receipt's upstream status ("" and 0: none).
+type Attempt = tuple[Verdict, str, int]
+
+
+def op_key(*parts: str, secret: bytes | None = None) -> str:
+    """The stored name of a claim: a hash over its scope and value, 64 hex digits.
+
+    Keys can name people ("refund-mrs-smith"), so pass the fleet key as `secret` wherever there is one.
+    """
+    encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
+    framed = b"holdgate-claim-v1" + b"".join([len(part).to_bytes(8, "big") + part for part in encoded])
+    # BLAKE2b has a keyed mode of its own (RFC 7693): one pass, a quarter of HMAC's cost.
+    return hashlib.blake2b(framed, key=secret or b"", digest_size=32).hexdigest()
+
+
+def attempt(row: ClaimRow | None, *, digest: str, now_us: int, source: str) -> Attempt:
+    """What the state of one claim allows a newcomer; `source` is a KeySource or "conflict"."""
+    if row is None:
+        return _FRESH, "", 0
+    verdict = ARRIVALS[row.state, _arrival(row, digest, now_us, source)]
+    if verdict is _FRESH:
+        return _FRESH, "", 0
+    return verdict, row.receipt_id, row.http_status
+
+
+def _arrival(row: ClaimRow, digest: str, now_us: int, source: str) -> Arrival:
+    if source == CONFLICT_SOURCE:
+        return Arrival.CONFLICT
+    late = now_us >= row.expires_us
+    if source == "implicit":
+        return Arrival.IMPLICIT_LATE if late else Arrival.IMPLICIT
+    if row.digest != digest:
+        return Arrival.OTHER_LATE if late else Arrival.OTHER
+    if late:
+        return Arrival.SAME_LATE
+    return Arrival.SAME_PROVIDER if row.provider else Arrival.SAME
+
+
+def combine(attempts: Iterable[Attempt]) -> Attempt:
+    """The strictest of several attempts; FRESH when there is none."""
+    return min(attempts, key=lambda item: _STRICTNESS[item[0]], default=(_FRESH, "", 0))
+
+
+def appraise(
+    claims: Mapping[str, ClaimRow], wanted: Iterable[tuple[str, str]], *, digest: str, now_us: int
+) -> Attempt:
+    """What all claims of one request together allow it.
+
+    `wanted` is (claim key, source). Once a key says that this request repeats receipt R, the request's
+    other claims that R holds are its own and are no obstacle: a provider replay must not meet its own
+    natural or conflict key. So the native key is asked first, and conflict keys last.
+    """
+    found: Attempt = (_FRESH, "", 0)
+    for key, source in sorted(wanted, key=lambda item: _SOURCE_RANK[item[1]]):
+        row = claims.get(key)
+        if row is None or (found[1] and row.receipt_id == found[1]):
+            continue
+        found = combine((found, attempt(row, digest=digest, now_us=now_us, source=source)))
+    return found
+
+
+def may_bind(row: ClaimRow | None, binding: Binding, *, prior: str, now_us: int) -> bool:
+    """Whether a PERMIT that points to `prior` may take this claim: the store's own check of L2 and L3."""
+    verdict, holder, _ = attempt(row, digest=binding.digest, now_us=now_us, source=binding.source)
+    if verdict in DISPATCHABLE:
+        return verdict is not _REPLAY or holder == prior
+    return row is not None and row.state is not _D and row.receipt_id == prior != ""
+
+
+def bind(row: ClaimRow | None, binding: Binding, *, receipt_id: str, now_us: int) -> ClaimRow:
+    """The claim as a PERMIT leaves it: dispatching.
+
+    A replay keeps the first window, because that is when the vendor's own clock started.
+    """
+    before, expires_us = None, binding.expires_us
+    if row is not None and (row.state is _X or _is_repeat(row, binding, now_us)):
+        before = (row.state, row.receipt_id, row.http_status)
+        expires_us = min(expires_us, row.expires_us)
+    return ClaimRow(
+        key=binding.key,
+        state=_D,
+        digest=binding.digest,
+        receipt_id=receipt_id,
+        http_status=0,
+        expires_us=expires_us,
+        provider=binding.provider,
+        source=binding.source,
+        before=before,
+    )
+
+
+def _is_repeat(row: ClaimRow, binding: Binding, now_us: int) -> bool:
+    return row.state in (_E, _U) and row.digest == binding.digest and now_us < row.expires_us
+
+
+def settle(state: State, status: OutcomeStatus, delivered: bool) -> State:
+    """The state of a permit, or of a claim that it holds, after its outcome."""
+    event = Event(status.value)
+    if event is Event.EXECUTED and not delivered:
+        event = Event.UNDELIVERED
+    return OUTCOMES[state, event]
+
+
+def settle_claim(
+    row: ClaimRow, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
+) -> ClaimRow:
+    """The claim after the outcome of the permit `receipt_id`, which bound it at some time."""
+    if row.receipt_id == receipt_id:
+        return settle_row(row, status, http_status, delivered=delivered)
+    if row.before is not None and row.before[1] == receipt_id:
+        # The first dispatch is reconciled while a replay of it is under way.
+        state = settle(row.before[0], status, delivered)
+        return row if state is row.before[0] else replace(row, before=(state, receipt_id, http_status))
+    return row
+
+
+def settle_row(row: ClaimRow, status: OutcomeStatus, http_status: int, *, delivered: bool) -> ClaimRow:
+    """The claim after the outcome of the permit that holds it."""
+    state = settle(row.state, status, delivered)
+    if row.before is not None and state in (_F, _N):
+        # The replay changed nothing at the vendor, so what the first dispatch left still holds.
+        first, receipt_id, first_status = row.before
+        return replace(row, state=first, receipt_id=receipt_id, http_status=first_status, before=None)
+    if state is row.state:
+        return row
+    return replace(row, state=state, http_status=http_status, before=None)
+
+
+def is_free(row: ClaimRow) -> bool:
+    """Whether the row obstructs nobody any more, at any time: stores may forget it."""
+    if row.source == CONFLICT_SOURCE:
+        return ARRIVALS[row.state, Arrival.CONFLICT] is _FRESH
+    return row.source == "implicit" and ARRIVALS[row.state, Arrival.IMPLICIT] is _FRESH

@@ -1,0 +1,309 @@
+"""Step 6: a decision, or what happened after it, becomes a signed statement; and back, strictly.
+
+    facts -> statement (dict, CONTRACT 8) -> canonical JSON -> JWS compact, Ed25519
+
+`verify` recomputes everything: encoding, canonical form, header, signature, the closed list of
+fields, their shapes, and that outcome, reason and fields agree. The shapes are in statement.py.
+
+Invariants (tests/test_receipt.py has one test named after each):
+  R1  verify() accepts what sign() made, and nothing that differs from it in any byte.
+  R2  A field that is not in the closed list, or a field that the outcome needs and lacks, is invalid.
+  R3  Only a PERMIT has `exp`, and only the reason permit_rule goes with PERMIT.
+  R4  A receipt is at most 8 KiB; many or large actions become a digest and counts.
+  R5  The signature algorithm is the key's, never the header's.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from .errors import HoldgateError, Outcome, Reason
+from .jcs import JcsError, dumps, dumps_input, loads_strict
+from .keys import KeySet, SigningKey, b64url, unb64url
+from .ledger import OutcomeStatus
+from .statement import StatementError, check_statement, format_us
+from .surface.model import Action
+
+__all__ = [
+    "MAX_BYTES",
+    "TYP",
+    "ReceiptError",
+    "Verified",
+    "actions_digest",
+    "decision_statement",
+    "input_digest",
+    "new_receipt_id",
+    "outcome_statement",
+    "sign",
+    "trigguard_view",
+    "verify",
+]
+
+TYP: Final = "holdgate-receipt+jws"
+MAX_BYTES: Final = 8192
+_MAX_ACTIONS: Final = 32
+_MAX_ACTIONS_BYTES: Final = 4096  # leaves room for the rest of the statement, base64 and signature
+_SAFE_INT: Final = 2**53 - 1
+
+_CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS: Final = tuple(a + b for a in _CROCKFORD for b in _CROCKFORD)
+
+
+class ReceiptError(HoldgateError):
+    """Not a valid receipt; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """A receipt that verified: who signed it, and what it says."""
+
+    kid: str
+    statement: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return str(self.statement["id"])
+
+    @property
+    def type(self) -> str:
+        return str(self.statement["type"])
+
+
+def new_receipt_id(now_us: int, nonce16: bytes) -> str:
+    """`rcpt_` and a ULID: milliseconds, the microseconds within them, 70 random bits.
+
+    The microseconds make ids of one ledger, whose clock never repeats, ascend strictly.
+    """
+    millis, micros = divmod(now_us, 1000)
+    number = millis << 80 | micros << 70 | int.from_bytes(nonce16[:9]) >> 2
+    return "rcpt_" + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+
+
+# --- statements ---
+
+
+def decision_statement(
+    *,
+    receipt_id: str,
+    issuer: str,
+    iat_us: int,
+    node: str,
+    outcome: Outcome,
+    reason: Reason,
+    agent: str,  # "" when the caller is not a configured agent
+    request: Mapping[str, Any],  # method, target, digest, wire, bytes, commitment: those that are known
+    policy: Mapping[str, Any],  # digest, revision, signed: those that are known
+    engine: str,
+    rules: Sequence[str] = (),
+    actions: Sequence[Action] = (),
+    destination: str = "",
+    idempotency: tuple[str, str] | None = None,  # (source, key hash)
+    input_digest: str = "",
+    exp_us: int = 0,
+    approval: str = "",
+    budget: Sequence[str] = (),
+    replay_of: str = "",
+    supersedes: str = "",
+    via: str = "",
+) -> dict[str, Any]:
+    """The statement of a decision. Empty means unknown and is left out: a receipt has no nulls.
+
+    One flat function on purpose: it is the list of CONTRACT 8, in its order.
+    """
+    out: dict[str, Any] = {
+        "v": 1,
+        "type": "decision",
+        "id": receipt_id,
+        "iss": issuer,
+        "iat": format_us(iat_us),
+        "node": node,
+        "outcome": outcome.value,
+        "reason": reason.value,
+        "agent": agent,
+        "request": request,
+        "policy": policy,
+        "engine": engine,
+    }
+    if rules:
+        out["rules"] = list(rules)
+    if actions:
+        _put_actions(out, actions)
+    if destination:
+        out["destination"] = destination
+    if idempotency is not None:
+        out["idempotency"] = {"source": idempotency[0], "key_hash": idempotency[1]}
+    if input_digest:
+        out["input_digest"] = input_digest
+    if exp_us:
+        out["exp"] = format_us(exp_us)
+    if approval:
+        out["approval"] = approval
+    if budget:
+        out["budget"] = list(budget)
+    if replay_of:
+        out["replay_of"] = replay_of
+    if supersedes:
+        out["supersedes"] = supersedes
+    if via:
+        out["via"] = via
+    return out
+
+
+def outcome_statement(
+    *,
+    receipt_id: str,
+    issuer: str,
+    iat_us: int,
+    node: str,
+    of: str,
+    status: OutcomeStatus,
+    http_status: int,  # 0 when there was none
+) -> dict[str, Any]:
+    """The statement of what happened after the PERMIT `of`."""
+    out: dict[str, Any] = {
+        "v": 1,
+        "type": "outcome",
+        "id": receipt_id,
+        "iss": issuer,
+        "iat": format_us(iat_us),
+        "node": node,
+        "of": of,
+        "status": status.value,
+    }
+    if http_status:
+        out["http_status"] = http_status
+    return out
+
+
+def _put_actions(out: dict[str, Any], actions: Sequence[Action]) -> None:
+    rows = [_action(action) for action in actions[: _MAX_ACTIONS + 1]]
+    if len(rows) <= _MAX_ACTIONS and _is_small(rows):
+        out["actions"] = rows
+        return
+    out["actions_digest"] = actions_digest(actions)
+    counts = Counter((a.surface, a.operation, a.effect.value) for a in actions)
+    out["counts"] = [
+        {"surface": surface, "operation": operation, "effect": effect, "count": count}
+        for (surface, operation, effect), count in sorted(counts.items())
+    ]
+
+
+def _is_small(rows: Sequence[Mapping[str, Any]]) -> bool:
+    # A cheap upper bound first (six bytes is the longest escape): encoding twice would cost as much as
+    # the rest of this module.
+    bound = sum(300 + sum(6 * len(str(v)) + len(n) + 4 for n, v in row["params"].items()) for row in rows)
+    return bound <= _MAX_ACTIONS_BYTES or len(dumps(rows)) <= _MAX_ACTIONS_BYTES
+
+
+def actions_digest(actions: Sequence[Action]) -> str:
+    """`sha256:` over the canonical list that `actions` would have been."""
+    return "sha256:" + hashlib.sha256(dumps([_action(action) for action in actions])).hexdigest()
+
+
+def _action(action: Action) -> dict[str, Any]:
+    params: dict[str, Any] = {p.name: _public(p.public) for p in action.params if p.public is not None}
+    params.update(action.absent)
+    return {
+        "surface": action.surface,
+        "operation": action.operation,
+        "effect": action.effect.value,
+        "params": params,
+    }
+
+
+def _public(value: str | int | bool | tuple[str | int, ...]) -> Any:
+    # Integers beyond 2^53-1 are read differently by JSON readers, so they travel as decimal strings.
+    if isinstance(value, tuple):
+        return [_public(item) for item in value]
+    if isinstance(value, int) and not -_SAFE_INT <= value <= _SAFE_INT:
+        return str(value)
+    return value
+
+
+def input_digest(inputs: bytes) -> str:
+    """The digest of a recorded decision input, given by its canonical bytes."""
+    return "sha256:" + hashlib.sha256(inputs).hexdigest()
+
+
+# --- JWS ---
+
+
+@lru_cache(maxsize=16)
+def _prefix(kid: str) -> bytes:
+    return b64url(dumps({"alg": "EdDSA", "kid": kid, "typ": TYP})) + b"."
+
+
+def sign(statement: Mapping[str, Any], key: SigningKey) -> bytes:
+    """The receipt of a statement. Raises ReceiptError when it is too large or not canonical."""
+    try:
+        signed = _prefix(key.kid) + b64url(dumps(statement))
+    except JcsError as error:
+        raise ReceiptError(f"the statement has no canonical form: {error}") from error
+    if len(signed) + 87 > MAX_BYTES:  # "." and 86 characters of signature
+        raise ReceiptError(f"the receipt would be larger than {MAX_BYTES} bytes")
+    return signed + b"." + b64url(key.sign(signed))
+
+
+def verify(jws: bytes, keys: KeySet) -> Verified:
+    """The statement of a valid receipt, everything recomputed. Raises ReceiptError with the reason."""
+    if len(jws) > MAX_BYTES:
+        raise ReceiptError(f"larger than {MAX_BYTES} bytes")
+    parts = jws.split(b".")
+    if len(parts) != 3:
+        raise ReceiptError("not a compact JWS: it has three parts")
+    try:
+        header_bytes, payload, signature = (unb64url(part) for part in parts)
+        header = loads_strict(header_bytes)
+        statement = loads_strict(payload)
+    except (ValueError, JcsError) as error:
+        raise ReceiptError(str(error)) from error
+    if not isinstance(header, dict) or header.keys() != {"alg", "kid", "typ"} or header["typ"] != TYP:
+        raise ReceiptError("the header is not a receipt's")
+    if header["alg"] not in ("EdDSA", "Ed25519"):
+        raise ReceiptError("the algorithm is not EdDSA")
+    key = keys.get(header["kid"]) if isinstance(header["kid"], str) else None
+    if key is None:
+        raise ReceiptError("signed with a key that is not in the key set")
+    if not key.verifies(jws[: len(parts[0]) + 1 + len(parts[1])], signature):
+        raise ReceiptError("the signature is wrong")
+    try:
+        check_statement(statement)
+    except StatementError as error:
+        raise ReceiptError(str(error)) from error
+    return Verified(kid=key.kid, statement=statement)
+
+
+# --- the TrigGuard-shaped view ---
+
+
+def trigguard_view(statement: Mapping[str, Any], key: SigningKey) -> dict[str, Any]:
+    """A decision in TrigGuard's receipt form, signed over `receiptHash`.
+
+    `receiptHash` is SHA-256 of the canonical JSON of the view without its two signature fields. Its
+    verifiers do not recompute that hash, so a valid view proves less than the receipt it is made from.
+    """
+    if statement["type"] != "decision":
+        raise ReceiptError("only a decision has a TrigGuard view")
+    actions = statement.get("actions") or statement.get("counts") or [{}]
+    executed = "EXECUTED" if statement["outcome"] == Outcome.PERMIT else "BLOCKED"
+    view: dict[str, Any] = {
+        "executionId": statement["id"],
+        "surface": actions[0].get("surface", ""),
+        "decision": statement["outcome"],
+        "reasonCode": statement["reason"],
+        "enforcement": executed,
+        "timestamp": statement["iat"],
+        "actorId": statement["agent"],
+        "requestHash": statement["request"].get("digest", ""),
+        "policyFingerprint": statement["policy"].get("digest", ""),
+        "authorityKeyId": key.kid,
+    }
+    digest = hashlib.sha256(dumps_input(view)).digest()
+    signature = base64.b64encode(key.sign(digest)).decode()
+    return view | {"receiptHash": digest.hex(), "authoritySignature": signature}

@@ -1,0 +1,247 @@
+"""What a receipt may say: the closed list of fields, their shapes, and what must go with what.
+
+A table per type (name -> shape), then the few rules between fields. Whatever is not listed here is
+invalid, so a verifier never skips a field that it does not understand. The rules are CONTRACT 8's
+and 12's; tests/test_receipt.py tampers with every field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Final
+
+from .errors import HoldgateError, Outcome, Reason
+from .ledger import OutcomeStatus
+from .surface.model import Effect, KeySource
+
+__all__ = ["OUTCOME_OF", "StatementError", "check_statement", "format_us", "parse_us"]
+
+type _Shape = Callable[[Any], object]
+
+
+class StatementError(HoldgateError):
+    """A statement that no receipt may make."""
+
+
+# --- time: RFC 3339 UTC with microseconds, one spelling ---
+
+_EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001  (naive UTC: isoformat then has no offset to cut off)
+_INSTANT: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6})Z\Z", re.ASCII).match
+
+
+def format_us(epoch_us: int) -> str:
+    """The RFC 3339 text of an instant."""
+    second, micros = divmod(epoch_us, 1_000_000)
+    return f"{_second(second)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(epoch_s: int) -> str:
+    return (_EPOCH + timedelta(seconds=epoch_s)).isoformat()
+
+
+def parse_us(text: str) -> int:
+    """The instant that format_us() wrote. Raises ValueError."""
+    found = _INSTANT(text)
+    if not found:
+        raise ValueError("not an RFC 3339 time in UTC with microseconds")
+    delta = datetime.fromisoformat(found[1]).replace(tzinfo=UTC) - _EPOCH.replace(tzinfo=UTC)
+    return delta // timedelta(microseconds=1)
+
+
+# --- shapes ---
+
+
+def _matches(pattern: str) -> _Shape:
+    match = re.compile(pattern + r"\Z").match
+    return lambda value: isinstance(value, str) and match(value)
+
+
+# Names are shown on terminals: no control characters.
+_is_text: Final = _matches(r"[^\x00-\x1f\x7f]{1,1024}")
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_instant(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and parse_us(value) >= 0
+    except ValueError:
+        return False
+
+
+def _one_of(*values: str) -> _Shape:
+    allowed = frozenset(values)
+    return lambda value: isinstance(value, str) and value in allowed
+
+
+def _list_of(shape: _Shape) -> _Shape:
+    return lambda value: isinstance(value, list) and value and all(map(shape, value))
+
+
+def _record(required: Mapping[str, _Shape], optional: Mapping[str, _Shape] | None = None) -> _Shape:
+    shapes = {**required, **(optional or {})}
+
+    def shape(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and value.keys() >= required.keys()
+            and all(name in shapes and shapes[name](item) for name, item in value.items())
+        )
+
+    return shape
+
+
+def _is_params(value: Any) -> bool:
+    # Names and nesting are already those of canonical JSON; here only: scalars and flat lists.
+    if not isinstance(value, dict):
+        return False
+    flat = [item for v in value.values() for item in (v if isinstance(v, list) else (v,))]
+    return all(isinstance(item, str | int) for item in flat)
+
+
+_id: Final = _matches(r"rcpt_[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_sha256: Final = _matches(r"sha256:[0-9a-f]{64}")
+_digest: Final = _matches(r"(?:hmac-)?sha256:[0-9a-f]{64}")
+_commitment: Final = _matches(r"hmac-sha256:[0-9a-f]{64}")
+_token: Final = _matches(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
+_destination: Final = _matches(r"[^\s/@]{1,255}:[0-9]{1,5}")
+_effect: Final = _one_of(*Effect)
+
+_ACTION: Final = {"surface": _is_text, "operation": _is_text, "effect": _effect}
+_REQUEST: Final[Mapping[str, _Shape]] = {
+    "method": _token,
+    "target": _is_text,
+    "digest": _digest,
+    "wire": _digest,
+    "bytes": _is_count,
+}
+_POLICY: Final[Mapping[str, _Shape]] = {"digest": _sha256, "revision": _is_count, "signed": _is_bool}
+
+_COMMON: Final[Mapping[str, _Shape]] = {
+    "v": lambda value: type(value) is int and value == 1,
+    "id": _id,
+    "iss": _is_text,
+    "iat": _is_instant,
+    "node": _is_text,
+}
+_DECISION: Final[Mapping[str, _Shape]] = {
+    **_COMMON,
+    "type": _one_of("decision"),
+    "outcome": _one_of(*Outcome),
+    "reason": _one_of(*Reason),
+    "agent": lambda value: value == "" or _is_text(value),
+    "request": _record({}, {**_REQUEST, "commitment": _commitment}),
+    "policy": _record({}, _POLICY),
+    "engine": _is_text,
+}
+_DECISION_OPTIONAL: Final[Mapping[str, _Shape]] = {
+    "rules": _list_of(_is_text),
+    "actions": _list_of(_record({**_ACTION, "params": _is_params})),
+    "actions_digest": _sha256,
+    "counts": _list_of(_record({**_ACTION, "count": _is_count})),
+    "destination": _destination,
+    "idempotency": _record({"source": _one_of(*KeySource), "key_hash": _matches("[0-9a-f]{64}")}),
+    "input_digest": _sha256,
+    "exp": _is_instant,
+    "approval": _is_text,
+    "budget": _list_of(_is_text),
+    "replay_of": _id,
+    "supersedes": _id,
+    "via": _token,
+}
+_OUTCOME: Final[Mapping[str, _Shape]] = {
+    **_COMMON,
+    "type": _one_of("outcome"),
+    "of": _id,
+    "status": _one_of(*OutcomeStatus),
+}
+_OUTCOME_OPTIONAL: Final[Mapping[str, _Shape]] = {
+    "http_status": lambda value: type(value) is int and 100 <= value <= 599,
+}
+_TYPES: Final = {"decision": (_DECISION, _DECISION_OPTIONAL), "outcome": (_OUTCOME, _OUTCOME_OPTIONAL)}
+
+# --- rules between fields ---
+
+# Every reason belongs to one outcome; those not named are SILENCE's.
+_EXPLICIT: Final = {
+    Reason.PERMIT_RULE: Outcome.PERMIT,
+    Reason.DENY_RULE: Outcome.DENY,
+    Reason.APPROVAL_REJECTED: Outcome.DENY,
+    Reason.IDEMPOTENCY_KEY_REUSED: Outcome.DENY,
+}
+OUTCOME_OF: Final[Mapping[Reason, Outcome]] = MappingProxyType(
+    {reason: _EXPLICIT.get(reason, Outcome.SILENCE) for reason in Reason}
+)
+# Reasons that only a gate that ran can give: its input must be named.
+_GATE_RAN: Final = frozenset(
+    {Reason.PERMIT_RULE, Reason.DENY_RULE, Reason.NO_RULE_MATCHED, Reason.RULE_ERROR, Reason.APPROVAL_PENDING}
+)
+_PERMIT_NEEDS: Final = ("exp", "input_digest", "rules", "destination")
+
+
+def check_statement(statement: Any) -> None:
+    """Raise StatementError unless this is a statement that Holdgate makes."""
+    kind = statement.get("type") if isinstance(statement, dict) else None
+    if not isinstance(kind, str) or kind not in _TYPES:
+        raise StatementError("not a decision or outcome statement")
+    required, optional = _TYPES[kind]
+    for name in required:
+        if name not in statement:
+            raise StatementError(f"the field {name} is missing")
+    for name, value in statement.items():
+        shape = required.get(name) or optional.get(name)
+        if shape is None:
+            raise StatementError(f"the field {name} is not known")
+        if not shape(value):
+            raise StatementError(f"the field {name} does not have its shape")
+    if kind == "decision":
+        _check_decision(statement)
+    elif statement["of"] == statement["id"]:
+        raise StatementError("an outcome cannot be its own")
+
+
+def _check_decision(statement: Mapping[str, Any]) -> None:
+    outcome, reason = Outcome(statement["outcome"]), Reason(statement["reason"])
+    if OUTCOME_OF[reason] is not outcome:
+        raise StatementError(f"the reason {reason} does not go with {outcome}")
+    if reason in _GATE_RAN and "input_digest" not in statement:
+        raise StatementError(f"{reason} without input_digest")
+    if reason is Reason.DENY_RULE and "rules" not in statement:
+        raise StatementError("deny_rule without rules")
+    if ("actions_digest" in statement) != ("counts" in statement):
+        raise StatementError("actions_digest and counts go together")
+    if "actions" in statement and "counts" in statement:
+        raise StatementError("actions and counts exclude each other")
+    if "replay_of" in statement and "supersedes" in statement:
+        raise StatementError("replay_of and supersedes exclude each other")
+    if statement["id"] in (statement.get("replay_of"), statement.get("supersedes")):
+        raise StatementError("a receipt cannot point to itself")
+    if outcome is Outcome.PERMIT:
+        _check_permit(statement)
+    elif "exp" in statement:
+        raise StatementError("only a PERMIT has exp")
+
+
+def _check_permit(statement: Mapping[str, Any]) -> None:
+    missing = [name for name in _PERMIT_NEEDS if name not in statement]
+    missing += [f"request.{name}" for name in _REQUEST if name not in statement["request"]]
+    missing += [f"policy.{name}" for name in _POLICY if name not in statement["policy"]]
+    if "actions" not in statement and "counts" not in statement:
+        missing.append("actions")
+    if not statement["agent"]:
+        missing.append("agent")
+    if missing:
+        raise StatementError(f"a PERMIT without {', '.join(missing)}")
+    if statement["exp"] <= statement["iat"]:  # one spelling, so text order is time order
+        raise StatementError("the permit expired before it was made")
