@@ -1,0 +1,99 @@
+"""The admin listener of one running instance: its ledger, keys and counters behind views.py's endpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from ...config import Address, Config
+from ...errors import ConfigError
+from ...keys import SigningKey, jwks, trigguard_keys
+from ..keyfiles import load_public_keys
+from ..metrics import Metrics
+from .guard import Rules
+from .views import build_app
+
+__all__ = ["AdminServer"]
+
+_LOCAL: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
+
+
+class _Ledger(Protocol):
+    @property
+    def healthy(self) -> bool: ...
+
+
+class _Evidence(Protocol):
+    @property
+    def signer(self) -> SigningKey: ...
+    @property
+    def issuer(self) -> str: ...
+
+
+class _Pipeline(Protocol):
+    @property
+    def evidence(self) -> _Evidence: ...
+
+
+class AdminServer:
+    """The admin listener of one instance. `ready` is set by whoever accepts agents' requests."""
+
+    def __init__(self, config: Config, *, ledger: _Ledger, metrics: Metrics, pipeline: _Pipeline) -> None:
+        self.ready = False
+        self.metrics = metrics
+        self.state_dir = config.state_dir
+        self.rules = Rules(
+            tokens=config.admin.tokens, open=config.admin.open, hosts=_hosts(config.admin.public_url)
+        )
+        self._listen = config.admin.listen
+        self._ledger = ledger
+        self._evidence = pipeline.evidence
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def signer(self) -> SigningKey:
+        return self._evidence.signer
+
+    @property
+    def address(self) -> Address | None:
+        """Where it listens; None before start()."""
+        if self._runner is None or not self._runner.addresses:
+            return None
+        host, port, *_ = self._runner.addresses[0]
+        return Address(host=host, port=port)
+
+    def processes(self) -> Sequence[tuple[str, int]]:
+        return (("run", os.getpid()),)
+
+    def not_ready(self) -> str:
+        if not self._ledger.healthy:
+            return "the store cannot be written"
+        return "" if self.ready else "the listeners are not accepting"
+
+    def jwks(self) -> dict[str, Any]:
+        return jwks(load_public_keys(self.state_dir).values())
+
+    def trigguard_keys(self) -> dict[str, Any]:
+        return trigguard_keys(self._evidence.issuer, load_public_keys(self.state_dir).values())
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigError when the address is taken."""
+        self._runner = web.AppRunner(build_app(self), access_log=None)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, self._listen.host, self._listen.port).start()
+        except OSError as error:
+            raise ConfigError(f"admin.listen {self._listen}: {error.strerror or error}") from error
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+
+def _hosts(public_url: str | None) -> frozenset[str]:
+    name = urlsplit(public_url).hostname if public_url else None
+    return frozenset({*_LOCAL, *([name] if name else [])})

@@ -1,0 +1,180 @@
+"""The endpoints. Each reads something and writes it out; what may be read by whom is in guard.py.
+
+The ledger is read in a worker thread, by a connection of its own: the event loop holds agents' requests
+and must not wait for a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from aiohttp import web
+
+from ... import __version__
+from ...errors import ConfigError, Outcome
+from ...keys import SigningKey
+from ...receipt import ReceiptError, trigguard_view
+from ..metrics import CONTENT_TYPE, Metrics
+from ..sqlite_reader import Page, SqliteReader, StoredReceipt
+from .guard import Access, Problem, Rules, guard
+from .shapes import decode_jws, export_row, parse_since
+
+__all__ = ["ACCESS", "AdminState", "build_app"]
+
+_LIST_QUERY: Final = frozenset({"agent", "surface", "outcome", "since", "limit", "cursor"})
+_MAX_PAGE: Final = 1000
+
+ACCESS: Final = {
+    "/healthz": Access.PUBLIC,
+    "/readyz": Access.PUBLIC,
+    "/metrics": Access.METRICS,
+    "/receipts": Access.RECEIPTS,
+    "/receipts/{id}": Access.RECEIPTS,
+    "/log/checkpoint": Access.CHECKPOINT,
+    "/.well-known/jwks.json": Access.PUBLIC,
+    "/.well-known/trigguard/keys.json": Access.PUBLIC,
+}
+
+
+class AdminState(Protocol):
+    """One running instance, as far as an operator may look: nothing here can change a decision."""
+
+    @property
+    def rules(self) -> Rules: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def state_dir(self) -> Path: ...
+    @property
+    def signer(self) -> SigningKey:
+        """Signs the TrigGuard view, which is made when it is asked for."""
+        ...
+
+    def processes(self) -> Sequence[tuple[str, int]]:
+        """(role, pid) of every process of the instance."""
+        ...
+
+    def not_ready(self) -> str:
+        """Why no request can be decided now; "" when requests can."""
+        ...
+
+    def jwks(self) -> dict[str, Any]: ...
+    def trigguard_keys(self) -> dict[str, Any]: ...
+
+
+def build_app(state: AdminState) -> web.Application:
+    """The application over one running instance."""
+    app = web.Application(middlewares=[guard(state.rules, ACCESS)], client_max_size=1024)
+    views = _Views(state)
+    for path, view in {
+        "/healthz": views.healthz,
+        "/readyz": views.readyz,
+        "/metrics": views.metrics,
+        "/receipts": views.receipts,
+        "/receipts/{id}": views.receipt,
+        "/log/checkpoint": views.checkpoint,
+        "/.well-known/jwks.json": views.jwks,
+        "/.well-known/trigguard/keys.json": views.trigguard_keys,
+    }.items():
+        app.router.add_get(path, view)
+    return app
+
+
+class _Views:
+    def __init__(self, state: AdminState) -> None:
+        self._state = state
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """The process lives: it answers."""
+        roles = [{"role": role, "pid": pid} for role, pid in self._state.processes()]
+        return _json({"status": "ok", "version": __version__, "processes": roles})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        reason = self._state.not_ready()
+        if reason:
+            return _json({"ready": False, "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return _json({"ready": True})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._state.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def receipts(self, request: web.Request) -> web.Response:
+        query = _list_query(request)
+        page: Page = await self._read(lambda reader: reader.list(**query))
+        return _json({"receipts": [export_row(stored) for stored in page.receipts], "next": page.next})
+
+    async def receipt(self, request: web.Request) -> web.Response:
+        """The JWS as it was signed; decoded for `Accept: application/json`; or the TrigGuard view."""
+        name = request.match_info["id"]
+        stored: StoredReceipt | None = await self._read(lambda reader: reader.get(name))
+        if stored is None:
+            raise Problem(HTTPStatus.NOT_FOUND, "No receipt has this id.")
+        view = request.query.get("view")
+        if view == "trigguard":
+            try:
+                return _json(trigguard_view(decode_jws(stored.jws), self._state.signer))
+            except ReceiptError as error:
+                raise Problem(HTTPStatus.NOT_FOUND, str(error)) from None
+        if view is not None:
+            raise Problem(HTTPStatus.BAD_REQUEST, "view: trigguard is the only other view.")
+        if "application/json" in request.headers.get("Accept", ""):
+            return _json(export_row(stored))
+        return web.Response(body=stored.jws, headers={"Content-Type": "application/jose"})
+
+    async def checkpoint(self, request: web.Request) -> web.Response:
+        note = await self._read(lambda reader: reader.checkpoint())
+        return web.Response(body=note, headers={"Content-Type": "text/plain; charset=utf-8"})
+
+    async def jwks(self, request: web.Request) -> web.Response:
+        return _json(self._state.jwks())
+
+    async def trigguard_keys(self, request: web.Request) -> web.Response:
+        return _json(self._state.trigguard_keys())
+
+    async def _read[T](self, ask: Callable[[SqliteReader], T]) -> T:
+        def run() -> T:
+            with SqliteReader(self._state.state_dir) as reader:
+                return ask(reader)
+
+        try:
+            return await asyncio.to_thread(run)
+        except ConfigError as error:
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "The ledger cannot be read.") from error
+
+
+def _list_query(request: web.Request) -> dict[str, Any]:
+    """Arguments of SqliteReader.list(). A filter that we do not know must not be read as "no filter"."""
+    query = request.query
+    if set(query) - _LIST_QUERY or len(query) != len(set(query)):
+        raise Problem(HTTPStatus.BAD_REQUEST, f"Known filters, once each: {', '.join(sorted(_LIST_QUERY))}.")
+    outcome = query.get("outcome", "")
+    if outcome and outcome not in tuple(Outcome):
+        raise Problem(HTTPStatus.BAD_REQUEST, f"outcome is one of: {', '.join(Outcome)}.")
+    arguments: dict[str, Any] = {"agent": query.get("agent", ""), "surface": query.get("surface", "")}
+    arguments |= {"outcome": outcome, "limit": min(_number(query, "limit", 100), _MAX_PAGE)}
+    if "cursor" in query:
+        arguments["cursor"] = _number(query, "cursor", 0)
+    if "since" in query:
+        try:
+            arguments["since_us"] = parse_since(query["since"])
+        except ValueError as error:
+            raise Problem(HTTPStatus.BAD_REQUEST, f"since: {error}.") from None
+    return arguments
+
+
+def _number(query: Mapping[str, str], name: str, default: int) -> int:
+    text = query.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise Problem(HTTPStatus.BAD_REQUEST, f"{name} is a whole number.")
+    return int(text)
+
+
+def _json(value: Any, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
+    return web.Response(
+        body=json.dumps(value).encode() + b"\n", status=status.value, content_type="application/json"
+    )

@@ -1,0 +1,291 @@
+"""The inner door: mitmproxy terminates agents' connections here, and can originate none.
+
+Bytes from an agent become RequestHead and body (http1, strict server role), one Message at a time;
+each complete Message is held by one blocking hook until the pipeline has an Answer; the Answer's bytes go
+back. mitmproxy's HttpLayer is never built and `server_connect` always refuses, so nothing in this half
+can reach an upstream, whatever is skipped, raises, hangs or is cancelled.
+
+What may carry a request, and what we do (a layer or hook outside these tables fails a test):
+    TLS record, first on the connection or after CONNECT   -> ClientTLSLayer, then GateLayer
+    plain bytes on the explicit listener                   -> GateLayer (CONNECT, absolute-form)
+    plain bytes on the transparent listener                -> GateLayer (origin-form, http surfaces)
+    TLS inside TLS, plain bytes after CONNECT, UDP, QUIC   -> GateLayer that refuses, or DenyLayer
+
+Invariants (tests/test_mitm.py has one test named after each):
+  M1  server_connect refuses every server connection, and counts it as a barrier trip.
+  M2  next_layer builds only ClientTLSLayer, GateLayer or DenyLayer; whatever it raises ends in DenyLayer.
+  M3  Engine options that would disarm the gate are refused at start and on every update.
+  M4  Every hook that a connection can fire is in HOOKS or IGNORED_HOOKS; another one is a barrier trip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mitmproxy import connection, ctx, exceptions, hooks, options, tls
+from mitmproxy.proxy import layer, layers, mode_servers, mode_specs, server_hooks
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers import modes
+from OpenSSL import SSL
+
+from ..answer import DispatchError
+from ..errors import InputError, Reason
+from ..message import Listener, Origin
+from .gate_layer import DenyLayer, Expired, Gatekeeper, GateLayer, Held, Relay
+
+__all__ = ["HOOKS", "IGNORED_HOOKS", "REQUIRED_OPTIONS", "HoldgateAddon", "check_options"]
+
+log = logging.getLogger("holdgate.mitm")
+
+# Options of the engine that would open a way round the gate (facts: bypass rule 7). Asserted on every update.
+REQUIRED_OPTIONS: Final[dict[str, Any]] = {
+    "connection_strategy": "lazy",
+    "stream_large_bodies": None,
+    "validate_inbound_headers": True,
+    "ssl_insecure": False,
+    "upstream_cert": False,
+    "http2": False,
+    "http3": False,
+    "rawtcp": False,
+    "websocket": False,
+    "ignore_hosts": [],
+    "allow_hosts": [],
+    "tcp_hosts": [],
+    "udp_hosts": [],
+    "emudhra": False,
+    "emudhra_old": False,
+}
+
+
+# Every hook that a connection can fire: those we act on, and those that change nothing.
+HOOKS: Final = frozenset(
+    {
+        "next_layer",
+        "client_connected",
+        "client_disconnected",
+        "server_connect",
+        "tls_start_client",
+        "tls_failed_client",
+        "holdgate_hold",
+        "holdgate_relay",
+    }
+)
+IGNORED_HOOKS: Final = frozenset({"tls_clienthello", "tls_established_client", "server_connect_error"})
+
+
+@dataclass
+class HoldgateAddon:
+    """The only addon that decides about layers, connections and TLS. Registered as `nextlayer`."""
+
+    keeper: Gatekeeper
+    tls_contexts: Callable[[str], Any]  # host -> pyOpenSSL SSL.Context with our leaf for it
+    barrier_trip: Callable[[str], None]
+    connections: dict[str, mode_servers.ProxyConnectionHandler] = field(default_factory=dict)
+    tunnels: dict[str, Origin] = field(default_factory=dict)
+    layers: set[GateLayer] = field(default_factory=set)
+    waiting: dict[connection.Client, float] = field(default_factory=dict)
+    name: str = "nextlayer"
+    relaying: int = 0
+    armed: bool = False  # options are being set before anything listens
+    on_running: Callable[[], None] = lambda: None
+
+    async def dispatch_hook(self, event: hooks.Hook) -> None:
+        """Replaces the engine's dispatcher for connection events: one table, and exceptions refuse."""
+        act = getattr(self, event.name, None) if event.name in HOOKS else None
+        if act is None:
+            if event.name not in IGNORED_HOOKS:
+                self.barrier_trip(f"hook_{event.name}")
+            return
+        result = act(*event.args())
+        if result is not None:
+            await result
+
+    # -- layers ---------------------------------------------------------------------------------
+
+    def next_layer(self, nextlayer: layer.NextLayer) -> None:
+        try:
+            chosen = self._choose(nextlayer)
+        except Exception:
+            log.exception("next_layer failed")
+            chosen = DenyLayer
+        if chosen is not None:
+            nextlayer.layer = chosen(nextlayer.context)
+
+    def _choose(self, nextlayer: layer.NextLayer) -> Callable[[Context], layer.Layer] | None:
+        context = nextlayer.context
+        top = context.layers[-1] if context.layers else None
+        if context.client.transport_protocol != "tcp":
+            return DenyLayer
+        if isinstance(top, modes.HttpProxy):
+            return self._gate
+        if isinstance(top, layers.ClientTLSLayer):
+            return self._gate
+        data = nextlayer.data_client()
+        if len(data) < 3 and data == b"\x16\x03"[: len(data)]:
+            return None
+        if data[:2] == b"\x16\x03":
+            if any(isinstance(seen, layers.ClientTLSLayer) for seen in context.layers):
+                return DenyLayer
+            return self._tls_layer
+        return self._gate
+
+    @staticmethod
+    def _tls_layer(context: Context) -> layer.Layer:
+        outer = layers.ClientTLSLayer(context)
+        outer.child_layer = layer.NextLayer(context, ask_on_start=True)
+        return outer
+
+    def _gate(self, context: Context) -> GateLayer:
+        inside_tls = any(isinstance(seen, layers.ClientTLSLayer) for seen in context.layers)
+        return GateLayer(context, self, self._origin(context.client, tls=inside_tls))
+
+    def _origin(self, client: connection.Client, *, tls: bool) -> Origin:
+        tunnel = self.tunnels.get(client.id)
+        transparent = isinstance(client.proxy_mode, mode_specs.TransparentMode)
+        peer = client.peername or ("", 0)
+        return Origin(
+            listener=Listener.TRANSPARENT if transparent else Listener.EXPLICIT,
+            tls=tls,
+            source=peer[0],
+            source_port=peer[1],
+            connect=tunnel.connect if tunnel else None,
+            sni=client.sni if tls else None,
+            original_port=client.sockname[1] if transparent and client.sockname else None,
+            proxy_authorization=tunnel.proxy_authorization if tunnel else (),
+        )
+
+    # -- TLS towards the agent -------------------------------------------------------------------
+
+    def tls_start_client(self, data: tls.TlsData) -> None:
+        client = data.context.client
+        tunnel = self.tunnels.get(client.id)
+        name = client.sni or (tunnel.connect[0] if tunnel and tunnel.connect else "")
+        try:
+            context = self.tls_contexts(name.lower())
+        except ValueError:  # no name, or one that no certificate can hold: a leaf that names nobody
+            context = self.tls_contexts("unnamed.invalid")
+        data.ssl_conn = SSL.Connection(context)
+        data.ssl_conn.set_accept_state()
+
+    def tls_failed_client(self, data: tls.TlsData) -> None:
+        # The operator's main signal that an agent does not trust our CA.
+        log.warning("TLS with the agent failed: sni=%r error=%r", data.conn.sni, data.conn.error)
+
+    # -- connections -----------------------------------------------------------------------------
+
+    def client_connected(self, client: connection.Client) -> None:
+        if isinstance(client.proxy_mode, mode_specs.TransparentMode):
+            self.await_speech(client)
+
+    def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
+        data.server.error = "refused: nothing leaves this way"
+        self.barrier_trip("server_connect")
+
+    def client_disconnected(self, client: connection.Client) -> None:
+        self.tunnels.pop(client.id, None)
+        self.waiting.pop(client, None)
+        for gate in [gate for gate in self.layers if gate.context.client is client]:
+            gate.link.leave()
+            self.layers.discard(gate)
+            gate.release_memory()
+        # The engine leaves the socket open when our close and the agent's meet (its handler is cancelled
+        # between the two): the agent would wait for an end that never comes.
+        writer = self._writer(client)
+        if writer is not None:
+            writer.close()
+
+    def watch(self, gate: GateLayer) -> None:
+        self.waiting.pop(gate.context.client, None)
+        self.layers.add(gate)
+
+    def forget(self, gate: GateLayer) -> None:
+        self.layers.discard(gate)
+
+    def _writer(self, client: connection.Client) -> asyncio.StreamWriter | None:
+        handler = self.connections.get(client.id)
+        io = handler.transports.get(client) if handler is not None else None
+        return io.writer if io is not None and isinstance(io.writer, asyncio.StreamWriter) else None
+
+    def pause(self, client: connection.Client, *, paused: bool) -> None:
+        writer = self._writer(client)
+        transport = writer.transport if writer is not None else None
+        if not isinstance(transport, asyncio.Transport) or transport.is_closing():
+            return
+        if paused and transport.is_reading():
+            transport.pause_reading()
+        elif not paused and not transport.is_reading():
+            transport.resume_reading()
+
+    async def sweep(self) -> None:
+        """Wake every connection whose deadline has passed. Called about four times a second."""
+        now = time.monotonic()
+        for gate in [gate for gate in self.layers if gate.deadline is not None and gate.deadline <= now]:
+            gate.deadline = None
+            handler = self.connections.get(gate.context.client.id)
+            if handler is not None and gate.child is None:
+                await handler.server_event(Expired())
+        for client, deadline in list(self.waiting.items()):
+            if deadline <= now:
+                await self._never_spoke(client)
+
+    async def _never_spoke(self, client: connection.Client) -> None:
+        """A connection or tunnel on which neither TLS nor HTTP was established in time."""
+        self.waiting.pop(client, None)
+        client_id = client.id
+        error = InputError(Reason.UNSUPPORTED_PROTOCOL, "neither TLS nor HTTP within the head deadline")
+        await self.keeper.refuse(self._origin(client, tls=False), error, b"")
+        handler = self.connections.get(client_id)
+        if handler is not None:
+            await handler.on_timeout()
+
+    def await_speech(self, client: connection.Client) -> None:
+        self.waiting[client] = time.monotonic() + self.keeper.limits.head_s
+
+    # -- hooks -----------------------------------------------------------------------------------
+
+    async def holdgate_hold(self, held: Held) -> None:
+        try:
+            held.answer = await held.ask()
+        except BaseException as error:
+            log.error("a held request was refused without an answer: %r", error)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+
+    async def holdgate_relay(self, relay: Relay) -> None:
+        self.relaying += 1
+        try:
+            piece = await relay.stream.next()
+            writer = self._writer(relay.client)
+            if writer is not None:
+                await writer.drain()
+            relay.piece = piece
+        except (DispatchError, OSError) as error:
+            log.info("an answer was cut: %s", error)
+        except BaseException as error:
+            log.error("relaying failed: %r", error)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+        finally:
+            self.relaying -= 1
+
+    def configure(self, updated: set[str]) -> None:
+        if self.armed:
+            check_options(ctx.options)
+
+    def running(self) -> None:
+        self.on_running()
+
+
+def check_options(opts: options.Options) -> None:
+    """M3. Raises OptionsError, which the engine treats as fatal at start and as a refused update later."""
+    for name, wanted in REQUIRED_OPTIONS.items():
+        if name not in opts:
+            continue
+        actual = getattr(opts, name)
+        if (list(actual) if isinstance(wanted, list) else actual) != wanted:
+            raise exceptions.OptionsError(f"option {name} must be {wanted!r}: it would disarm the gate")

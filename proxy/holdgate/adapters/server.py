@@ -1,0 +1,249 @@
+"""`holdgate run`: configuration in, a serving process out. The only place where the parts meet.
+
+Order of start: keys, bundle, ledger (recovered and audited), outer door, admin API, and the listeners last,
+so that nothing is accepted before everything that refuses is in place.
+
+Invariants (tests/test_server.py):
+  SV1  Whatever fails at start raises ConfigError before any listener accepts.
+  SV2  SIGTERM closes listeners first, lets held requests finish within the hold deadline, then stops.
+  SV3  SIGHUP swaps the bundle whole, or keeps the one that is active.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import secrets
+import signal
+import ssl
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from mitmproxy import master
+from mitmproxy.addons import proxyserver
+
+from ..adjudicate import Evidence
+from ..agents import identify
+from ..bundle import Bundle, load_bundle
+from ..config import Address, Config, ReceiptsHeader
+from ..errors import ConfigError
+from ..headers import Verdicts
+from ..pipeline import Pipeline
+from .admin.state import AdminServer
+from .agent_tls import AgentTls
+from .ca import LeafMaker, load_ca
+from .dispatch import HttpDispatcher, tls_context
+from .engine import build_engine
+from .keyfiles import load_keys
+from .metrics import Metrics
+from .mitm import HoldgateAddon
+from .resolver import ConnectTo, Resolver, dns_lookup, system_lookup
+from .sqlite import SqliteLedger
+
+__all__ = ["Server", "serve"]
+
+log = logging.getLogger("holdgate")
+
+SWEEP_S = 0.25
+
+
+def clock_us() -> int:
+    return time.time_ns() // 1000
+
+
+@dataclass
+class Server:
+    """A running instance: what it listens on, and how to stop it."""
+
+    config: Config
+    pipeline: Pipeline
+    ledger: SqliteLedger
+    metrics: Metrics
+    engine: master.Master
+    proxy: proxyserver.Proxyserver
+    addon: HoldgateAddon
+    admin: AdminServer
+    draining: bool = False
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def explicit(self) -> Address | None:
+        return self._bound("regular")
+
+    @property
+    def transparent(self) -> Address | None:
+        return self._bound("transparent")
+
+    def _bound(self, mode: str) -> Address | None:
+        for instance in self.proxy.servers:
+            if instance.mode.type_name == mode and instance.listen_addrs:
+                host, port, *_ = instance.listen_addrs[0]
+                return Address(host=host, port=port)
+        return None
+
+    def reload(self) -> None:
+        """Load the bundle again; a bundle that does not load changes nothing (SV3)."""
+        try:
+            bundle = load_bundle(self.config.surfaces, self.config.policies)
+            check_connect_to(self.config, bundle)
+        except ConfigError as error:
+            log.error("reload refused, %s stays active: %s", self.pipeline.bundle.digest, error)
+            return
+        self.pipeline.bundle = bundle
+        log.info("bundle %s is active", bundle.digest)
+
+    async def drain(self) -> None:
+        """Stop accepting, finish what is held, stop."""
+        if self.draining:
+            return
+        self.draining = True
+        self.engine.options.update(server=False)
+        deadline = time.monotonic() + self.config.limits.hold_s + 5
+        while (self.pipeline.in_flight or self.addon.relaying) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        self.engine.shutdown()
+
+    async def sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            await self.addon.sweep()
+            self.metrics.log_size(self.ledger.size)
+
+    def spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
+async def serve(config: Config, *, ready: Callable[[Server], None] | None = None) -> None:
+    """Run until stopped. Raises ConfigError when the instance cannot start."""
+    server = await _build(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: server.spawn(server.drain()))
+    loop.add_signal_handler(signal.SIGHUP, server.reload)
+
+    def running() -> None:
+        server.spawn(server.sweep())
+        server.admin.ready = True
+        if ready is not None:
+            ready(server)
+
+    server.addon.on_running = running
+    gc.collect()
+    gc.freeze()  # maps and policies live as long as the process: no collection needs to walk them
+    try:
+        await server.admin.start()
+        await server.engine.run()
+    finally:
+        server.admin.ready = False
+        for task in list(server.tasks):
+            task.cancel()
+        await server.pipeline.dispatcher.close()
+        await server.admin.stop()
+        await asyncio.to_thread(server.ledger.close)
+
+
+async def _build(config: Config) -> Server:
+    os.umask(0o077)
+    keys = load_keys(config.state_dir)
+    authority = load_ca(config.state_dir)
+    bundle = load_bundle(config.surfaces, config.policies)
+    check_connect_to(config, bundle)
+    metrics = Metrics()
+    ledger = SqliteLedger.open(
+        config.state_dir,
+        receipt_key=keys.receipt,
+        log_key=keys.log,
+        origin=config.issuer,
+        node=config.node,
+        clock_us=clock_us,
+        nonce16=partial(secrets.token_bytes, 16),
+    )
+    try:
+        pipeline = Pipeline(
+            bundle=bundle,
+            identify=partial(identify, rules=config.agents),
+            ledger=ledger,
+            dispatcher=_dispatcher(config),
+            evidence=Evidence(
+                signer=keys.receipt, issuer=config.issuer, node=config.node, fleet_key=keys.fleet
+            ),
+            show=Verdicts(
+                node=config.node,
+                full=config.receipts_header is ReceiptsHeader.FULL,
+                public_url=config.admin.public_url,
+            ),
+            limits=config.limits,
+            meter=metrics,
+            clock=time.monotonic,
+        )
+        addon = HoldgateAddon(
+            keeper=pipeline, tls_contexts=AgentTls(LeafMaker(authority)), barrier_trip=metrics.barrier
+        )
+        engine, proxy = build_engine(addon, config.listen, config.limits)
+        admin = AdminServer(config, ledger=ledger, metrics=metrics, pipeline=pipeline)
+    except BaseException:
+        ledger.close()
+        raise
+    return Server(
+        config=config,
+        pipeline=pipeline,
+        ledger=ledger,
+        metrics=metrics,
+        engine=engine,
+        proxy=proxy,
+        addon=addon,
+        admin=admin,
+    )
+
+
+def _dispatcher(config: Config) -> HttpDispatcher:
+    """The outer door with its own resolver, roots and pool."""
+    upstream = config.upstream
+    if upstream.resolver == "system":
+        lookup = system_lookup(ThreadPoolExecutor(max_workers=4, thread_name_prefix="resolver"))
+    else:
+        lookup = dns_lookup(tuple((server.host, server.port) for server in upstream.resolver))
+    ours = (config.listen.explicit, config.listen.transparent, config.admin.listen)
+    resolver = Resolver(
+        lookup=lookup,
+        allow=upstream.allow_private,
+        own=frozenset((address.host, address.port) for address in ours if address is not None),
+        connect_to={
+            f"{entry.name}:{entry.port}": ConnectTo(
+                ip=entry.address.host, port=entry.address.port, tls=entry.tls
+            )
+            for entry in upstream.connect_to
+        },
+    )
+    try:
+        private = tls_context(str(upstream.ca_file) if upstream.ca_file else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"upstream.ca_file: {error}", file=str(upstream.ca_file)) from error
+    return HttpDispatcher(
+        resolver=resolver,
+        limits=config.limits,
+        clock_us=clock_us,
+        public_tls=tls_context(),
+        private_tls=private,
+    )
+
+
+def check_connect_to(config: Config, bundle: Bundle) -> None:
+    """connect_to may name mapped hosts only: an unmapped one could never be reached, so it is a mistake."""
+    for entry in config.upstream.connect_to:
+        if entry.name.startswith("*."):
+            continue
+        if not (
+            bundle.index.is_mapped(entry.name, entry.port, "https")
+            or bundle.index.is_mapped(entry.name, entry.port, "http")
+        ):
+            message = f"connect_to {entry.name}:{entry.port}: no surface map names this host"
+            raise ConfigError(message, file=str(config.path), line=entry.line)

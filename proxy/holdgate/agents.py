@@ -1,0 +1,159 @@
+"""Who is asking: the facts of one connection and the configured rules in, one Agent out.
+
+An agent is known by its source address, its proxy token, or both; never by a header that it can
+set inside the tunnel (`Origin` holds none).
+
+Invariants (tests/test_agents.py):
+  A1  identify() returns an Agent only when exactly one rule matches; otherwise InputError unknown_agent.
+  A2  Credentials that do not match are never ignored: there is no falling back to the source address.
+  A3  407 is asked for only when no credentials came, a rule wants some, and the client speaks to a proxy.
+  A4  An IPv4 source written as an IPv4-mapped IPv6 address is the same source.
+  A5  Every token rule is compared, in constant time, whichever matches first.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final
+
+from .errors import InputError, Reason
+from .message import Listener, Origin
+
+__all__ = ["Agent", "AgentRule", "AttrValue", "Attrs", "Network", "identify"]
+
+type Network = IPv4Network | IPv6Network
+type AttrValue = str | int | bool | tuple[str, ...] | tuple[int, ...]
+type Attrs = tuple[tuple[str, AttrValue], ...]  # sorted by name, names unique
+
+_MAX_CREDENTIAL_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """The authenticated caller. `attrs` is pairs sorted by name; `record()` is its plain form."""
+
+    id: str
+    groups: tuple[str, ...]
+    attrs: Attrs
+
+    def record(self) -> dict[str, object]:
+        """What the gate's input holds: plain JSON values, new at every call."""
+        attrs = {name: list(value) if isinstance(value, tuple) else value for name, value in self.attrs}
+        return {"id": self.id, "groups": list(self.groups), "attrs": attrs}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRule:
+    """One entry of `agents:`. What it looks at is ANDed; it looks at something."""
+
+    agent: Agent
+    sources: tuple[Network, ...]  # (): this rule does not look at the source, so it has a token
+    token_sha256: bytes  # b"": this rule does not look at tokens, so it has sources
+    # `sources` as (version, network, mask): asked at every request, and ipaddress is slow at it.
+    blocks: frozenset[tuple[int, int, int]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.sources and not self.token_sha256:
+            raise ValueError(f"agent {self.agent.id}: a rule that looks at nothing would match everybody")
+        if self.token_sha256 and len(self.token_sha256) != 32:
+            raise ValueError(f"agent {self.agent.id}: token_sha256 is not 32 bytes")
+        blocks = ((net.version, int(net.network_address), int(net.netmask)) for net in self.sources)
+        object.__setattr__(self, "blocks", frozenset(blocks))
+
+
+def identify(origin: Origin, rules: tuple[AgentRule, ...]) -> Agent:
+    """The one agent that this connection proves to be. Raises InputError(UNKNOWN_AGENT)."""
+    credentials = origin.proxy_authorization
+    if len(credentials) > 1:
+        raise InputError(Reason.UNKNOWN_AGENT, "several Proxy-Authorization headers")
+    source = _address(origin.source)
+    if credentials:
+        matching = _by_token(credentials[0], source, rules)
+    else:
+        matching = [rule for rule in rules if not rule.token_sha256 and _covers(rule, source)]
+    if len(matching) == 1:
+        return matching[0].agent
+    if matching:
+        names = ", ".join(rule.agent.id for rule in matching)
+        raise InputError(Reason.UNKNOWN_AGENT, f"matches several agents: {names}")
+    # A transparent client does not know that there is a proxy: 407 would mean nothing to it.
+    if not credentials and origin.listener is Listener.EXPLICIT and any(rule.token_sha256 for rule in rules):
+        raise InputError(Reason.UNKNOWN_AGENT, "no Proxy-Authorization", status=407)
+    raise InputError(Reason.UNKNOWN_AGENT, f"no agent matches source {origin.source}")
+
+
+def _by_token(credential: bytes, source: tuple[int, int], rules: tuple[AgentRule, ...]) -> list[AgentRule]:
+    """Rules that match when credentials came. At least one must own the token (A2)."""
+    name, token = _credential(credential)
+    digest = hashlib.sha256(token).digest()
+    owners: list[AgentRule] = []
+    for rule in rules:
+        # An empty digest never equals 32 bytes, so every rule takes the same path.
+        is_token = hmac.compare_digest(rule.token_sha256, digest)
+        is_named = name is None or hmac.compare_digest(rule.agent.id.encode(), name)
+        if is_token and is_named and _covers(rule, source):
+            owners.append(rule)
+    if not owners:
+        raise InputError(Reason.UNKNOWN_AGENT, "Proxy-Authorization matches no agent")
+    return owners + [rule for rule in rules if not rule.token_sha256 and _covers(rule, source)]
+
+
+def _covers(rule: AgentRule, source: tuple[int, int]) -> bool:
+    if not rule.sources:
+        return True
+    version, number = source
+    for block_version, network, mask in rule.blocks:
+        if block_version == version and number & mask == network:
+            return True
+    return False
+
+
+@lru_cache(maxsize=4096)
+def _address(text: str) -> tuple[int, int]:
+    """(version, number) of an IP address; an IPv4-mapped one is the IPv4 address (A4)."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise InputError(Reason.UNKNOWN_AGENT, f"source is not an IP address: {text!r}") from None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.version, int(address)
+
+
+def _credential(value: bytes) -> tuple[bytes | None, bytes]:
+    """`Basic base64(id:token)` -> (id, token); `Bearer token` -> (None, token)."""
+    scheme, space, rest = value.partition(b" ")
+    rest = rest.strip(b" \t")
+    if not space or not rest or len(value) > _MAX_CREDENTIAL_BYTES:
+        raise InputError(Reason.UNKNOWN_AGENT, "Proxy-Authorization is empty or too long")
+    match scheme.lower():
+        case b"bearer":
+            name, token = None, rest
+        case b"basic":
+            name, token = _basic(rest)
+        case _:
+            raise InputError(Reason.UNKNOWN_AGENT, "Proxy-Authorization is neither Basic nor Bearer")
+    try:
+        token.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(Reason.UNKNOWN_AGENT, "Proxy-Authorization is not UTF-8") from None
+    if not token:
+        raise InputError(Reason.UNKNOWN_AGENT, "Proxy-Authorization has no token")
+    return name, token
+
+
+def _basic(encoded: bytes) -> tuple[bytes, bytes]:
+    try:
+        decoded = base64.b64decode(encoded, validate=True)
+    except binascii.Error:
+        raise InputError(Reason.UNKNOWN_AGENT, "Proxy-Authorization is not base64") from None
+    name, colon, token = decoded.partition(b":")
+    if not colon:
+        raise InputError(Reason.UNKNOWN_AGENT, "Proxy-Authorization is not id:token")
+    return name, token

@@ -1,0 +1,70 @@
+"""The command line: arguments in, exit code out.
+
+One small module per group of commands; what they do is in the modules that they call. Exit codes: 0 ok,
+1 refused, invalid or a failed check, 2 usage or configuration.
+
+Invariants (tests/test_cli.py has one test named after each):
+  Q1  A ConfigError is shown as `file:line: message` on standard error, without a traceback, exit code 2.
+  Q2  Every command has --help with an example, and only commands that work are there.
+  Q3  Only `init`, `demo`, `trust` and `run` write files; only `demo`, `run` and `verify --keys URL` use the
+      network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Final
+
+from .. import __version__
+from ..errors import BackendError, ConfigError, HoldgateError
+
+__all__ = ["build_parser", "main"]
+
+# Every command, each in a module of its name, in the order of --help.
+_COMMANDS: Final = (
+    *("init", "demo", "run", "check", "test", "explain"),
+    *("verify", "receipts", "log", "trust", "keys", "surfaces"),
+)
+
+
+def build_parser(only: str = "") -> argparse.ArgumentParser:
+    """The parser of all commands, or of the one named `only`: importing all of them takes a second."""
+    parser = argparse.ArgumentParser(
+        prog="holdgate",
+        description="Holds every outbound action of an agent and forwards it only on PERMIT.",
+        epilog="start here: holdgate demo",
+    )
+    parser.add_argument("--version", action="version", version=f"holdgate {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in (only,) if only in _COMMANDS else _COMMANDS:
+        import_module(f".{name}", __name__).register(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Never raises for a mistake of the caller's."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        args = build_parser(words[0] if words else "").parse_args(words)
+    except SystemExit as stop:  # argparse's way out of --help and of wrong usage
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except (ConfigError, BackendError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except HoldgateError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted; Python would complain again while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code

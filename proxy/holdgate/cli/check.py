@@ -1,0 +1,94 @@
+"""`holdgate check`: are configuration, maps and policies sound? `file:line: message` for whatever is not."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from ..bundle import load_bundle
+from ..config import Config, load_config
+from ..errors import ConfigError
+from ..policy import Finding, lint, load_policies
+from ..surface.index import SurfaceIndex
+from ..surface.load import load_maps
+from .shared import Commands, add, config_of, print_json
+from .sources import sort_paths
+
+__all__ = ["register"]
+
+
+def register(commands: Commands) -> None:
+    parser = add(
+        commands,
+        "check",
+        _check,
+        does="lint the configuration, surface maps and policies",
+        example="holdgate check; holdgate check surfaces/ policies/refunds.yaml",
+        data=True,
+    )
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="default: all of -c FILE")
+    parser.add_argument(
+        "--warn", action="store_true", help="show lint findings, but fail only for what cannot be loaded"
+    )
+
+
+def _check(args: argparse.Namespace) -> int:
+    if args.paths:
+        errors, findings = _check_paths(args)
+    else:
+        errors, findings = _check_config(config_of(args))
+    if args.json:
+        rows = [asdict(each) | {"severity": "error"} for each in errors]
+        rows += [asdict(each) | {"severity": "warning" if args.warn else "error"} for each in findings]
+        print_json(rows)
+    else:
+        for each in (*errors, *findings):
+            print(each)
+        if not errors and not findings:
+            print("no findings")
+    return 1 if errors or (findings and not args.warn) else 0
+
+
+type _Result = tuple[list[Finding], tuple[Finding, ...]]  # what does not load, and lint
+
+
+def _check_config(config: Config) -> _Result:
+    # The proxy engine is imported only here: it takes longer than the rest of this command.
+    from ..adapters.server import check_connect_to
+
+    try:
+        bundle = load_bundle(config.surfaces, config.policies)
+    except ConfigError as error:
+        return [_finding(error)], ()
+    check_connect_to(config, bundle)
+    return [], lint(bundle.policies, bundle.index)
+
+
+def _check_paths(args: argparse.Namespace) -> _Result:
+    try:
+        given = sort_paths(args.paths)
+    except ConfigError as error:
+        return [_finding(error)], ()
+    for path in given.configs:
+        load_config(path)
+    errors: list[Finding] = []
+    for path in given.maps:
+        try:
+            load_maps([path])
+        except ConfigError as error:
+            errors.append(_finding(error))
+    if errors or not (given.maps or given.policies):
+        return errors, ()
+    surfaces = given.maps or config_of(args).surfaces
+    try:
+        index = SurfaceIndex.compile(load_maps(surfaces))
+        if not given.policies:
+            return [], ()
+        return [], lint(load_policies(given.policies, index), index)
+    except ConfigError as error:
+        return [_finding(error)], ()
+
+
+def _finding(error: ConfigError) -> Finding:
+    return Finding(file=error.file, line=error.line, message=error.message)

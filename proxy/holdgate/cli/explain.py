@@ -1,0 +1,110 @@
+"""`holdgate explain`: what would be decided about one captured request; the work is in ../explain.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from functools import partial
+
+from ..adapters.keyfiles import load_keys
+from ..agents import Agent, identify
+from ..bundle import load_bundle
+from ..config import Config
+from ..errors import ConfigError, Outcome
+from ..explain import SOURCE, Explained, document, explain, plain_value
+from ..gate import RuleTrace
+from ..message import Origin
+from ..policy_model import RuleEffect
+from .shared import Commands, add, config_of, print_json, read_bytes
+
+__all__ = ["register"]
+
+
+def register(commands: Commands) -> None:
+    parser = add(
+        commands,
+        "explain",
+        _explain,
+        does="say what would be decided about a captured HTTP request, and why; sends nothing",
+        example="holdgate explain --agent local-agent surfaces/stripe/examples/refund_partial.http",
+        data=True,
+    )
+    parser.add_argument("--agent", default="", metavar="ID", help=f"default: who connects from {SOURCE}")
+    parser.add_argument("request", metavar="FILE|-", help="a raw HTTP/1.1 request, head and body")
+
+
+def _explain(args: argparse.Namespace) -> int:
+    config = config_of(args)
+    try:
+        raw = read_bytes(args.request)
+    except OSError as error:
+        raise ConfigError(f"cannot read: {error.strerror}", file=args.request) from error
+    explained = explain(
+        raw,
+        partial(_agent, args.agent, config),
+        load_bundle(config.surfaces, config.policies),
+        config.limits,
+        fleet_key=_fleet_key(config),
+        now_us=time.time_ns() // 1000,
+    )
+    if args.json:
+        print_json(document(explained))
+    else:
+        _print(explained)
+    return 0 if explained.decision.outcome is Outcome.PERMIT else 1
+
+
+def _fleet_key(config: Config) -> bytes:
+    try:
+        return load_keys(config.state_dir).fleet
+    except ConfigError as error:
+        print(f"note: {error}; digests of sensitive operations are not the proxy's", file=sys.stderr)
+        return bytes(32)
+
+
+def _agent(name: str, config: Config, origin: Origin) -> Agent:
+    if not name:
+        return identify(origin, config.agents)
+    for rule in config.agents:
+        if rule.agent.id == name:
+            return rule.agent
+    known = ", ".join(rule.agent.id for rule in config.agents) or "none"
+    raise ConfigError(f"no agent {name!r}; there are: {known}", file=str(config.path))
+
+
+def _print(explained: Explained) -> None:
+    request, recognised, decision = explained.request, explained.recognised, explained.decision
+    print(f"agent      {explained.agent.id if explained.agent else 'unknown'}")
+    if request is not None:
+        print(
+            f"request    {request.method} {request.scheme}://{request.destination} {len(request.body)} bytes"
+        )
+    for action in recognised.actions if recognised else ():
+        print(f"action     {action.surface}  {action.operation}  ({action.effect.value})")
+        for param in action.params:
+            print(f"             {param.name} = {param.value!r}")
+    if recognised is not None:
+        print(f"digest     {recognised.digest}")
+        for key in recognised.keys:
+            print(f"key        {key.source.value}, held {key.ttl_s} s")
+    print(f"decision   {decision.outcome.value} {decision.reason.value}")
+    if explained.detail:
+        print(f"because    {explained.detail}")
+    for rule in explained.trace:
+        _print_rule(rule, decided=rule.rule in decision.rules)
+
+
+def _print_rule(rule: RuleTrace, *, decided: bool) -> None:
+    failing = [part for part in rule.conjuncts if part.value is not True]
+    # A permit that fails by one condition is what an author looks for.
+    near = (
+        rule.effect is RuleEffect.PERMIT
+        and rule.result == "false"
+        and len(rule.conjuncts) > len(failing) == 1
+    )
+    mark = "  <- decides" if decided else "  <- near miss" if near else ""
+    print(f"rule       {rule.rule}  {rule.effect.value}: {rule.result}{mark}")
+    for part in failing:
+        print(f"             {json.dumps(plain_value(part.value))}: {part.text}")

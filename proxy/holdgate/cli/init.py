@@ -1,0 +1,39 @@
+"""`holdgate init`: a folder that `holdgate run` can start from; what is in it is in adapters/starter.py."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..adapters.starter import initialise
+from .shared import Commands, add
+
+__all__ = ["register"]
+
+
+def register(commands: Commands) -> None:
+    parser = add(
+        commands,
+        "init",
+        _init,
+        does="write a configuration, starter maps and policies, and make keys; never overwrites",
+        example="holdgate init gate && cd gate && holdgate check && holdgate run",
+        config=False,
+    )
+    parser.add_argument("dir", nargs="?", type=Path, default=Path(), metavar="DIR", help="default: here")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="state directory (default: DIR/state)")
+    parser.add_argument("--node", default="edge-1", metavar="NAME", help="name of this instance")
+
+
+def _init(args: argparse.Namespace) -> int:
+    made = initialise(args.dir, node=args.node, state=args.state)
+    for path in made:
+        print(f"made {path}")
+    if not made:
+        print("everything is there already")
+    where = "" if args.dir == Path() else f"cd {args.dir} && "
+    print("\nnext:")
+    print(f"  {where}holdgate check                 # maps, policies and configuration are sound")
+    print(f"  {where}holdgate run                   # then, in the agent's shell:")
+    print('  eval "$(holdgate trust --env)"; export HTTPS_PROXY=http://127.0.0.1:8080')
+    return 0

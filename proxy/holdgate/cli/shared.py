@@ -1,0 +1,96 @@
+"""What the commands share: how a command is declared, where its configuration is, how data is printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, load_config
+
+__all__ = [
+    "Commands",
+    "Run",
+    "add",
+    "config_of",
+    "group",
+    "print_json",
+    "print_table",
+    "read_bytes",
+]
+
+type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+type Run = Callable[[argparse.Namespace], int]
+
+
+def add(
+    commands: Commands,
+    name: str,
+    run: Run,
+    *,
+    does: str,
+    example: str,
+    config: bool = True,
+    data: bool = False,
+) -> argparse.ArgumentParser:
+    """Declare one command. `config`: it has -c. `data`: it prints data, so it has --json."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=does,
+        description=does[0].upper() + does[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    if config:
+        parser.add_argument(
+            "-c",
+            "--config",
+            type=Path,
+            default=Path("holdgate.yaml"),
+            metavar="FILE",
+            help="configuration (default: ./holdgate.yaml)",
+        )
+    if data:
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def group(commands: Commands, name: str, *, does: str, example: str) -> Commands:
+    """Declare a command that has sub-commands."""
+    parser = commands.add_parser(
+        name,
+        help=does,
+        description=does[0].upper() + does[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    return load_config(args.config)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell. Control characters cannot move a terminal's cursor."""
+    lines = [list(head), *([_printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def read_bytes(name: str) -> bytes:
+    """The file `name`, or standard input for `-`. Raises OSError."""
+    return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()

@@ -1,0 +1,84 @@
+"""`holdgate test`: policy tests, and which rules they never exercise."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..adapters.keyfiles import load_keys
+from ..config import load_config
+from ..errors import ConfigError
+from ..explain import recognised_input
+from ..limits import Limits
+from ..policy import load_policies
+from ..policytest import TestReport, run_tests
+from ..policytest_report import to_json, to_junit, to_text
+from ..surface.index import SurfaceIndex
+from ..surface.load import load_maps
+from .shared import Commands, add, config_of
+from .sources import sort_paths
+
+__all__ = ["register"]
+
+
+def register(commands: Commands) -> None:
+    parser = add(
+        commands,
+        "test",
+        _test,
+        does="run *_test.yaml policy tests and show rules without coverage",
+        example="holdgate test; holdgate test policies/refunds_test.yaml --output junit > report.xml",
+        data=True,
+    )
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="default: `policies` of -c FILE")
+    parser.add_argument("--output", choices=("text", "json", "junit"), default="text")
+
+
+def _test(args: argparse.Namespace) -> int:
+    surfaces, policies, tests = _sources(args)
+    try:
+        index = SurfaceIndex.compile(load_maps(surfaces))
+        rules = load_policies(policies, index)
+        report = run_tests(tests, rules, index, partial(_recognise, index, Limits(), _fleet_key(args.config)))
+    except ConfigError as error:  # a bad map, policy or test: the check failed, the call was right
+        print(error, file=sys.stderr)
+        return 1
+    print(_text(report, "json" if args.json else args.output), end="")
+    return 0 if report.ok else 1
+
+
+def _text(report: TestReport, form: str) -> str:
+    match form:
+        case "json":
+            return to_json(report)
+        case "junit":
+            return to_junit(report)
+        case _:
+            return to_text(report)
+
+
+def _sources(args: argparse.Namespace) -> tuple[tuple[Path, ...], tuple[Path, ...], tuple[Path, ...]]:
+    """Maps, policies and tests: from the paths that were given, and else from the configuration."""
+    if not args.paths:
+        config = config_of(args)
+        return config.surfaces, config.policies, config.policies
+    given = sort_paths(args.paths)
+    if not given.tests:
+        raise ConfigError("no file of `kind: PolicyTest` here", file=", ".join(str(p) for p in args.paths))
+    surfaces = given.maps or config_of(args).surfaces
+    return surfaces, given.policies or config_of(args).policies, given.tests
+
+
+def _recognise(index: SurfaceIndex, limits: Limits, fleet_key: bytes, path: Path) -> dict[str, Any]:
+    return recognised_input(path.read_bytes(), index, limits, fleet_key=fleet_key)
+
+
+def _fleet_key(config: Path) -> bytes:
+    # Tests compare decisions, not digests, so they run where there is no state (CI) as well.
+    try:
+        return load_keys(load_config(config).state_dir).fleet
+    except ConfigError:
+        return bytes(32)

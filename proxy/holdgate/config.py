@@ -1,0 +1,383 @@
+"""One strict YAML file in, one frozen Config out; everything that is wrong is a ConfigError with file:line.
+
+CONTRACT 5 lists the keys. Relative paths are relative to the file. What this version does not build
+(`gate` other than embedded, `store` other than sqlite, `bundle.mode` other than files) is refused, not
+ignored. No environment variable is read. Whether the names in `connect_to` are mapped hosts is checked by
+whoever loads the surface maps; each entry keeps its line for that.
+
+Invariants (tests/test_config.py):
+  K1  load_config() returns a Config that can be run, or raises ConfigError with file, line and what to write.
+  K2  Every unknown or duplicate key is refused, at every depth.
+  K3  `tls: false` reaches loopback only, and no connect_to target is one of our own listeners.
+  K4  Two entries that one token could mean, or an agent that matches everybody, are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, Literal
+
+from .agents import Agent, AgentRule, Attrs, AttrValue, Network
+from .config_values import (
+    IDENTIFIER,
+    Address,
+    read_address,
+    read_digest,
+    read_matching,
+    read_names,
+    read_networks,
+    read_optional_address,
+    read_path,
+)
+from .errors import ConfigError
+from .limits import Limits
+from .strictyaml import Node, load_file
+
+__all__ = [
+    "Address",
+    "Admin",
+    "AdminToken",
+    "Config",
+    "ConnectTo",
+    "Listen",
+    "OpenDoor",
+    "ReceiptsHeader",
+    "Upstream",
+    "load_config",
+]
+
+# The node stands as an RFC 9651 token in Proxy-Status and in the CA's name, so it starts with a letter.
+_NODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,47}\Z")
+_ATTRIBUTE: Final = re.compile(r"[a-z][a-z0-9_]{0,62}\Z")
+_NAME_PORT: Final = re.compile(r"((?:\*\.)?[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?):([1-9][0-9]{0,4})\Z")
+_PUBLIC_URL: Final = re.compile(r"https?://[A-Za-z0-9.\-:\[\]]+(/[A-Za-z0-9._~/-]*)?\Z")
+_DECIMAL: Final = re.compile(r"[0-9]{1,9}\.[0-9]{1,6}\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Where agents reach us; None is off. At least one is on."""
+
+    explicit: Address | None
+    transparent: Address | None
+
+
+class OpenDoor(StrEnum):
+    """What of the admin API may be read without a token (health and public keys always may)."""
+
+    METRICS = "metrics"
+    CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminToken:
+    name: str
+    sha256: bytes
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admin:
+    listen: Address
+    public_url: str | None  # without a slash at the end
+    open: frozenset[OpenDoor]
+    tokens: tuple[AdminToken, ...]
+
+
+class ReceiptsHeader(StrEnum):
+    FULL = "full"
+    REFERENCE = "reference"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectTo:
+    """Dial `address` for this name and port; Host and TLS name stay the surface's."""
+
+    name: str  # exact, or "*.suffix"
+    port: int
+    address: Address
+    tls: bool
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    ca_file: Path | None
+    connect_to: tuple[ConnectTo, ...]
+    allow_private: tuple[Network, ...]
+    resolver: Literal["system"] | tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    path: Path
+    node: str
+    state_dir: Path
+    listen: Listen
+    admin: Admin
+    surfaces: tuple[Path, ...]
+    policies: tuple[Path, ...]
+    agents: tuple[AgentRule, ...]
+    limits: Limits
+    receipts_header: ReceiptsHeader
+    upstream: Upstream
+
+    @property
+    def issuer(self) -> str:
+        """The origin of this node's log, which its receipts name as `iss`."""
+        return f"holdgate.local/{self.node}"
+
+
+def load_config(path: Path) -> Config:
+    """Read holdgate.yaml. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError("no such file; `holdgate init` writes one, `-c FILE` names another", file=str(path))
+    root = load_file(path)
+    keys = root.mapping(
+        required=("version", "node", "state_dir", "listen", "surfaces", "policies", "agents"),
+        optional=("admin", "bundle", "store", "gate", "limits", "receipts", "upstream"),
+        what="the configuration",
+    )
+    if keys["version"].integer("version") != 1:
+        raise keys["version"].fail("this version of Holdgate reads `version: 1`")
+    _refuse_unbuilt(keys)
+    base = path.absolute().parent
+    listen = _listen(keys["listen"])
+    admin = _admin(keys.get("admin"))
+    _refuse_same_listener(keys["listen"], listen, admin)
+    return Config(
+        path=path.absolute(),
+        node=read_matching(
+            keys["node"], _NODE, "node", "a letter, then up to 47 letters, digits, `.`, `_` or `-`"
+        ),
+        state_dir=read_path(keys["state_dir"], base, "state_dir"),
+        listen=listen,
+        admin=admin,
+        surfaces=_existing(keys["surfaces"], base, "surfaces"),
+        policies=_existing(keys["policies"], base, "policies"),
+        agents=_agents(keys["agents"]),
+        limits=_limits(keys.get("limits")),
+        receipts_header=_receipts(keys.get("receipts")),
+        upstream=_upstream(keys.get("upstream"), base, listen, admin),
+    )
+
+
+def _refuse_unbuilt(keys: dict[str, Node]) -> None:
+    """Settings that the contract has and this version does not build: an error, never a silent default."""
+    if (gate := keys.get("gate")) is not None and gate.value != "embedded":
+        raise gate.fail("only `gate: embedded` is built in this version; remote gates are not")
+    if (store := keys.get("store")) is not None and store.value != "sqlite":
+        raise store.fail("only `store: sqlite` is built in this version; PostgreSQL is not")
+    if (bundle := keys.get("bundle")) is not None:
+        mode = bundle.mapping(required=("mode",), optional=("trust", "dir"), what="bundle")["mode"]
+        if mode.value != "files" or len(bundle.value) != 1:
+            raise mode.fail("only `bundle: {mode: files}` is built in this version; signed bundles are not")
+
+
+def _listen(node: Node) -> Listen:
+    keys = node.mapping(optional=("explicit", "transparent"), what="listen")
+    explicit = read_optional_address(keys.get("explicit"), "listen.explicit")
+    transparent = read_optional_address(keys.get("transparent"), "listen.transparent")
+    if explicit is None and transparent is None:
+        raise node.fail("nothing to listen on: write `explicit: 127.0.0.1:8080` or a transparent address")
+    return Listen(explicit=explicit, transparent=transparent)
+
+
+def _admin(node: Node | None) -> Admin:
+    if node is None:
+        return Admin(listen=_DEFAULT_ADMIN, public_url=None, open=frozenset(), tokens=())
+    keys = node.mapping(optional=("listen", "public_url", "open", "tokens"), what="admin")
+    listen = read_address(keys["listen"], "admin.listen") if "listen" in keys else _DEFAULT_ADMIN
+    url: str | None = None
+    if (url_node := keys.get("public_url")) is not None and url_node.value is not None:
+        what = "an http(s) URL without query, such as https://holdgate.example.com"
+        url = read_matching(url_node, _PUBLIC_URL, "admin.public_url", what).rstrip("/")
+    doors: frozenset[OpenDoor] = frozenset()
+    if (open_node := keys.get("open")) is not None:
+        options = tuple(OpenDoor)
+        items = open_node.sequence("admin.open")
+        doors = frozenset(OpenDoor(item.choice(options, "admin.open")) for item in items)
+    tokens = _admin_tokens(keys["tokens"]) if "tokens" in keys else ()
+    return Admin(listen=listen, public_url=url, open=doors, tokens=tokens)
+
+
+def _admin_tokens(node: Node) -> tuple[AdminToken, ...]:
+    tokens: list[AdminToken] = []
+    for name, entry in node.open_mapping("admin.tokens").items():
+        if not IDENTIFIER.match(name):
+            raise entry.fail(f"token name {name!r}: write letters, digits, `.`, `_` or `-`")
+        keys = entry.mapping(required=("sha256", "roles"), what=f"admin.tokens.{name}")
+        digest = read_digest(keys["sha256"], f"admin.tokens.{name}.sha256")
+        if any(other.sha256 == digest for other in tokens):
+            raise keys["sha256"].fail("another token has the same sha256: give each its own token")
+        roles = read_names(keys["roles"], f"admin.tokens.{name}.roles")
+        if not roles:
+            raise keys["roles"].fail(
+                "a token without roles can do nothing: write for example `roles: [operator]`"
+            )
+        tokens.append(AdminToken(name=name, sha256=digest, roles=roles))
+    return tuple(tokens)
+
+
+def _refuse_same_listener(node: Node, listen: Listen, admin: Admin) -> None:
+    ours = [address for address in (listen.explicit, listen.transparent, admin.listen) if address is not None]
+    for place, address in enumerate(ours):
+        if any(_reaches(address, other) for other in ours[:place]):
+            raise node.fail(f"two listeners share {address}: give each its own port")
+
+
+def _agents(node: Node) -> tuple[AgentRule, ...]:
+    rules: list[AgentRule] = []
+    for item in node.sequence("agents"):
+        keys = item.mapping(required=("id", "match"), optional=("groups", "attrs"), what="an agent")
+        name = read_matching(keys["id"], IDENTIFIER, "agent id", "letters, digits, `.`, `_` or `-`")
+        if any(rule.agent.id == name for rule in rules):
+            raise keys["id"].fail(f"agent {name!r} is there twice: put all of it into one entry")
+        groups = read_names(keys["groups"], f"groups of {name}") if "groups" in keys else ()
+        attrs = _attrs(keys["attrs"], name) if "attrs" in keys else ()
+        match = keys["match"].mapping(optional=("source", "token_sha256"), what=f"match of {name}")
+        if not match:
+            raise keys["match"].fail(
+                "an agent that matches everybody: write `source: [CIDR]`, `token_sha256`, or both"
+            )
+        sources = read_networks(match["source"], f"source of {name}") if "source" in match else ()
+        if "source" in match and not sources:
+            raise match["source"].fail(f"source of {name} is empty: write for example [127.0.0.1/32]")
+        digest = (
+            read_digest(match["token_sha256"], f"token_sha256 of {name}") if "token_sha256" in match else b""
+        )
+        if digest and any(rule.token_sha256 == digest for rule in rules):
+            raise match["token_sha256"].fail("another agent has the same token: give each its own")
+        agent = Agent(id=name, groups=groups, attrs=attrs)
+        rules.append(AgentRule(agent=agent, sources=sources, token_sha256=digest))
+    return tuple(rules)
+
+
+def _attrs(node: Node, agent: str) -> Attrs:
+    pairs: list[tuple[str, AttrValue]] = []
+    for name, value in node.open_mapping(f"attrs of {agent}").items():
+        if not _ATTRIBUTE.match(name):
+            raise value.fail(f"attribute {name!r}: write lower-case letters, digits and `_`")
+        pairs.append((name, _attr_value(value, f"attribute {name} of {agent}")))
+    return tuple(sorted(pairs, key=lambda pair: pair[0]))
+
+
+def _attr_value(node: Node, what: str) -> AttrValue:
+    value = node.value
+    if isinstance(value, str | int):  # a bool is an int
+        return value
+    if isinstance(value, list):
+        if all(isinstance(item.value, str) for item in value):
+            return tuple(item.text() for item in value)
+        if all(isinstance(item.value, int) and not isinstance(item.value, bool) for item in value):
+            return tuple(item.integer() for item in value)
+    raise node.fail(f"{what} must be a string, an integer, true, false, or a list of strings or of integers")
+
+
+def _limits(node: Node | None) -> Limits:
+    if node is None:
+        return Limits()
+    # Annotations are text here (`from __future__ import annotations` in limits.py).
+    known = {field.name: field.type for field in fields(Limits)}
+    values: dict[str, int | float] = {}
+    for name, value in node.mapping(optional=tuple(known), what="limits").items():
+        values[name] = _seconds(value, name) if known[name] == "float" else value.integer(f"limits.{name}")
+        if values[name] <= 0:
+            raise value.fail(f"limits.{name} must be greater than zero")
+    try:
+        return Limits(**values)  # type: ignore[arg-type]  # names and kinds were checked just now
+    except ValueError as error:
+        raise node.fail(str(error)) from None
+
+
+def _seconds(node: Node, name: str) -> float:
+    if isinstance(node.value, str) and _DECIMAL.match(node.value):  # the YAML subset has no floats
+        return float(node.value)
+    if isinstance(node.value, bool) or not isinstance(node.value, int):
+        raise node.fail(f"limits.{name} must be a number of seconds, such as 5 or 0.5")
+    return float(node.value)
+
+
+def _receipts(node: Node | None) -> ReceiptsHeader:
+    if node is None:
+        return ReceiptsHeader.FULL
+    header = node.mapping(required=("header",), what="receipts")["header"]
+    return ReceiptsHeader(header.choice(tuple(ReceiptsHeader), "receipts.header"))
+
+
+def _upstream(node: Node | None, base: Path, listen: Listen, admin: Admin) -> Upstream:
+    if node is None:
+        return Upstream(ca_file=None, connect_to=(), allow_private=(), resolver="system")
+    known = ("ca_file", "connect_to", "allow_private", "resolver")
+    keys = {
+        name: value
+        for name, value in node.mapping(optional=known, what="upstream").items()
+        if value.value is not None
+    }
+    ca_file = _ca_file(keys["ca_file"], base) if "ca_file" in keys else None
+    private = read_networks(keys["allow_private"], "allow_private") if "allow_private" in keys else ()
+    resolver: Literal["system"] | tuple[Address, ...] = "system"
+    if (choice := keys.get("resolver")) is not None and choice.value != "system":
+        if not isinstance(choice.value, list) or not choice.value:
+            raise choice.fail("upstream.resolver: write `system` or a list such as [10.0.0.53:53]")
+        resolver = tuple(read_address(item, "upstream.resolver", low=1) for item in choice.value)
+    targets: list[ConnectTo] = []
+    if (table := keys.get("connect_to")) is not None:
+        ours = [
+            address for address in (listen.explicit, listen.transparent, admin.listen) if address is not None
+        ]
+        targets = [_connect_to(name, entry, ours) for name, entry in table.open_mapping("connect_to").items()]
+    return Upstream(ca_file=ca_file, connect_to=tuple(targets), allow_private=private, resolver=resolver)
+
+
+def _connect_to(key: str, node: Node, ours: list[Address]) -> ConnectTo:
+    match = _NAME_PORT.match(key)
+    if match is None or ".." in key or int(match[3]) > 65535:
+        raise node.fail(f"connect_to {key!r}: write a lower-case name and a port, such as api.stripe.com:443")
+    keys = node.mapping(required=("address",), optional=("tls",), what=f"connect_to {key}")
+    address = read_address(keys["address"], f"connect_to {key} address", low=1)
+    tls = keys["tls"].boolean(f"connect_to {key} tls") if "tls" in keys else True
+    if not tls and not address.ip.is_loopback:
+        raise keys["tls"].fail("tls: false is only for loopback addresses: write tls: true")
+    for listener in ours:
+        if _reaches(listener, address):
+            raise keys["address"].fail(
+                f"{address} is Holdgate's own listener {listener}: it is never a target"
+            )
+    return ConnectTo(name=match[1], port=int(match[3]), address=address, tls=tls, line=node.line)
+
+
+def _reaches(listener: Address, target: Address) -> bool:
+    """Whether dialling `target` could end at `listener`; a wildcard listener counts for every address."""
+    if listener.port == 0 or listener.port != target.port:
+        return False
+    return listener.ip == target.ip or listener.ip.is_unspecified or target.ip.is_unspecified
+
+
+def _ca_file(node: Node, base: Path) -> Path:
+    path = read_path(node, base, "upstream.ca_file")
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise node.fail(f"upstream.ca_file {path}: {error.strerror}") from None
+    if b"-----BEGIN CERTIFICATE-----" not in text:
+        raise node.fail(f"upstream.ca_file {path} holds no PEM certificate")
+    return path
+
+
+def _existing(node: Node, base: Path, what: str) -> tuple[Path, ...]:
+    paths: list[Path] = []
+    for item in node.sequence(what):
+        path = read_path(item, base, what)
+        if not path.exists():
+            raise item.fail(f"{what}: {path} does not exist; `holdgate init` writes a starter set")
+        paths.append(path)
+    if not paths:
+        raise node.fail(f"{what} is empty, so nothing could ever be permitted: write for example [./{what}]")
+    return tuple(paths)
+
+
+_DEFAULT_ADMIN: Final = Address(host="127.0.0.1", port=9090)

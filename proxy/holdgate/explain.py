@@ -1,0 +1,199 @@
+"""What would be decided about one captured request, and why. Nothing is sent or recorded.
+
+The same functions as in the pipeline, in the same order; claims are not looked at, because a second look at
+the same key is not the same question. A captured request is taken as sent inside TLS to the name in its Host
+header, or as plain HTTP when its target is an absolute http:// URL.
+
+Invariants (tests/test_cli.py):
+  Z1  explain() is total: a request that cannot be read is a SILENCE with its reason and detail.
+  Z2  No credential is in the document, only its fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import gate
+from .adjudicate import decision_input
+from .agents import Agent
+from .bundle import Bundle
+from .canonical import CanonicalRequest, canonicalise
+from .cel.evaluate import EvalError
+from .digest import CREDENTIAL_HEADERS, fingerprint
+from .errors import InputError, Outcome, Reason
+from .gate import RuleTrace
+from .http1 import ServerReader
+from .limits import Limits
+from .message import Listener, Message, Origin, RequestHead
+from .surface.index import SurfaceIndex
+from .surface.model import Action, Recognised
+
+__all__ = ["SOURCE", "Explained", "document", "explain", "plain_value", "recognised_input"]
+
+SOURCE = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """As far as the request came; `detail` is why it came no further."""
+
+    agent: Agent | None = None
+    request: CanonicalRequest | None = None
+    recognised: Recognised | None = None
+    inputs: dict[str, Any] | None = None
+    decision: gate.Decision
+    trace: tuple[RuleTrace, ...] = ()
+    detail: str = ""
+
+
+def explain(
+    raw: bytes,
+    identify: Callable[[Origin], Agent],
+    bundle: Bundle,
+    limits: Limits,
+    *,
+    fleet_key: bytes,
+    now_us: int,
+) -> Explained:
+    """Take one raw HTTP/1.1 request, head and body, through steps 1 to 5."""
+    silence = gate.Decision(outcome=Outcome.SILENCE, reason=Reason.INTERNAL_ERROR, rules=())
+    so_far = Explained(decision=silence)
+    try:
+        message = _message(raw, limits, bundle.index)
+        agent = identify(message.origin)
+        so_far = replace(so_far, agent=agent)
+        request = canonicalise(message)
+        so_far = replace(so_far, request=request)
+        recognised = bundle.index.recognise(request, fleet_key=fleet_key, body_bytes=limits.body_bytes)
+        so_far = replace(so_far, recognised=recognised)
+        if recognised.require_key:
+            raise InputError(Reason.MISSING_IDEMPOTENCY_KEY, "the map says on_missing: require")
+    except InputError as error:
+        return replace(so_far, decision=replace(silence, reason=error.reason), detail=error.detail)
+    inputs = decision_input(agent, request, recognised, now_us)
+    return replace(
+        so_far,
+        inputs=inputs,
+        decision=gate.decide(bundle.policies, inputs),
+        trace=gate.trace(bundle.policies, inputs),
+    )
+
+
+def recognised_input(raw: bytes, index: SurfaceIndex, limits: Limits, *, fleet_key: bytes) -> dict[str, Any]:
+    """What a raw request contributes to a decision input, for policy tests. Raises InputError."""
+    request = canonicalise(_message(raw, limits, index))
+    recognised = index.recognise(request, fleet_key=fleet_key, body_bytes=limits.body_bytes)
+    nobody = Agent(id="nobody", groups=(), attrs=())
+    inputs = decision_input(nobody, request, recognised, 0)
+    return {"actions": inputs["actions"], "request": inputs["request"]}
+
+
+def _message(raw: bytes, limits: Limits, index: SurfaceIndex) -> Message:
+    """One complete request as the proxy would read it from a connection."""
+    if b"\r\n" not in raw.partition(b"\n\n")[0]:  # a capture that an editor saved with plain line ends
+        head, blank, body = raw.partition(b"\n\n")
+        raw = head.replace(b"\n", b"\r\n") + (b"\r\n\r\n" if blank else b"") + body
+    reader = ServerReader(limits)
+    reader.feed(raw)
+    head_read = reader.head()
+    if head_read is None:
+        raise InputError(Reason.MALFORMED_REQUEST, "the head is incomplete: no empty line after it")
+    origin = _origin(head_read)
+    host, port = origin.connect or ("", 80)
+    scheme = "https" if origin.tls else "http"
+    reader.begin_body(
+        index.body_limit(host, port, scheme, default=limits.body_bytes, cap=limits.body_bytes_max)
+    )
+    body_read = reader.body()
+    if body_read is None:
+        raise InputError(Reason.MALFORMED_REQUEST, "the body is shorter than announced")
+    if reader.pending:
+        raise InputError(Reason.MALFORMED_REQUEST, "bytes after the end of the body")
+    return Message(origin=origin, head=head_read, body=body_read)
+
+
+def _origin(head: RequestHead) -> Origin:
+    host = next((value for name, value in head.headers if name.lower() == b"host"), b"")
+    name, _, port = host.decode("latin-1").partition(":")
+    plain = head.target[:7].lower() == b"http://"
+    number = int(port) if port.isascii() and port.isdigit() else 443
+    return Origin(
+        listener=Listener.EXPLICIT,
+        tls=not plain,
+        source=SOURCE,
+        source_port=0,
+        connect=None if plain else (name, number),
+        sni=None if plain else name,
+        original_port=None,
+        proxy_authorization=(),
+    )
+
+
+def document(explained: Explained) -> dict[str, Any]:
+    """The JSON form of `holdgate explain --json`."""
+    decision, recognised = explained.decision, explained.recognised
+    return {
+        "request": {
+            "canonical": _canonical(explained.request),
+            "digest": recognised.digest if recognised else None,
+        },
+        "actions": [_action(action) for action in recognised.actions] if recognised else [],
+        "agent": explained.agent.record() if explained.agent else None,
+        "decision": {
+            "outcome": decision.outcome.value,
+            "reason": decision.reason.value,
+            "rules": list(decision.rules),
+        }
+        | ({"detail": explained.detail} if explained.detail else {}),
+        "trace": [_rule(rule) for rule in explained.trace],
+        "input": explained.inputs,
+    }
+
+
+def _canonical(request: CanonicalRequest | None) -> dict[str, Any] | None:
+    if request is None:
+        return None
+    headers = []
+    for name, value in request.headers:
+        secret = name.lower().decode("latin-1") in CREDENTIAL_HEADERS
+        shown = f"(fingerprint {fingerprint(value)})" if secret else value.decode("utf-8", "replace")
+        headers.append([name.decode("latin-1"), shown])
+    return {
+        "method": request.method,
+        "scheme": request.scheme,
+        "host": request.host,
+        "port": request.port,
+        "path": list(request.segments),
+        "query": None if request.query is None else [list(pair) for pair in request.query],
+        "headers": headers,
+        "body": {"bytes": len(request.body), "sha256": hashlib.sha256(request.body).hexdigest()},
+    }
+
+
+def _action(action: Action) -> dict[str, Any]:
+    return {
+        "surface": action.surface,
+        "operation": action.operation,
+        "effect": action.effect.value,
+        "params": {param.name: param.value for param in action.params},
+    }
+
+
+def _rule(rule: RuleTrace) -> dict[str, Any]:
+    return {
+        "action": rule.action,
+        "rule": rule.rule,
+        "effect": rule.effect.value,
+        "result": rule.result,
+        "conjuncts": [{"text": part.text, "value": plain_value(part.value)} for part in rule.conjuncts],
+    }
+
+
+def plain_value(value: object) -> Any:
+    """What a conjunct came to, as JSON."""
+    if isinstance(value, EvalError):
+        return {"error": value.fault.value, "detail": value.detail}
+    return value if isinstance(value, str | int) else str(value)

@@ -1,0 +1,422 @@
+"""The product on one page: one held request, nine steps, and only a Release reaches the network.
+
+    message -> canonical -> surface -> claim -> gate -> receipt -> record -> release -> headers
+
+`Pipeline.handle` is the only async story. Every step is a field, so that a test can make any of them
+raise, hang, be cancelled or return nonsense; whatever happens before the Release ends in a refusal with a
+receipt, and whatever happens after it leaves exactly one outcome receipt.
+
+Invariants (tests/test_pipeline.py has one test named after each):
+  P1  No dispatch without a Release, and no Release without a Recorded PERMIT for exactly this request.
+  P2  A step that raises, hangs, is cancelled or returns nonsense: nothing leaves, the agent is answered.
+  P3  A PERMIT that comes after the hold deadline is void: its outcome is not_sent.
+  P4  Every PERMIT is settled exactly once, whatever the exchange does.
+  P5  Identical requests in flight share one dispatch, one receipt and one answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from . import gate
+from .adjudicate import Adjudication, Case, Evidence
+from .agents import Agent
+from .answer import Answer, Dispatcher, DispatchError, Exchange
+from .bundle import Bundle
+from .canonical import CanonicalRequest, canonicalise
+from .digest import raw_digest, wire_digest
+from .errors import REASONS, BackendError, InputError, Outcome, Reason
+from .gate import Decision
+from .headers import Verdicts, decision_headers
+from .ledger import Ledger, OutcomeStatus, Recorded
+from .limits import Limits
+from .message import Headers, Message, Origin, RequestHead
+from .policy import PolicySet
+from .receipt import ReceiptError
+from .refusal import Refusal, refuse
+from .relay import Flight, Permit, Said, answer_exchange, failed_exchange, share
+from .release import Release
+from .surface.model import Effect, Recognised
+
+__all__ = ["Client", "Meter", "Pipeline"]
+
+log = logging.getLogger("holdgate.pipeline")
+
+# What a refusal may cost after something already went wrong: a stuck store must not hold the agent too.
+REFUSAL_RECORD_S = 2.0
+LARGE_BODY_BYTES = 65_536
+
+
+class Client(Protocol):
+    """The agent's side of a held request."""
+
+    gone: bool
+
+    def on_gone(self, callback: Callable[[], object]) -> None: ...
+
+
+class Meter(Protocol):
+    """Where figures go; see adapters/metrics.py."""
+
+    def decision(self, surface: str, outcome: str, reason: str) -> None: ...
+    def hold(self, seconds: float) -> None: ...
+    def commit(self, seconds: float) -> None: ...
+    def decide(self, seconds: float) -> None: ...
+    def upstream(self, seconds: float) -> None: ...
+    def outcome(self, status: str) -> None: ...
+    def unmapped(self, host: str) -> None: ...
+    def in_flight(self, change: int) -> None: ...
+
+
+@dataclass(slots=True)
+class _Held:
+    """How far one request has come. Nothing here permits anything."""
+
+    message: Message
+    client: Client
+    arrived: float
+    agent: Agent | None = None
+    request: CanonicalRequest | None = None
+    recognised: Recognised | None = None
+    wire: str = ""
+    waiting: bool = False  # for the answer of an identical request
+
+
+@dataclass(slots=True, kw_only=True)
+class Pipeline:
+    bundle: Bundle
+    identify: Callable[[Origin], Agent]
+    ledger: Ledger
+    dispatcher: Dispatcher
+    evidence: Evidence
+    show: Verdicts
+    limits: Limits
+    meter: Meter
+    clock: Callable[[], float]  # monotonic seconds
+    canonicalise: Callable[[Message], CanonicalRequest] = canonicalise
+    held_bytes: int = 0
+    in_flight: int = 0
+    flights: dict[str, Flight] = field(default_factory=dict)
+
+    # -- what the inner door asks -----------------------------------------------------------------
+
+    def body_limit(self, origin: Origin, head: RequestHead) -> int:
+        """Largest body worth reading: the map's for this host, else the default."""
+        host, port = _claimed_host(origin, head)
+        scheme = "https" if origin.tls else "http"
+        return self.bundle.index.body_limit(
+            host, port, scheme, default=self.limits.body_bytes, cap=self.limits.body_bytes_max
+        )
+
+    def reserve(self, size_bytes: int) -> None:
+        if size_bytes > 0 and self.held_bytes + size_bytes > self.limits.held_bytes:
+            raise InputError(Reason.OVERLOADED, "limits.held_bytes")
+        self.held_bytes += size_bytes
+
+    def greet(self, origin: Origin) -> None:
+        """Ask for proxy credentials while they can be given; every other verdict waits for the request."""
+        try:
+            self.identify(origin)
+        except InputError as error:
+            if error.status == 407:
+                raise
+
+    async def handle(self, message: Message, client: Client) -> Answer:
+        """Hold one request, and answer it. Never raises but for cancellation of the whole process."""
+        held = _Held(message, client, self.clock())
+        self.in_flight += 1
+        self.meter.in_flight(1)
+        try:
+            return await self._held(held)
+        except InputError as error:
+            return await self._refuse(held, error.reason, error.detail, status=error.status)
+        except BackendError as error:
+            return await self._refuse(held, error.reason, error.detail)
+        except TimeoutError:
+            reason = Reason.IN_FLIGHT if held.waiting else Reason.GATE_TIMEOUT
+            return await self._refuse(held, reason, "hold deadline")
+        except asyncio.CancelledError:
+            return await self._refuse(held, Reason.INTERNAL_ERROR, "cancelled")
+        except Exception as error:
+            log.exception("internal error")
+            return await self._refuse(held, Reason.INTERNAL_ERROR, repr(error))
+        finally:
+            self.in_flight -= 1
+            self.meter.in_flight(-1)
+
+    async def refuse(self, origin: Origin, error: InputError, seen: bytes) -> Answer:
+        """Answer bytes that are not one readable message."""
+        head = RequestHead(method=b"", target=b"", headers=())
+        held = _Held(Message(origin=origin, head=head, body=seen), _Gone(), self.clock())
+        return await self._refuse(held, error.reason, error.detail, status=error.status, close=True)
+
+    # -- the nine steps ---------------------------------------------------------------------------
+
+    async def _held(self, held: _Held) -> Answer:
+        async with asyncio.timeout(self.limits.hold_s):
+            flight, shared = await self._recognise(held)
+            if shared is not None:
+                return shared
+            try:
+                recorded = await self._decide(held)
+            except BaseException:
+                share(self.flights, flight, None)
+                raise
+        if recorded.entry.outcome is not Outcome.PERMIT:
+            answer = self._refusal(held, recorded, recorded.entry.reason)
+            share(self.flights, flight, answer)
+            return answer
+        # From here on a PERMIT exists: every path below settles it.
+        permit = Permit(self.ledger, recorded, self.meter, self.flights, flight)
+        try:
+            return await self._forward(held, recorded, permit)
+        finally:
+            permit.close()
+
+    async def _recognise(self, held: _Held) -> tuple[Flight | None, Answer | None]:
+        """Steps 1 to 3, and joining an identical request that is in flight."""
+        if self.in_flight > self.limits.in_flight:
+            raise InputError(Reason.OVERLOADED, "limits.in_flight")
+        held.agent = self.identify(held.message.origin)
+        if len(held.message.body) > LARGE_BODY_BYTES:
+            await asyncio.to_thread(self._read, held)
+        else:
+            self._read(held)
+        if held.recognised is None or not held.recognised.keys:
+            return None, None
+        name = _flight_name(held)
+        while (flight := self.flights.get(name)) is not None:
+            held.waiting = True
+            shared = await asyncio.shield(flight.answer)
+            held.waiting = False
+            if shared is not None:
+                return None, shared
+        flight = self.flights[name] = Flight(name, asyncio.get_running_loop().create_future())
+        return flight, None
+
+    def _read(self, held: _Held) -> None:
+        held.request = self.canonicalise(held.message)
+        held.recognised = self.bundle.index.recognise(
+            held.request, fleet_key=self.evidence.fleet_key, body_bytes=self.limits.body_bytes
+        )
+        held.wire = wire_digest(
+            held.request.method,
+            held.request.raw_target,
+            held.recognised.headers,
+            held.request.body,
+            secret_headers=held.recognised.secret_headers,
+            key=self.evidence.fleet_key if held.recognised.sensitive else None,
+        )
+
+    async def _decide(self, held: _Held) -> Recorded:
+        """Steps 4 to 7. A decision that the deadline overtakes is void, whenever it arrives."""
+        timed = _TimedGate(self.clock)
+        judge = Adjudication(self._case(held, None), self.bundle, self.evidence, timed)
+        started = self.clock()
+        try:
+            recorded = await self.ledger.record(judge)
+        except BaseException:
+            judge.void()
+            raise
+        self.meter.commit(self.clock() - started)
+        self.meter.decide(timed.seconds)
+        if not isinstance(recorded, Recorded):
+            raise BackendError(Reason.INTERNAL_ERROR, "the store returned no record")
+        entry = recorded.entry
+        self.meter.decision(entry.surface, entry.outcome.value, entry.reason.value)
+        self.meter.hold(self.clock() - held.arrived)
+        return recorded
+
+    def _release(self, held: _Held, recorded: Recorded) -> Release:
+        """Step 8. Raises unless this is a recorded PERMIT for exactly this request."""
+        if held.agent is None or held.request is None or held.recognised is None:
+            raise BackendError(Reason.INTERNAL_ERROR, "permitted what was not recognised")
+        return Release(
+            recorded=recorded,
+            agent=held.agent.id,
+            request=held.request,
+            recognised=held.recognised,
+            wire_key=self.evidence.fleet_key if held.recognised.sensitive else None,
+            expires_us=recorded.entry.iat_us + 30_000_000,
+        )
+
+    async def _forward(self, held: _Held, recorded: Recorded, permit: Permit) -> Answer:
+        """Dispatch once; whatever happens is an outcome, and the agent's answer carries the receipt."""
+        shape, retry = self._shape(held)
+        said = Said(
+            recorded=recorded,
+            show=self.show,
+            method=held.message.head.method.decode("ascii", "replace"),
+            sensitive=held.recognised is not None and held.recognised.sensitive,
+            shape=shape,
+            retry_headers=retry,
+        )
+        try:
+            release = self._release(held, recorded)
+            if held.client.gone:
+                raise DispatchError(OutcomeStatus.NOT_SENT, 502, "the agent left before the release")
+            started = self.clock()
+            permit.sending()
+            exchange = await self._dispatch(held, release)
+            self.meter.upstream(self.clock() - started)
+            return await answer_exchange(said, exchange, permit, held.client)
+        except DispatchError as error:
+            permit.settle(error.status, 0, delivered=False)
+            log.info("%s %s", recorded.entry.receipt_id, error)
+            return failed_exchange(said, error)
+        except (Exception, asyncio.CancelledError) as error:
+            log.exception("%s: the exchange failed", recorded.entry.receipt_id)
+            permit.abandon()
+            return failed_exchange(said, DispatchError(permit.status, 502, repr(error)))
+
+    async def _dispatch(self, held: _Held, release: Release) -> Exchange:
+        reading = all(action.effect is Effect.READ for action in release.recognised.actions)
+        if not reading:  # a commit runs on when its agent leaves: its outcome must be learnt
+            return await self.dispatcher.dispatch(release)
+        task = asyncio.ensure_future(self.dispatcher.dispatch(release))
+        held.client.on_gone(task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise DispatchError(OutcomeStatus.UNKNOWN, 502, "the agent left while reading") from None
+
+    # -- refusals ---------------------------------------------------------------------------------
+
+    def _case(self, held: _Held, refusal: Reason | None) -> Case:
+        message = held.message
+        unread = held.recognised is None
+        return Case(
+            agent=held.agent,
+            request=held.request,
+            recognised=held.recognised,
+            wire=held.wire,
+            raw_digest=raw_digest(_head_bytes(message.head), message.body) if unread else "",
+            raw_bytes=len(message.body),
+            refusal=refusal,
+        )
+
+    async def _refuse(
+        self, held: _Held, reason: Reason, detail: str, *, status: int | None = None, close: bool = False
+    ) -> Answer:
+        """Record a SILENCE and answer it; without a store the answer says so and has no receipt id."""
+        log.info("SILENCE %s: %s", reason.value, detail)
+        if reason is Reason.UNKNOWN_DESTINATION and held.request is not None:
+            self.meter.unmapped(held.request.host)
+        recorded = await self._record_refusal(held, reason)
+        if recorded is None:
+            reason, status = Reason.STORE_UNAVAILABLE, None
+        self.meter.decision("", Outcome.SILENCE.value, reason.value)
+        return self._refusal(held, recorded, reason, status=status, close=close)
+
+    async def _record_refusal(self, held: _Held, reason: Reason) -> Recorded | None:
+        """A receipt for a refusal; with what is known of the request, or, if that is broken, without."""
+        bare = _Held(held.message, held.client, held.arrived)
+        try:
+            async with asyncio.timeout(REFUSAL_RECORD_S):
+                for known in (held, bare):
+                    try:
+                        judge = Adjudication(self._case(known, reason), self.bundle, self.evidence)
+                        recorded = await self.ledger.record(judge)
+                    except (AttributeError, TypeError, ValueError, ReceiptError):
+                        log.exception("a receipt could not be built")
+                    else:
+                        return recorded if isinstance(recorded, Recorded) else None
+        except (BackendError, InputError, TimeoutError) as error:
+            log.error("a refusal could not be recorded: %s", error)
+        except (Exception, asyncio.CancelledError):
+            log.exception("a refusal could not be recorded")
+        return None
+
+    def _refusal(
+        self,
+        held: _Held,
+        recorded: Recorded | None,
+        reason: Reason,
+        *,
+        status: int | None = None,
+        close: bool = False,
+    ) -> Answer:
+        entry = recorded.entry if recorded else None
+        outcome = entry.outcome if entry else Outcome.SILENCE
+        told = Refusal(
+            outcome=outcome,
+            reason=reason,
+            id=entry.receipt_id if entry else "",
+            status=status or REASONS[reason].status,
+            prior=entry.prior if entry else "",
+            prior_status=entry.prior_status if entry else 0,
+        )
+        shape, retry = self._shape(held)
+        sensitive = isinstance(held.recognised, Recognised) and held.recognised.sensitive
+        return refuse(
+            told,
+            shape=shape,
+            receipt_headers=decision_headers(
+                entry, self.show, outcome=outcome, reason=reason, sensitive=sensitive
+            ),
+            retry_headers=retry,
+            head=held.message.head.method == b"HEAD",
+            close=close,
+        )
+
+    def _shape(self, held: _Held) -> tuple[str, Headers]:
+        """The vendor's error shape: known for its hosts even when the operation is not."""
+        if isinstance(held.recognised, Recognised):
+            return held.recognised.refusal, held.recognised.retry_headers
+        origin = held.message.origin
+        host, port = _claimed_host(origin, held.message.head)
+        return self.bundle.index.refusal(host, port, "https" if origin.tls else "http")
+
+
+class _TimedGate:
+    """The gate, and how long it took. The store calls it in its own thread; the figure is read afterwards."""
+
+    __slots__ = ("_clock", "seconds")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self.seconds = clock, 0.0
+
+    def __call__(self, policies: PolicySet, inputs: Mapping[str, Any]) -> Decision:
+        started = self._clock()
+        try:
+            return gate.decide(policies, inputs)
+        finally:
+            self.seconds = self._clock() - started
+
+
+class _Gone:
+    """The client of bytes that never became a request: nobody waits for a release."""
+
+    gone = True
+
+    def on_gone(self, callback: Callable[[], object]) -> None:
+        callback()
+
+
+def _claimed_host(origin: Origin, head: RequestHead) -> tuple[str, int]:
+    """The host a request claims, for limits and error shapes only; nothing is decided on it."""
+    claimed = next((value for name, value in head.headers if name.lower() == b"host"), b"")
+    if not claimed and origin.sni:
+        claimed = origin.sni.encode("ascii", "replace")
+    host, _, port = claimed.decode("latin-1").lower().partition(":")
+    default = 443 if origin.tls else 80
+    return host, int(port) if port.isdecimal() and len(port) < 6 else default
+
+
+def _flight_name(held: _Held) -> str:
+    """Requests with the same name are the same action by the same agent with the same credential."""
+    agent, recognised, request = held.agent, held.recognised, held.request
+    if agent is None or recognised is None or request is None:
+        raise BackendError(Reason.INTERNAL_ERROR, "not recognised")
+    key = recognised.keys[0]
+    parts = (agent.id, request.destination, recognised.principal or "", key.source.value, key.value)
+    return "\0".join((*parts, recognised.digest))
+
+
+def _head_bytes(head: RequestHead) -> bytes:
+    lines = [head.method + b" " + head.target, *(name + b": " + value for name, value in head.headers)]
+    return b"\r\n".join(lines)
