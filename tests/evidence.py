@@ -1,0 +1,197 @@
+"""What the tests of the evidence chain share: fixed keys, a request that everybody knows, a Judge."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from holdgate.adapters.sqlite import SqliteLedger
+from holdgate.errors import Outcome, Reason
+from holdgate.keys import SigningKey, key_set
+from holdgate.ledger import (
+    CONFLICT_SOURCE,
+    DISPATCHABLE,
+    Binding,
+    ClaimRow,
+    Entry,
+    Verdict,
+    appraise,
+    op_key,
+)
+from holdgate.receipt import decision_statement, input_digest, sign
+from holdgate.surface.model import Action, Effect, Param
+
+RECEIPT_KEY = SigningKey(seed=bytes(range(32)))
+LOG_KEY = SigningKey(seed=bytes(range(1, 33)))
+OTHER_KEY = SigningKey(seed=bytes(range(2, 34)))
+KEYS = key_set([RECEIPT_KEY.public])
+ORIGIN = "holdgate.local/edge-1"
+NODE = "edge-1"
+T0 = 1_790_000_000_000_000  # microseconds; every test clock starts here
+DAY_US = 86_400_000_000
+DIGEST = "sha256:" + "a" * 64
+OTHER_DIGEST = "sha256:" + "b" * 64
+POLICY = "sha256:" + "c" * 64
+INPUT = b'{"action":"refund"}'
+
+REFUND = Action(
+    surface="payments.refund",
+    operation="stripe.PostRefunds",
+    effect=Effect.COMMIT,
+    params=(
+        Param(name="amount", value=500, public=500),
+        Param(name="currency", value="usd", public="usd"),
+        Param(name="note", value="secret", public=None),
+    ),
+)
+
+
+def receipt_id(number: int) -> str:
+    return "rcpt_" + str(number).zfill(26)
+
+
+def permit_statement(**changes: Any) -> dict[str, Any]:
+    """A PERMIT with every field that one can have; `changes` are decision_statement's arguments."""
+    facts: dict[str, Any] = {
+        "receipt_id": receipt_id(1),
+        "issuer": ORIGIN,
+        "iat_us": T0,
+        "node": NODE,
+        "outcome": Outcome.PERMIT,
+        "reason": Reason.PERMIT_RULE,
+        "agent": "refund-bot",
+        "request": {
+            "method": "POST",
+            "target": "/v1/refunds",
+            "digest": DIGEST,
+            "wire": OTHER_DIGEST,
+            "bytes": 27,
+            "commitment": "hmac-sha256:" + "d" * 64,
+        },
+        "policy": {"digest": POLICY, "revision": 3, "signed": True},
+        "engine": "cel-strict/1",
+        "rules": ("refunds/small", "refunds/any"),
+        "actions": (REFUND,),
+        "destination": "api.stripe.com:443",
+        "idempotency": ("native", "e" * 64),
+        "input_digest": input_digest(INPUT),
+        "exp_us": T0 + 30_000_000,
+        "approval": "appr_1",
+        "budget": ("refunds-daily",),
+        "replay_of": receipt_id(0),
+        "via": "execute",
+    }
+    return decision_statement(**(facts | changes))
+
+
+class RefundJudge:
+    """A Judge that permits whatever its claims leave open, like step 4 to 6 without a policy."""
+
+    def __init__(
+        self,
+        value: str = "",
+        *,
+        digest: str = DIGEST,
+        source: str = "native",
+        provider: bool = False,
+        ttl_us: int = DAY_US,
+        conflict: str = "",
+        inputs: bytes | None = INPUT,
+    ) -> None:
+        self._wanted = [(op_key("scope", value or digest), source)] if value or source == "implicit" else []
+        if conflict:
+            self._wanted.append((op_key("thing", conflict), CONFLICT_SOURCE))
+        self._digest, self._provider, self._ttl_us, self._inputs = digest, provider, ttl_us, inputs
+        self.keys = tuple(key for key, _ in self._wanted)
+        self.verdict: Verdict | None = None
+
+    def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry:
+        verdict, prior, status = appraise(claims, self._wanted, digest=self._digest, now_us=now_us)
+        self.verdict = verdict
+        permit = verdict in DISPATCHABLE
+        reused = verdict is Verdict.REUSED
+        refused = Outcome.DENY if reused else Outcome.SILENCE
+        outcome = Outcome.PERMIT if permit else refused
+        reason = (
+            Reason.PERMIT_RULE
+            if permit
+            else Reason.IDEMPOTENCY_KEY_REUSED
+            if reused
+            else Reason(verdict.value)
+        )
+        request = {
+            "method": "POST",
+            "target": "/v1/refunds",
+            "digest": self._digest,
+            "wire": DIGEST,
+            "bytes": 9,
+        }
+        keyed = [item for item in self._wanted if item[1] != CONFLICT_SOURCE]
+        statement = permit_statement(
+            receipt_id=receipt_id,
+            iat_us=now_us,
+            outcome=outcome,
+            reason=reason,
+            request=request,
+            rules=("refunds/small",) if permit else (),
+            idempotency=(keyed[0][1], keyed[0][0]) if keyed else None,
+            input_digest=input_digest(INPUT) if permit else "",
+            exp_us=now_us + 30_000_000 if permit else 0,
+            approval="",
+            budget=(),
+            via="",
+            replay_of=prior if permit and verdict is Verdict.REPLAY else "",
+            supersedes=prior if permit and verdict is Verdict.SUPERSEDE else "",
+        )
+        bindings = [
+            Binding(
+                key=key,
+                digest=self._digest,
+                expires_us=now_us + self._ttl_us,
+                provider=self._provider and source != CONFLICT_SOURCE,
+                source=source,
+            )
+            for key, source in self._wanted
+        ]
+        return Entry(
+            receipt_id=receipt_id,
+            outcome=outcome,
+            reason=reason,
+            rule="refunds/small" if permit else "",
+            surface="payments.refund",
+            agent="refund-bot",
+            policy=POLICY,
+            iat_us=now_us,
+            wire=DIGEST,
+            jws=sign(statement, RECEIPT_KEY),
+            bindings=tuple(bindings) if permit else (),
+            inputs=self._inputs if permit else None,
+            prior=prior,
+            prior_status=status,
+        )
+
+
+def ticking(start: int = T0) -> Callable[[], int]:
+    """A clock that moves one millisecond per look."""
+    return itertools.count(start, 1000).__next__
+
+
+def nonces() -> Callable[[], bytes]:
+    numbers = itertools.count(1)
+    return lambda: next(numbers).to_bytes(16, "little")
+
+
+def open_ledger(state_dir: Path, **changes: Any) -> SqliteLedger:
+    facts: dict[str, Any] = {
+        "receipt_key": RECEIPT_KEY,
+        "log_key": LOG_KEY,
+        "origin": ORIGIN,
+        "node": NODE,
+        "clock_us": ticking(),
+        "nonce16": nonces(),
+        "linger_s": 0.0,
+        "headroom_bytes": 0,
+    }
+    return SqliteLedger.open(state_dir, **(facts | changes))

@@ -1,0 +1,164 @@
+"""adjudicate.py: claims, gate and receipt of one case, without a store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from holdgate import gate
+from holdgate.adjudicate import Adjudication, Case, Evidence, decision_input
+from holdgate.agents import Agent
+from holdgate.errors import Outcome, Reason
+from holdgate.gate import Decision
+from holdgate.jcs import dumps_input
+from holdgate.keys import SigningKey, key_set
+from holdgate.ledger import ClaimRow, Entry, State
+from holdgate.receipt import input_digest, new_receipt_id, verify
+from test_pipeline import NATIVE, PROVIDER, REQUEST, recognised
+
+KEY = SigningKey(seed=b"s" * 32)
+EVIDENCE = Evidence(signer=KEY, issuer="test/log", node="n1", fleet_key=b"f" * 32)
+AGENT = Agent(id="bot", groups=("payments",), attrs=(("accounts", ("a", "b")),))
+BUNDLE: Any = SimpleNamespace(digest="sha256:" + "00" * 32, revision=3, signed=False, policies=None)
+NOW = 1_790_000_000_000_000
+PERMIT = Decision(outcome=Outcome.PERMIT, reason=Reason.PERMIT_RULE, rules=("p/a", "p/b"))
+DENY = Decision(outcome=Outcome.DENY, reason=Reason.DENY_RULE, rules=("p/d",))
+
+
+def case(**change: Any) -> Case:
+    values: dict[str, Any] = {
+        "agent": AGENT,
+        "request": REQUEST,
+        "recognised": recognised(key=NATIVE),
+        "wire": "sha256:" + "ee" * 32,
+        "raw_digest": "",
+        "raw_bytes": 2,
+        "refusal": None,
+    }
+    return Case(**(values | change))
+
+
+def judge(given: Case, claims: dict[str, ClaimRow] | None = None, *, void: bool = False) -> Entry:
+    adjudication = Adjudication(given, BUNDLE, EVIDENCE)
+    if void:
+        adjudication.void()
+    return adjudication(claims or {}, now_us=NOW, receipt_id=new_receipt_id(NOW, b"n" * 16))
+
+
+def held(state: State, *, digest: str = "", provider: bool = False) -> dict[str, ClaimRow]:
+    key = Adjudication(case(), BUNDLE, EVIDENCE).keys[0]
+    row = ClaimRow(
+        key=key,
+        state=state,
+        digest=digest or recognised().digest,
+        receipt_id=new_receipt_id(NOW - 1, b"o" * 16),
+        http_status=201,
+        expires_us=NOW + 1_000_000,
+        provider=provider,
+        source="native",
+    )
+    return {key: row}
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch) -> Any:
+    asked: list[Any] = []
+
+    def use(decision: Decision) -> list[Any]:
+        def decide(policies: Any, inputs: Any) -> Decision:
+            asked.append(inputs)
+            return decision
+
+        monkeypatch.setattr(gate, "decide", decide)
+        return asked
+
+    return use
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("decision", [PERMIT, DENY], ids=["permit", "deny"])
+@pytest.mark.parametrize("provider", [False, True], ids=["plain", "provider"])
+def test_a1_permit_needs_open_claims_and_the_gate(
+    says: Any, state: State, decision: Decision, provider: bool
+) -> None:
+    says(decision)
+    rule = PROVIDER if provider else NATIVE
+    claims = {} if state is State.ABSENT else held(state, provider=provider)
+    entry = judge(case(recognised=recognised(key=rule)), claims)
+    again = provider and state in (State.EXECUTED, State.UNDELIVERED, State.UNKNOWN)
+    open_ = again or state in (State.ABSENT, State.FAILED, State.NOT_SENT)
+    assert (entry.outcome is Outcome.PERMIT) == (open_ and decision is PERMIT)
+    if not open_:
+        assert entry.prior == next(iter(claims.values())).receipt_id
+
+
+def test_a1_another_body_under_the_key_is_denied(says: Any) -> None:
+    says(PERMIT)
+    entry = judge(case(), held(State.EXECUTED, digest="sha256:" + "cd" * 32))
+    assert (entry.outcome, entry.reason) == (Outcome.DENY, Reason.IDEMPOTENCY_KEY_REUSED)
+
+
+def test_a1_a_required_key_that_is_missing_is_silence(says: Any) -> None:
+    asked = says(PERMIT)
+    entry = judge(case(recognised=replace(recognised(), require_key=True)))
+    assert (entry.reason, asked) == (Reason.MISSING_IDEMPOTENCY_KEY, [])
+
+
+@pytest.mark.parametrize("missing", ["agent", "request", "recognised"])
+def test_a2_what_was_refused_or_not_recognised_never_reaches_the_gate(says: Any, missing: str) -> None:
+    asked = says(PERMIT)
+    assert judge(case(refusal=Reason.UNKNOWN_OPERATION)).outcome is Outcome.SILENCE
+    assert judge(case(**{missing: None}, raw_digest="sha256:" + "11" * 32)).outcome is Outcome.SILENCE
+    assert asked == []
+
+
+def test_a3_claims_are_bound_on_permit_only(says: Any) -> None:
+    says(DENY)
+    assert judge(case()).bindings == ()
+    says(PERMIT)
+    bindings = judge(case(recognised=replace(recognised(key=NATIVE), conflict_keys=("ch_1",)))).bindings
+    assert [binding.source for binding in bindings] == ["native", "conflict"]
+
+
+def test_a4_the_receipt_names_exactly_this_request(says: Any) -> None:
+    asked = says(PERMIT)
+    entry = judge(case())
+    statement = verify(entry.jws, key_set([KEY.public])).statement
+    assert statement["request"] == {
+        "method": "POST",
+        "target": "/v1/refunds",
+        "digest": recognised().digest,
+        "wire": "sha256:" + "ee" * 32,
+        "bytes": 2,
+    }
+    assert statement["destination"] == "api.ok.test:443"
+    assert entry.inputs == dumps_input(asked[0])
+    assert statement["input_digest"] == input_digest(dumps_input(asked[0]))
+    assert entry.wire == "sha256:" + "ee" * 32
+
+
+def test_a5_a_void_case_is_never_permitted(says: Any) -> None:
+    says(PERMIT)
+    assert judge(case(), void=True).reason is Reason.GATE_TIMEOUT
+
+
+def test_inputs_of_sensitive_operations_are_not_kept(says: Any) -> None:
+    says(PERMIT)
+    assert judge(case(recognised=replace(recognised(), sensitive=True))).inputs is None
+
+
+def test_a_key_of_one_agent_is_not_anothers() -> None:
+    keys = {
+        Adjudication(case(agent=replace(AGENT, id=name)), BUNDLE, EVIDENCE).keys for name in ("bot", "other")
+    }
+    assert len(keys) == 2
+
+
+def test_the_input_holds_everything_that_varies() -> None:
+    inputs = decision_input(AGENT, REQUEST, recognised(), 1_795_295_315_000_000)
+    assert inputs["clock"] == {"now_s": 1795295315, "hour_utc": 21, "weekday_utc": 6}
+    assert inputs["agent"] == {"id": "bot", "groups": ["payments"], "attrs": {"accounts": ["a", "b"]}}
+    assert inputs["actions"][0]["params"] == {"amount": 100}

@@ -1,0 +1,83 @@
+"""agent_tls.py: what a TLS client of the inner door can negotiate."""
+
+from __future__ import annotations
+
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from OpenSSL import SSL
+
+from holdgate.adapters.agent_tls import AgentTls
+from holdgate.adapters.ca import LeafMaker, create_ca
+
+
+def handshake(server_context: SSL.Context, client_context: ssl.SSLContext, host: str) -> ssl.SSLObject:
+    """A handshake in memory; raises what the client raises."""
+    server = SSL.Connection(server_context)
+    server.set_accept_state()
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(to_client, to_server, server_hostname=host)
+    for _ in range(10):
+        try:
+            client.do_handshake()
+            return client
+        except ssl.SSLWantReadError:
+            pass
+        if to_server.pending:
+            server.bio_write(to_server.read())
+        try:
+            server.do_handshake()
+        except SSL.WantReadError:
+            pass
+        try:
+            to_client.write(server.bio_read(65535))
+        except SSL.WantReadError:
+            pass
+    raise AssertionError("the handshake did not end")
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[AgentTls, Path]:
+    authority = create_ca(tmp_path, "test")
+    return AgentTls(LeafMaker(authority)), authority.path
+
+
+def client(ca: Path, *alpn: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(ca))
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    return context
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [(("h2", "http/1.1"), "http/1.1"), (("http/1.1",), "http/1.1"), (("h2",), None), ((), None)],
+    ids=["both", "http/1.1", "h2 alone", "none"],
+)
+def test_at1_only_http11_is_selected(
+    made: tuple[AgentTls, Path], offered: tuple[str, ...], chosen: str | None
+) -> None:
+    tls, ca = made
+    assert (
+        handshake(tls("api.ok.test"), client(ca, *offered), "api.ok.test").selected_alpn_protocol() == chosen
+    )
+
+
+def test_at1_the_leaf_is_for_exactly_that_name(made: tuple[AgentTls, Path]) -> None:
+    tls, ca = made
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(tls("api.ok.test"), client(ca), "other.test")
+    with pytest.raises(ValueError, match="host name"):
+        tls("not a host")
+
+
+def test_at2_a_context_is_kept_until_its_leaf_is_renewed(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    clock = [now]
+    tls = AgentTls(LeafMaker(create_ca(tmp_path, "test"), now=lambda: clock[0]))
+    first = tls("api.ok.test")
+    assert tls("api.ok.test") is first
+    clock[0] = now + timedelta(days=29, hours=12)
+    assert tls("api.ok.test") is not first

@@ -1,0 +1,360 @@
+"""audit.py: the invariants in its docstring; every kind of tampering is found, and a clean log is clean."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evidence import (
+    DIGEST,
+    KEYS,
+    LOG_KEY,
+    NODE,
+    ORIGIN,
+    OTHER_DIGEST,
+    OTHER_KEY,
+    RECEIPT_KEY,
+    T0,
+    RefundJudge,
+    open_ledger,
+    permit_statement,
+    receipt_id,
+)
+from holdgate.adapters.sqlite import SqliteReader
+from holdgate.audit import AuditInput, AuditReport, LogRecord, audit
+from holdgate.errors import Outcome, Reason
+from holdgate.keys import SigningKey
+from holdgate.ledger import ClaimRow, OutcomeStatus, State
+from holdgate.receipt import input_digest, outcome_statement, sign
+from holdgate.statement import parse_us
+from holdgate.tlog import EMPTY, Tree, leaf_hash, sign_checkpoint, verify_checkpoint
+
+EXECUTED, NOT_SENT, FAILED, UNKNOWN, RECONCILED = OutcomeStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    records: tuple[LogRecord, ...]
+    claims: tuple[ClaimRow, ...]
+    checkpoint: bytes
+
+    def audit(self, **changes: Any) -> AuditReport:
+        given = AuditInput(checkpoint=self.checkpoint, records=iter(self.records), claims=iter(self.claims))
+        facts: dict[str, Any] = {"origin": ORIGIN, "receipt_keys": KEYS, "log_key": LOG_KEY.public}
+        return audit(given, **(facts | changes))
+
+    def edit(self, index: int, **changes: Any) -> Log:
+        rows = list(self.records)
+        rows[index] = replace(rows[index], **changes)
+        return replace(self, records=tuple(rows))
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
+    """Ten leaves: permits with every outcome, a refusal, a replay, a supersession."""
+    return asyncio.run(_make(tmp_path_factory.mktemp("audit")))
+
+
+async def _make(state_dir: Path) -> Log:
+    ledger = open_ledger(state_dir)
+    permits = [await ledger.record(RefundJudge(key, provider=key == "c")) for key in "abcd"]
+    for permit, status in zip(permits, (EXECUTED, FAILED, UNKNOWN), strict=False):
+        ledger.record_outcome(permit.entry.receipt_id, status, 200, delivered=True)
+    await ledger.record(RefundJudge("a"))  # refused
+    await ledger.record(RefundJudge("b"))  # supersedes
+    await ledger.record(RefundJudge("c", provider=True, conflict="thing"))  # replays
+    ledger.close()
+    with SqliteReader(state_dir) as reader:
+        given = reader.audit_input()
+        found = Log(records=tuple(given.records), claims=tuple(given.claims), checkpoint=given.checkpoint)
+        reader.end_audit()
+    return found
+
+
+def test_a_clean_log_is_clean(log: Log) -> None:
+    report = log.audit()
+    assert report.problems == ()
+    assert report.is_clean
+    assert (report.size, report.signed, report.permits, report.outcomes, report.inputs) == (10, 10, 6, 3, 6)
+    checkpoint = verify_checkpoint(log.checkpoint, ORIGIN, LOG_KEY.public)
+    assert report.root == checkpoint.root.hex()
+
+
+def _finds(log: Log, text: str, **changes: Any) -> None:
+    report = log.audit(**changes)
+    assert not report.is_clean
+    assert any(text in problem for problem in report.problems), report.problems
+
+
+# --- A1 ---
+
+
+@pytest.mark.parametrize("index", range(10))
+def test_a1_an_edited_or_removed_or_doubled_receipt_is_found(log: Log, index: int) -> None:
+    rows = log.records
+    forged = sign(permit_statement(receipt_id=rows[index].id, agent="mallory"), RECEIPT_KEY)
+    _finds(log.edit(index, jws=forged), "not those that were signed")
+    _finds(log.edit(index, jws=rows[index].jws.replace(b".", b".A", 1)), "not those that were signed")
+    removed = replace(log, records=rows[:index] + rows[index + 1 :])
+    _finds(removed, "the log ends at 9" if index == 9 else "missing")
+    closed_up = tuple(replace(row, index=number) for number, row in enumerate(removed.records))
+    _finds(replace(log, records=closed_up), "leaves were signed")
+    twice = (*rows[: index + 1], *rows[index:])
+    doubled = tuple(replace(row, index=number) for number, row in enumerate(twice))
+    _finds(replace(log, records=doubled), "not later than the leaf before it")
+
+
+def test_a1_reordered_receipts_are_found(log: Log) -> None:
+    rows = list(log.records)
+    rows[0], rows[1] = replace(rows[1], index=0), replace(rows[0], index=1)
+    _finds(replace(log, records=tuple(rows)), "not those that were signed")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 9])
+def test_a1_a_removed_end_is_found(log: Log, kept: int) -> None:
+    _finds(replace(log, records=log.records[:kept]), f"the log ends at {kept}, but 10 leaves were signed")
+
+
+def test_a1_a_running_log_may_be_ahead_of_its_checkpoint(log: Log) -> None:
+    older = sign_checkpoint(ORIGIN, _tree(log.records[:6]), LOG_KEY)
+    report = replace(log, checkpoint=older).audit()
+    assert (report.problems, report.size, report.signed) == ((), 10, 6)
+
+
+def test_a1_a_roll_back_of_ledger_and_checkpoint_shows_against_an_earlier_checkpoint(log: Log) -> None:
+    earlier = verify_checkpoint(log.checkpoint, ORIGIN, LOG_KEY.public)
+    rolled = replace(
+        log, records=log.records[:8], checkpoint=sign_checkpoint(ORIGIN, _tree(log.records[:8]), LOG_KEY)
+    )
+    _finds(rolled, "the log ends at 8, but 10 leaves were signed", earlier=earlier)
+    assert log.audit(earlier=earlier).is_clean
+
+
+def test_a1_a_checkpoint_of_another_key_or_log_is_found(log: Log) -> None:
+    other = replace(log, checkpoint=sign_checkpoint(ORIGIN, _tree(log.records), OTHER_KEY))
+    _finds(other, "checkpoint: the checkpoint is not signed by the log key")
+    _finds(log, "checkpoint: the checkpoint is of another log", origin="holdgate.local/edge-2")
+    _finds(replace(log, checkpoint=b""), "checkpoint: not a checkpoint")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"id": receipt_id(9)}, {"type": "outcome"}, {"outcome": "DENY"}, {"reason": "deny_rule"}, {"agent": "x"},
+     {"surface": "payments.payout"}, {"iat_us": 1}],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_a1_a_column_that_lies_about_its_receipt_is_found(log: Log, changes: dict[str, Any]) -> None:
+    _finds(log.edit(0, **changes), f"leaf 0: the ledger's {next(iter(changes))} is not the receipt's")
+
+
+# --- A2: logs that were written by somebody who has the keys ---
+
+
+def _tree(records: tuple[LogRecord, ...]) -> Tree:
+    tree = EMPTY
+    for record in records:
+        tree = tree.append(leaf_hash(record.jws))
+    return tree
+
+
+def _record(
+    index: int, statement: dict[str, Any], key: SigningKey = RECEIPT_KEY, **changes: Any
+) -> LogRecord:
+    decision = statement["type"] == "decision"
+    facts: dict[str, Any] = {
+        "index": index,
+        "id": statement["id"],
+        "type": statement["type"],
+        "outcome": statement["outcome"] if decision else "",
+        "reason": statement["reason"] if decision else statement["status"],
+        "agent": statement["agent"] if decision else "",
+        "surface": "payments.refund" if decision else "",
+        "iat_us": parse_us(statement["iat"]),
+        "jws": sign(statement, key),
+        "inputs": None,
+        "state": None,
+    }
+    return LogRecord(**(facts | changes))
+
+
+def _permit(index: int, state: State, **changes: Any) -> LogRecord:
+    facts: dict[str, Any] = {
+        "receipt_id": receipt_id(index),
+        "iat_us": T0 + index,
+        "exp_us": T0 + 10**9,
+        "replay_of": "",
+        "idempotency": None,
+    }
+    return _record(index, permit_statement(**(facts | changes)), state=state)
+
+
+def _outcome(index: int, of: int, status: OutcomeStatus) -> LogRecord:
+    statement = outcome_statement(
+        receipt_id=receipt_id(index),
+        issuer=ORIGIN,
+        iat_us=T0 + index,
+        node=NODE,
+        of=receipt_id(of),
+        status=status,
+        http_status=200,
+    )
+    return _record(index, statement)
+
+
+def _log(*records: LogRecord, claims: tuple[ClaimRow, ...] = ()) -> Log:
+    return Log(records=records, claims=claims, checkpoint=sign_checkpoint(ORIGIN, _tree(records), LOG_KEY))
+
+
+def test_a2_one_outcome_and_unknown_then_reconciled_is_clean() -> None:
+    assert _log(_permit(0, State.EXECUTED), _outcome(1, 0, EXECUTED)).audit().problems == ()
+    both = _log(_permit(0, State.EXECUTED), _outcome(1, 0, UNKNOWN), _outcome(2, 0, RECONCILED))
+    assert both.audit().problems == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (EXECUTED, EXECUTED),
+        (EXECUTED, UNKNOWN),
+        (NOT_SENT, EXECUTED),
+        (UNKNOWN, EXECUTED),
+        (UNKNOWN, UNKNOWN),
+    ],
+)
+def test_a2_a_second_outcome_is_found(first: OutcomeStatus, second: OutcomeStatus) -> None:
+    _finds(
+        _log(_permit(0, State.EXECUTED), _outcome(1, 0, first), _outcome(2, 0, second)),
+        f"leaf 2: {second} cannot follow {first} of leaf 0",
+    )
+
+
+def test_a2_reconciled_without_unknown_is_found() -> None:
+    _finds(_log(_permit(0, State.EXECUTED), _outcome(1, 0, RECONCILED)), "cannot follow a PERMIT")
+
+
+def test_a2_an_outcome_without_an_earlier_permit_is_found() -> None:
+    _finds(_log(_outcome(0, 1, EXECUTED), _permit(1, State.DISPATCHING)), "leaf 0: the outcome of no earlier")
+    refusal = permit_statement(
+        outcome=Outcome.DENY,
+        reason=Reason.DENY_RULE,
+        receipt_id=receipt_id(0),
+        exp_us=0,
+        replay_of="",
+    )
+    _finds(_log(_record(0, refusal), _outcome(1, 0, EXECUTED)), "leaf 1: the outcome of no earlier PERMIT")
+    _finds(_log(_record(0, refusal, state=State.EXECUTED)), "disagree whether this is a permit")
+
+
+def test_a2_a_permit_state_that_the_outcomes_do_not_say_is_found() -> None:
+    _finds(_log(_permit(0, State.EXECUTED)), "permit state is not what its outcomes say")
+    _finds(_log(_permit(0, State.NOT_SENT), _outcome(1, 0, UNKNOWN)), "permit state is not")
+    forgotten = _permit(0, State.DISPATCHING)
+    _finds(_log(replace(forgotten, state=None)), "disagree whether this is a permit")
+
+
+def test_a2_an_outcome_with_an_input_is_found() -> None:
+    odd = replace(_outcome(1, 0, EXECUTED), inputs=b"{}")
+    _finds(_log(_permit(0, State.EXECUTED), odd), "an outcome with a permit or input beside it")
+
+
+def test_a1_a_receipt_for_another_log_or_by_another_key_is_found() -> None:
+    _finds(_log(_permit(0, State.DISPATCHING, issuer="holdgate.local/edge-2")), "issued for another log")
+    foreign = _record(0, permit_statement(), OTHER_KEY, state=State.DISPATCHING)
+    _finds(_log(foreign), "leaf 0: signed with a key that is not in the key set")
+
+
+# --- A3 ---
+
+
+def test_a3_an_edited_input_is_found_and_a_deleted_one_is_allowed(log: Log) -> None:
+    _finds(log.edit(0, inputs=b'{"action":"payout"}'), "leaf 0: the recorded input is not the one")
+    assert log.edit(0, inputs=None).audit().is_clean
+    refused = next(row for row in log.records if row.outcome == "SILENCE")
+    _finds(log.edit(refused.index, inputs=b"{}"), "the recorded input is not the one")
+    assert input_digest(b"{}").startswith("sha256:")
+
+
+# --- A4 ---
+
+_CLAIM_EDITS: list[tuple[str, Callable[[ClaimRow], ClaimRow], str]] = [
+    ("freed", lambda row: replace(row, state=State.NOT_SENT), "which leaf"),
+    ("for another request", lambda row: replace(row, digest=OTHER_DIGEST), "not for the request of leaf"),
+    ("held by nobody", lambda row: replace(row, receipt_id=receipt_id(3)), "held by no PERMIT"),
+    ("under another key", lambda row: replace(row, key="f" * 64), "is missing"),
+]
+
+
+@pytest.mark.parametrize(("edit", "text"), [pytest.param(e, t, id=i) for i, e, t in _CLAIM_EDITS])
+@pytest.mark.parametrize("source", ["native", "conflict"])
+def test_a4_an_edited_claim_is_found(
+    log: Log, source: str, edit: Callable[[ClaimRow], ClaimRow], text: str
+) -> None:
+    for row in log.claims:
+        if row.source == source and not (source == "conflict" and text == "is missing"):
+            edited = tuple(edit(item) if item == row else item for item in log.claims)
+            _finds(replace(log, claims=edited), text)
+
+
+def test_a4_a_removed_claim_is_found(log: Log) -> None:
+    native = [row for row in log.claims if row.source == "native"]
+    assert len(native) == 4
+    for row in native:
+        _finds(replace(log, claims=tuple(item for item in log.claims if item != row)), "is missing")
+
+
+def test_a4_a_claim_that_went_back_to_an_earlier_permit_is_found(log: Log) -> None:
+    superseded = next(row for row in log.records if row.reason == "failed")
+    assert superseded is not None
+    newest = next(row for row in log.claims if row.receipt_id == log.records[8].id)
+    older = replace(newest, receipt_id=log.records[1].id, state=State.FAILED)
+    _finds(
+        replace(log, claims=tuple(older if item == newest else item for item in log.claims)),
+        "a later PERMIT holds it",
+    )
+
+
+# --- A5 ---
+
+_KEY = ("native", "e" * 64)
+
+
+def _claim(holder: int, state: State) -> ClaimRow:
+    return ClaimRow(
+        key=_KEY[1],
+        state=state,
+        digest=DIGEST,
+        receipt_id=receipt_id(holder),
+        http_status=0,
+        expires_us=0,
+        provider=True,
+        source="native",
+    )
+
+
+def test_a5_two_permits_in_doubt_under_one_key_are_found() -> None:
+    first, second = (_permit(index, State.DISPATCHING, idempotency=_KEY) for index in (0, 1))
+    _finds(
+        _log(first, second, claims=(_claim(1, State.DISPATCHING),)),
+        "leaf 1: a second PERMIT under a key that leaf 0 still holds",
+    )
+    replay = _permit(1, State.DISPATCHING, idempotency=_KEY, replay_of=receipt_id(0))
+    _finds(_log(first, replay, claims=(_claim(1, State.DISPATCHING),)), "a second PERMIT under a key")
+
+
+def test_a5_a_replay_of_an_unknown_is_clean_and_anything_else_is_not() -> None:
+    first, unknown = _permit(0, State.UNKNOWN, idempotency=_KEY), _outcome(1, 0, UNKNOWN)
+    claims = (_claim(2, State.DISPATCHING),)
+    replay = _permit(2, State.DISPATCHING, idempotency=_KEY, replay_of=receipt_id(0))
+    assert _log(first, unknown, replay, claims=claims).audit().problems == ()
+    blind = _permit(2, State.DISPATCHING, idempotency=_KEY)
+    _finds(_log(first, unknown, blind, claims=claims), "leaf 2: a second PERMIT under a key")
+
+
+def test_a_flood_of_problems_is_bounded(log: Log) -> None:
+    rows = tuple(replace(log.records[0], index=number, jws=b"x") for number in range(2000))
+    assert len(replace(log, records=rows).audit().problems) == 1000

@@ -1,0 +1,653 @@
+"""cli/: every command through main([...]) in a folder of its own: exit codes, output, file:line of errors."""
+
+import asyncio
+import base64
+import io
+import itertools
+import json
+import os
+import shutil
+import socket
+import stat
+import sys
+import types
+from xml.etree import ElementTree
+
+import pytest
+
+from holdgate.adapters.keyfiles import load_keys
+from holdgate.adapters.sqlite import SqliteLedger
+from holdgate.cli import build_parser, main
+from holdgate.config import load_config
+from holdgate.errors import Outcome, Reason
+from holdgate.ledger import Entry
+from holdgate.receipt import decision_statement, sign
+
+SHA = "sha256:" + "0" * 64
+MAP = """\
+apiVersion: holdgate/v1
+kind: SurfaceMap
+metadata: {name: shop, owner: shop@example.com}
+spec:
+  hosts: [shop.example]
+  principal: {from: header.authorization, as: bearer}
+  defaults: {body: {decode: json, content_types: [application/json]}}
+  operations:
+  - id: buy
+    match: {method: POST, path: /orders}
+    surface: payments.charge
+    effect: commit
+    params:
+      amount: {from: body.amount, type: int, required: true, material: true}
+"""
+POLICY = """\
+apiVersion: holdgate/v1
+kind: Policy
+metadata: {name: orders, owner: shop@example.com}
+spec:
+  surface: payments.charge
+  constants: {most: 100}
+  rules:
+  - id: small
+    effect: permit
+    when: params.amount >= 1 && params.amount <= constants.most
+  - id: huge
+    effect: deny
+    when: params.amount > 1000
+    reason: too much
+"""
+POLICY_TEST = """\
+apiVersion: holdgate/v1
+kind: PolicyTest
+metadata: {name: orders-test}
+spec:
+  policy: orders
+  cases:
+  - name: small
+    with: {params: {amount: 5}}
+    expect: {outcome: PERMIT, rules: [orders/small]}
+  - name: huge
+    with: {params: {amount: 5000}}
+    expect: {outcome: DENY, rules: [orders/huge]}
+"""
+REQUEST = (
+    b"POST /orders HTTP/1.1\r\nHost: shop.example\r\nAuthorization: Bearer s3cr3t\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+)
+
+
+def request(body):
+    return REQUEST % (len(body), body)
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch, capsys):
+    """An initialised folder with one small map and policy in place of the starter set, and it is the cwd."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "--node", "edge-7"]) == 0
+    for name in ("surfaces", "policies"):
+        shutil.rmtree(tmp_path / name)
+        (tmp_path / name).mkdir()
+    (tmp_path / "surfaces/shop.yaml").write_text(MAP)
+    (tmp_path / "policies/orders.yaml").write_text(POLICY)
+    (tmp_path / "policies/orders_test.yaml").write_text(POLICY_TEST)
+    (tmp_path / "buy.http").write_bytes(request(b'{"amount":50}'))
+    capsys.readouterr()
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    """main() with what it printed."""
+
+    def go(*argv):
+        code = main([str(word) for word in argv])
+        said = capsys.readouterr()
+        return types.SimpleNamespace(code=code, out=said.out, err=said.err)
+
+    return go
+
+
+class _Judge:
+    keys = ()
+
+    def __init__(self, key, issuer, outcome):
+        self.key, self.issuer, self.outcome = key, issuer, outcome
+
+    def __call__(self, claims, *, now_us, receipt_id):
+        statement = decision_statement(
+            receipt_id=receipt_id,
+            issuer=self.issuer,
+            iat_us=now_us,
+            node="edge-7",
+            outcome=self.outcome,
+            reason=Reason.UNKNOWN_DESTINATION,
+            agent="bot",
+            request={"method": "GET", "digest": SHA, "bytes": 1},
+            policy={"digest": SHA, "revision": 0, "signed": False},
+            engine="cel-strict/1",
+            destination="nowhere.example:443",
+        )
+        return Entry(
+            receipt_id=receipt_id,
+            outcome=self.outcome,
+            reason=Reason.UNKNOWN_DESTINATION,
+            rule="",
+            surface="",
+            agent="bot",
+            policy=SHA,
+            iat_us=now_us,
+            wire="",
+            jws=sign(statement, self.key),
+            bindings=(),
+            inputs=None,
+            prior="",
+            prior_status=0,
+        )
+
+
+@pytest.fixture
+def recorded(shop):
+    """Three SILENCE receipts in the ledger of `shop`; their ids, oldest first."""
+    config = load_config(shop / "holdgate.yaml")
+    keys = load_keys(config.state_dir)
+    clock = itertools.count(1_700_000_000_000_000, 1_000_000)
+
+    async def fill():
+        ledger = SqliteLedger.open(
+            config.state_dir,
+            receipt_key=keys.receipt,
+            log_key=keys.log,
+            origin=config.issuer,
+            node=config.node,
+            clock_us=lambda: next(clock),
+            nonce16=lambda: bytes(16),
+            headroom_bytes=0,
+        )
+        judge = _Judge(keys.receipt, config.issuer, Outcome.SILENCE)
+        ids = [(await ledger.record(judge)).entry.receipt_id for _ in range(3)]
+        await asyncio.to_thread(ledger.close)
+        return ids
+
+    return asyncio.run(fill())
+
+
+# --- main ---
+
+
+def commands(parser, words=()):
+    """Every command that can be typed, as a list of words."""
+    actions = [a for a in parser._actions if hasattr(a, "choices") and isinstance(a.choices, dict)]
+    if not actions:
+        return [list(words)]
+    return [
+        found for a in actions for name, sub in a.choices.items() for found in commands(sub, (*words, name))
+    ]
+
+
+EVERY = commands(build_parser())
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_q2_every_command_has_help_with_an_example(run, words):
+    said = run(*words, "--help")
+    assert said.code == 0
+    assert "example:\n  " in said.out and "holdgate " + words[0] in said.out.split("example:")[1]
+
+
+def test_q2_only_what_is_built_is_there():
+    assert {words[0] for words in EVERY} == {
+        *("init", "demo", "run", "check", "test", "explain", "verify", "receipts", "log", "trust", "keys"),
+        "surfaces",
+    }
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["nonsense"], ["verify"], ["trust"], ["receipts", "list", "--limit", "-1"]]
+)
+def test_wrong_usage_is_exit_2(run, argv):
+    said = run(*argv)
+    assert said.code == 2 and said.out == "" and "usage: holdgate" in said.err
+
+
+def test_q1_a_configuration_error_names_file_and_line(run, shop):
+    path = shop / "holdgate.yaml"
+    path.write_text(path.read_text().replace("limits:", "limits:").replace("node: edge-7", "nodes: edge-7"))
+    for argv in (["check"], ["run"], ["explain", "buy.http"], ["receipts", "list"], ["keys", "list"]):
+        said = run(*argv)
+        assert (said.code, said.out) == (2, "")
+        assert said.err.startswith("holdgate.yaml:4: unknown key 'nodes' in the configuration"), argv
+
+
+def test_q1_a_missing_configuration_says_what_to_do(run, tmp_path):
+    said = run("check", "-c", tmp_path / "none.yaml")
+    assert said.code == 2
+    assert said.err.strip().endswith("`holdgate init` writes one, `-c FILE` names another")
+
+
+def test_q3_looking_commands_write_nothing(run, recorded, shop):
+    def snapshot():
+        # A reader of a WAL database may touch its shared-memory file, which holds no data.
+        files = [p for p in shop.rglob("*") if p.is_file() and not p.name.endswith(("-shm", "-wal"))]
+        return {path: path.read_bytes() for path in files}
+
+    before = snapshot()
+    for argv in (
+        *(["check"], ["test"], ["explain", "buy.http"], ["receipts", "list"], ["receipts", "export"]),
+        *(["receipts", "show", recorded[0]], ["log", "checkpoint"], ["log", "audit"]),
+        *(["keys", "list"], ["keys", "export"], ["surfaces", "list"], ["surfaces", "compile"]),
+    ):
+        assert run(*argv).code == 0, argv
+    assert snapshot() == before
+
+
+# --- init ---
+
+
+def test_j1_init_makes_everything_once_and_overwrites_nothing(run, tmp_path):
+    first = run("init", tmp_path / "gate")
+    assert first.code == 0 and "holdgate run" in first.out
+    files = {path: path.read_bytes() for path in (tmp_path / "gate").rglob("*") if path.is_file()}
+    assert {"holdgate.yaml", "receipt.key", "log.key", "fleet.key", "ca.key", "ca.pem"} <= {
+        p.name for p in files
+    }
+    (tmp_path / "gate/policies/mine.yaml").write_text("mine")
+    again = run("init", tmp_path / "gate")
+    assert again.code == 0 and "everything is there already" in again.out
+    assert {path: path.read_bytes() for path in files} == files
+    assert (tmp_path / "gate/policies/mine.yaml").read_text() == "mine"
+
+
+def test_j1_init_replaces_a_lost_key_but_nothing_else(run, shop):
+    (shop / "state/keys/fleet.key").unlink()
+    said = run("init")
+    assert said.code == 0
+    made = [line for line in said.out.splitlines() if line.startswith("made ")]
+    assert len(made) == 1 and made[0].endswith("/state/keys/fleet.key")
+
+
+def test_j2_state_and_secrets_are_private(run, tmp_path):
+    run("init", tmp_path)
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+    for path in (*(tmp_path / "state/keys").glob("*.key"), tmp_path / "state/ca/ca.key"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    (tmp_path / "state").chmod(0o755)
+    said = run("init", tmp_path)
+    assert said.code == 2 and "chmod 700" in said.err
+
+
+def test_init_puts_the_state_where_it_is_told(run, tmp_path):
+    assert run("init", tmp_path / "a", "--state", tmp_path / "elsewhere").code == 0
+    assert load_config(tmp_path / "a/holdgate.yaml").state_dir == tmp_path / "elsewhere"
+    said = run("init", tmp_path / "a", "--state", tmp_path / "third")
+    assert said.code == 2 and "state_dir" in said.err and not (tmp_path / "third").exists()
+
+
+def test_init_with_a_name_that_is_none_leaves_no_configuration(run, tmp_path):
+    said = run("init", tmp_path, "--node", "two words")
+    assert said.code == 2 and "node" in said.err
+    assert not (tmp_path / "holdgate.yaml").exists()
+
+
+def test_what_init_writes_passes_check_and_test(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("init")
+    said = run("check")
+    assert (said.code, said.out) == (0, "no findings\n"), said.out
+    said = run("test")
+    assert said.code == 0, said.out
+
+
+# --- check, test ---
+
+
+def test_check_accepts_a_sound_folder(run, shop):
+    assert run("check").out == "no findings\n"
+    assert run("check", "surfaces", "policies").code == 0
+    assert run("check", "holdgate.yaml").code == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "line"),
+    [
+        pytest.param("surfaces/shop.yaml", "effect: commit", "effekt: commit", 12, id="map: unknown key"),
+        pytest.param(
+            "surfaces/shop.yaml", "from: body.amount", "from: boddy.amount", 14, id="map: bad source"
+        ),
+        pytest.param(
+            "policies/orders.yaml", "params.amount > 1000", "params.amuont > 1000", 13, id="unknown name"
+        ),
+        pytest.param("policies/orders.yaml", "payments.charge", "payments.chrage", 5, id="unknown surface"),
+        pytest.param("policies/orders.yaml", "effect: deny", "effect: block", 12, id="unknown effect"),
+    ],
+)
+def test_check_names_file_and_line_and_is_exit_1(run, shop, file, old, new, line):
+    path = shop / file
+    path.write_text(path.read_text().replace(old, new))
+    for argv in (["check"], ["check", "surfaces", "policies"]):
+        said = run(*argv)
+        assert said.code == 1
+        shown = [text for text in said.out.splitlines() if f"{file}:{line}: " in text]
+        assert len(shown) == 1, said.out
+
+
+def test_check_shows_every_bad_map_and_json(run, shop):
+    for name in ("one", "two"):
+        (shop / f"surfaces/{name}.yaml").write_text(MAP.replace("name: shop", f"name: {name}") + "    x: 1\n")
+    rows = json.loads(run("check", "--json", "surfaces").out)
+    assert {(row["file"], row["line"], row["severity"]) for row in rows} == {
+        ("surfaces/one.yaml", 15, "error"),
+        ("surfaces/two.yaml", 15, "error"),
+    }
+
+
+def test_check_lint_fails_unless_it_is_told_to_warn(run, shop):
+    path = shop / "policies/orders.yaml"
+    path.write_text(path.read_text().replace("{most: 100}", "{most: 100, unused: 1}"))
+    assert run("check").code == 1
+    said = run("check", "--warn")
+    assert said.code == 0 and "unused" in said.out
+    assert json.loads(run("check", "--warn", "--json").out)[0]["severity"] == "warning"
+
+
+def test_check_connect_to_an_unmapped_host_is_a_configuration_error(run, shop):
+    path = shop / "holdgate.yaml"
+    path.write_text(
+        path.read_text() + 'upstream:\n  connect_to:\n    "no.example:443": {address: "10.0.0.1:443"}\n'
+    )
+    said = run("check")
+    line = path.read_text().splitlines().index('    "no.example:443": {address: "10.0.0.1:443"}') + 1
+    assert said.code == 2 and f"holdgate.yaml:{line}: " in said.err
+
+
+def test_check_paths_that_are_nothing_of_ours(run, shop):
+    (shop / "other.yaml").write_text("a: 1\n")
+    said = run("check", "other.yaml")
+    assert said.code == 1 and said.out.startswith("other.yaml:1: ")
+    assert run("check", "missing.yaml").code == 1
+
+
+def test_test_runs_cases_and_fails_with_file_and_line(run, shop):
+    said = run("test")
+    assert said.code == 0 and "2 of 2 cases passed; 2 of 2 rules covered" in said.out
+    path = shop / "policies/orders_test.yaml"
+    path.write_text(POLICY_TEST.replace("outcome: DENY", "outcome: PERMIT"))
+    said = run("test", "policies/orders_test.yaml")
+    assert said.code == 1 and "orders_test.yaml:10" in said.out
+
+
+def test_test_prints_json_and_junit(run, shop):
+    assert json.loads(run("test", "--output", "json").out)["ok"] is True
+    assert json.loads(run("test", "--json").out)["ok"] is True
+    suite = ElementTree.fromstring(run("test", "--output", "junit").out)  # noqa: S314 - our own output
+    assert [case.get("name") for case in suite] == ["orders/small", "orders/huge"]
+
+
+def test_test_needs_no_configuration_when_the_paths_hold_everything(run, shop):
+    (shop / "holdgate.yaml").unlink()
+    assert run("test", "surfaces", "policies").code == 0
+    assert run("test", "policies").code == 2
+
+
+def test_test_decides_a_captured_request(run, shop):
+    case = "  - name: captured\n    with: {}\n    request_file: ../buy.http\n    expect: {outcome: PERMIT}\n"
+    (shop / "policies/orders_test.yaml").write_text(POLICY_TEST + case)
+    said = run("test")
+    assert said.code == 0, said.out + said.err
+    assert "3 of 3 cases passed" in said.out
+
+
+def test_a_broken_test_file_is_exit_1(run, shop):
+    (shop / "policies/orders_test.yaml").write_text(POLICY_TEST.replace("outcome: DENY", "outcom: DENY"))
+    said = run("test")
+    assert said.code == 1 and "orders_test.yaml:12: " in said.err
+
+
+# --- explain ---
+
+
+def test_explain_shows_surface_parameters_and_rule(run, shop):
+    said = run("explain", "buy.http")
+    assert said.code == 0
+    for text in (
+        "payments.charge  shop.buy",
+        "amount = 50",
+        "PERMIT permit_rule",
+        "orders/small  permit: true  <-",
+    ):
+        assert text in said.out
+
+
+def test_explain_json_has_the_documented_shape(run, shop):
+    said = json.loads(run("explain", "--agent", "local-agent", "--json", "buy.http").out)
+    assert said.keys() == {"request", "actions", "agent", "decision", "trace", "input"}
+    assert said["request"].keys() == {"canonical", "digest"}
+    assert said["decision"] == {"outcome": "PERMIT", "reason": "permit_rule", "rules": ["orders/small"]}
+    assert said["actions"][0]["params"] == {"amount": 50}
+    assert said["trace"][0].keys() >= {"rule", "effect", "result", "conjuncts"}
+    assert said["input"]["agent"]["id"] == said["agent"]["id"] == "local-agent"
+
+
+def test_explain_marks_a_near_miss(run, shop):
+    (shop / "buy.http").write_bytes(request(b'{"amount":101}'))
+    said = run("explain", "buy.http")
+    assert said.code == 1
+    assert "SILENCE no_rule_matched" in said.out and "permit: false  <- near miss" in said.out
+    assert "false: params.amount <= constants.most" in said.out
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        pytest.param(b"", "malformed_request", id="nothing"),
+        pytest.param(b"\x16\x03\x01\x00", "malformed_request", id="not HTTP"),
+        pytest.param(request(b'{"amount":50}')[:-1], "malformed_request", id="body cut short"),
+        pytest.param(request(b'{"amount":50}') + b"x", "malformed_request", id="bytes after the body"),
+        pytest.param(request(b'{"amount":50,"amount":51}'), "duplicate_parameter", id="duplicate key"),
+        pytest.param(request(b'{"amount":"50"}'), "parameter_type", id="wrong type"),
+        pytest.param(request(b"{").replace(b"shop.", b"other."), "unknown_destination", id="unknown host"),
+        pytest.param(request(b"{}").replace(b"/orders", b"/x"), "unknown_operation", id="unknown path"),
+    ],
+)
+def test_z1_what_cannot_be_read_is_silence_with_a_reason(run, shop, raw, reason):
+    (shop / "buy.http").write_bytes(raw)
+    said = json.loads(run("explain", "--json", "buy.http").out)
+    assert (said["decision"]["outcome"], said["decision"]["reason"]) == ("SILENCE", reason)
+    assert said["input"] is None and said["trace"] == []
+
+
+def test_z2_no_credential_is_shown(run, shop):
+    assert "s3cr3t" not in run("explain", "--json", "buy.http").out
+    assert "s3cr3t" not in run("explain", "buy.http").out
+
+
+def test_explain_reads_standard_input_and_plain_line_ends(run, shop, monkeypatch):
+    text = request(b'{"amount":50}').replace(b"\r\n", b"\n")
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(text)))
+    assert run("explain", "-").code == 0
+
+
+def test_explain_wants_an_agent_that_exists(run, shop):
+    said = run("explain", "--agent", "nobody", "buy.http")
+    assert said.code == 2 and "local-agent" in said.err
+    assert run("explain", "missing.http").code == 2
+
+
+def test_explain_a_caller_that_is_nobody(run, shop):
+    path = shop / "holdgate.yaml"
+    path.write_text(path.read_text().replace('[127.0.0.1/32, "::1/128"]', "[10.9.9.9/32]"))
+    said = run("explain", "buy.http")
+    assert said.code == 1 and "SILENCE unknown_agent" in said.out
+
+
+# --- receipts, verify, log ---
+
+
+def test_receipts_list_show_and_export_agree(run, recorded):
+    table = run("receipts", "list").out.splitlines()
+    assert [line.split()[2] for line in table[1:]] == recorded[::-1]
+    page = json.loads(run("receipts", "list", "--json", "--limit", "2").out)
+    assert [row["index"] for row in page["receipts"]] == [2, 1] and page["next"] == 1
+    rest = json.loads(run("receipts", "list", "--json", "--cursor", page["next"]).out)
+    assert [row["receipt"]["id"] for row in rest["receipts"]] == recorded[:1] and rest["next"] is None
+    exported = [json.loads(line) for line in run("receipts", "export").out.splitlines()]
+    assert [row["receipt"]["id"] for row in exported] == recorded
+    assert exported[0].keys() == {"index", "jws", "receipt"}
+    assert json.loads(run("receipts", "show", recorded[0], "--json").out) == exported[0]
+    assert run("receipts", "show", recorded[0], "--raw").out.strip() == exported[0]["jws"]
+    assert "unknown_destination" in run("receipts", "show", recorded[0]).out
+
+
+def test_receipts_filters(run, recorded):
+    def ids(*argv):
+        return [
+            row["receipt"]["id"]
+            for row in json.loads(run("receipts", "list", "--json", *argv).out)["receipts"]
+        ]
+
+    assert ids("--outcome", "PERMIT") == [] == ids("--agent", "other")
+    assert ids("--agent", "bot") == recorded[::-1]
+    since = run("receipts", "list").out.splitlines()[2].split()[1]
+    assert ids("--since", since) == recorded[:0:-1]
+    raw = run("receipts", "export", "--raw", "--since", "1", "--limit", "1").out.split()
+    assert len(raw) == 1 and raw[0].startswith("eyJ")
+    assert run("receipts", "list", "--since", "yesterday").code == 2
+    assert run("receipts", "show", "rcpt_none").code == 2
+
+
+def test_receipts_before_the_first_run_say_so(run, shop):
+    said = run("receipts", "list")
+    assert said.code == 2 and "ledger" in said.err
+
+
+def test_verify_takes_files_exports_arguments_and_keys(run, recorded, shop):
+    (shop / "all.jsonl").write_text(run("receipts", "export").out)
+    (shop / "one.jws").write_text(run("receipts", "show", recorded[1], "--raw").out)
+    (shop / "keys.json").write_text(run("keys", "export").out)
+    said = run("verify", "all.jsonl", "one.jws", (shop / "one.jws").read_text().strip())
+    assert said.code == 0 and len(said.out.splitlines()) == 5
+    rows = json.loads(run("verify", "--json", "--keys", "keys.json", "-c", "none.yaml", "one.jws").out)
+    assert rows == [{"source": "one.jws", "ok": True, "reason": "", "receipt": rows[0]["receipt"]}]
+    assert rows[0]["receipt"]["id"] == recorded[1]
+
+
+def test_verify_refuses_what_was_changed(run, recorded, shop):
+    header, payload, signature = run("receipts", "show", recorded[0], "--raw").out.strip().split(".")
+    said = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+    forged = base64.urlsafe_b64encode(said.replace(b"nowhere", b"anywher")).decode().rstrip("=")
+    (shop / "forged.jws").write_text(f"{header}.{forged}.{signature}")
+    result = run("verify", "--json", "forged.jws")
+    assert result.code == 1
+    assert json.loads(result.out) == [
+        {"source": "forged.jws", "ok": False, "reason": "the signature is wrong"}
+    ]
+    for text in ("rubbish", "{}", '{"jws": 1}', "eyJ.eyJ.x"):
+        (shop / "forged.jws").write_text(text)
+        assert run("verify", "forged.jws").code == 1
+    (shop / "forged.jws").write_text("\n")
+    assert run("verify", "forged.jws").code == 2
+    assert run("verify", "missing.jws").code == 2
+
+
+def test_verify_require_permit_refuses_a_refusal(run, recorded, shop):
+    (shop / "one.jws").write_text(run("receipts", "show", recorded[0], "--raw").out)
+    said = run("verify", "--require-permit", "one.jws")
+    assert said.code == 1 and "not of a PERMIT" in said.out
+
+
+def test_verify_under_other_keys_fails(run, recorded, shop, tmp_path):
+    (shop / "one.jws").write_text(run("receipts", "show", recorded[0], "--raw").out)
+    run("init", tmp_path / "other")
+    (shop / "keys.json").write_text(run("keys", "export", "-c", tmp_path / "other/holdgate.yaml").out)
+    said = run("verify", "--keys", "keys.json", "one.jws")
+    assert said.code == 1 and "not in the key set" in said.out
+    (shop / "keys.json").write_text("[]")
+    assert run("verify", "--keys", "keys.json", "one.jws").code == 2
+
+
+def test_log_audit_is_clean_and_finds_an_edit(run, recorded, shop):
+    said = run("log", "audit")
+    assert said.code == 0 and said.out.rstrip().endswith("clean") and "cannot be seen" in said.out
+    (shop / "note").write_text(run("log", "checkpoint").out)
+    report = json.loads(run("log", "audit", "--json", "--since-checkpoint", "note").out)
+    assert (report["clean"], report["size"], report["signed"], report["notes"]) == (True, 3, 3, [])
+    (shop / "note").write_text("rubbish")
+    assert run("log", "audit", "--since-checkpoint", "note").code == 2
+    note = shop / "state/log/checkpoint"
+    note.write_bytes(note.read_bytes().replace(b"\n3\n", b"\n2\n"))
+    said = run("log", "audit")
+    assert said.code == 1 and "PROBLEM checkpoint" in said.out
+
+
+# --- keys, trust, surfaces, run ---
+
+
+def test_keys_list_and_export(run, shop):
+    rows = json.loads(run("keys", "list", "--json").out)
+    assert [row["purpose"] for row in rows] == ["receipt", "log"] and all(row["active"] for row in rows)
+    assert json.loads(run("keys", "export").out)["keys"][0]["kid"] == rows[0]["kid"]
+    assert run("keys", "export", "--format", "vkey").out.startswith("holdgate.local/edge-7+")
+    assert "BEGIN PUBLIC KEY" in run("keys", "export", "--format", "pem").out
+    assert (
+        json.loads(run("keys", "export", "--format", "trigguard").out)["keys"][0]["keyId"] == rows[0]["kid"]
+    )
+    assert rows[0]["kid"] in run("keys", "list").out
+
+
+def test_the_exported_log_key_is_the_one_the_ledger_publishes(run, recorded, shop):
+    assert run("keys", "export", "--format", "vkey").out == (shop / "state/log/key.vkey").read_text()
+
+
+def test_trust_prints_installs_and_undoes(run, shop):
+    lines = run("trust", "--env").out.splitlines()
+    env = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+    assert all(line.startswith("export ") for line in lines)
+    assert env["SSL_CERT_FILE"] == env["REQUESTS_CA_BUNDLE"] == str(shop / "state/ca/bundle.pem")
+    assert run("trust", "--bundle", "bundle.pem").code == 0
+    ca = (shop / "state/ca/ca.pem").read_bytes()
+    assert ca in (shop / "bundle.pem").read_bytes()
+    (shop / "cacert.pem").write_bytes(ca)
+    assert run("init", "other").code == 0
+    assert run("trust", "-c", "other/holdgate.yaml", "--install", "cacert.pem").out.startswith("added ")
+    assert run("trust", "-c", "other/holdgate.yaml", "--uninstall", "cacert.pem").out.startswith("removed ")
+    assert (shop / "cacert.pem").read_bytes() == ca
+    assert run("trust", "--install", "missing").code == 2
+
+
+def test_surfaces_list_and_compile(run, shop):
+    rows = json.loads(run("surfaces", "list", "--json").out)
+    assert [(row["operation"], row["match"]) for row in rows] == [("shop.buy", "POST /orders")]
+    assert "payments.charge" in run("surfaces", "list").out
+    assert json.loads(run("surfaces", "list", "--surface", "x", "--json").out) == []
+    assert json.loads(run("surfaces", "compile", "surfaces").out)["version"] == 1
+
+
+@pytest.fixture
+def process_settings():
+    """`run` owns its process; here it shares ours, so what it sets is put back."""
+    umask, interval = os.umask(0o077), sys.getswitchinterval()
+    os.umask(umask)
+    yield
+    os.umask(umask)
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("break_it", ["policy", "key", "admin port"])
+def test_run_refuses_to_start_with_exit_2(run, shop, process_settings, break_it):
+    config = shop / "holdgate.yaml"
+    config.write_text(config.read_text().replace("127.0.0.1:8080 ", "127.0.0.1:0 "))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        match break_it:
+            case "policy":
+                (shop / "policies/orders.yaml").write_text(POLICY.replace("effect: deny", "effect: block"))
+            case "key":
+                (shop / "state/keys/receipt.key").chmod(0o644)
+            case _:
+                config.write_text(
+                    config.read_text().replace("127.0.0.1:9090", f"127.0.0.1:{taken.getsockname()[1]}")
+                )
+        said = run("run")
+    assert said.code == 2 and "ready" not in said.out
+    assert {"policy": "orders.yaml:12: ", "key": "receipt.key: ", "admin port": "admin.listen"}[
+        break_it
+    ] in said.err

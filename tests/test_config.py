@@ -1,0 +1,299 @@
+"""config.py and config_values.py: the whole file of CONTRACT 5 loads, and every mistake names its line."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdgate.config import Address, Config, ConnectTo, OpenDoor, ReceiptsHeader, load_config
+from holdgate.config_values import read_address, read_networks
+from holdgate.errors import ConfigError
+from holdgate.limits import Limits
+from holdgate.strictyaml import Node
+
+SHA = hashlib.sha256(b"token").hexdigest()
+SHA2 = hashlib.sha256(b"token 2").hexdigest()
+
+FULL = f"""\
+version: 1
+node: edge-1
+state_dir: ./state
+listen:
+  explicit: 127.0.0.1:8080
+  transparent: null
+admin: {{listen: 127.0.0.1:9090, public_url: null, open: [metrics], tokens: {{ops: {{sha256: "{SHA}", roles: [operator]}}}}}}
+surfaces: [./surfaces]
+policies: [./policies]
+bundle: {{mode: files}}
+store: sqlite
+gate: embedded
+agents:
+  - {{id: refund-bot, groups: [payments], attrs: {{accounts: [acct_1], level: 3, live: false}}, match: {{source: [127.0.0.1/32]}}}}
+  - {{id: triage, groups: [clinical], match: {{token_sha256: "{SHA}"}}}}
+limits: {{body_bytes: 2048, hold_s: 55, head_s: 0.5}}
+receipts: {{header: reference}}
+upstream:
+  ca_file: null
+  connect_to: {{"api.stripe.com:443": {{address: 127.0.0.1:12111, tls: false}}}}
+  allow_private: [10.0.0.0/8]
+"""  # noqa: E501
+
+SMALLEST = """\
+version: 1
+node: edge-1
+state_dir: state
+listen: {explicit: 127.0.0.1:8080}
+surfaces: [surfaces]
+policies: [policies]
+agents: []
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "surfaces").mkdir()
+    (tmp_path / "policies").mkdir()
+    return tmp_path
+
+
+def load(folder: Path, text: str) -> Config:
+    path = folder / "holdgate.yaml"
+    path.write_text(text)
+    return load_config(path)
+
+
+def refused(folder: Path, text: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text)
+    assert caught.value.file.endswith("holdgate.yaml")
+    assert caught.value.line > 0
+    return caught.value
+
+
+def test_k1_the_contract_s_file_loads(folder: Path) -> None:
+    config = load(folder, FULL)
+    assert (config.node, config.state_dir) == ("edge-1", folder / "state")
+    assert config.listen.explicit == Address(host="127.0.0.1", port=8080)
+    assert config.listen.transparent is None
+    assert config.surfaces == (folder / "surfaces",)
+    assert config.admin.open == {OpenDoor.METRICS}
+    assert [(token.name, token.sha256.hex(), token.roles) for token in config.admin.tokens] == [
+        ("ops", SHA, ("operator",))
+    ]
+    bot, triage = config.agents
+    assert bot.agent.attrs == (("accounts", ("acct_1",)), ("level", 3), ("live", False))
+    assert bot.sources == (ip_network("127.0.0.1/32"),)
+    assert (triage.sources, triage.token_sha256.hex()) == ((), SHA)
+    assert (config.limits.body_bytes, config.limits.hold_s, config.limits.head_s) == (2048, 55.0, 0.5)
+    assert config.receipts_header is ReceiptsHeader.REFERENCE
+    assert config.upstream.connect_to == (
+        ConnectTo(
+            name="api.stripe.com",
+            port=443,
+            address=Address(host="127.0.0.1", port=12111),
+            tls=False,
+            line=20,
+        ),
+    )
+    assert config.upstream.allow_private == (ip_network("10.0.0.0/8"),)
+    assert config.upstream.resolver == "system"
+
+
+def test_k1_what_is_left_out_has_the_safe_value(folder: Path) -> None:
+    config = load(folder, SMALLEST)
+    assert config.limits == Limits()
+    assert config.admin.listen == Address(host="127.0.0.1", port=9090)
+    assert (config.admin.tokens, config.admin.open, config.admin.public_url) == ((), frozenset(), None)
+    assert (config.agents, config.upstream.connect_to, config.upstream.allow_private) == ((), (), ())
+    assert config.receipts_header is ReceiptsHeader.FULL
+
+
+def test_k1_paths_are_relative_to_the_file_not_to_the_caller(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    assert load(folder, SMALLEST).surfaces == (folder / "surfaces",)
+
+
+def test_k1_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holdgate init"):
+        load_config(tmp_path / "holdgate.yaml")
+
+
+# (text to replace in FULL, replacement, line of the mistake, part of the message)
+MISTAKES = [
+    pytest.param("version: 1", "version: 2", 1, "version: 1", id="another version"),
+    pytest.param("version: 1", "version: '1'", 1, "must be an integer", id="version as text"),
+    pytest.param("node: edge-1", "node: 1edge", 2, "a letter, then", id="node is no token"),
+    pytest.param("node: edge-1", "node: 'a b'", 2, "a letter, then", id="node with a space"),
+    pytest.param("state_dir: ./state", "state_dir: null", 3, "must be a string", id="no state directory"),
+    pytest.param("explicit: 127.0.0.1:8080", "explicit: null", 5, "nothing to listen on", id="no listener"),
+    pytest.param("explicit: 127.0.0.1:8080", "explicit: 8080", 5, "must be a string", id="a bare port"),
+    pytest.param("explicit: 127.0.0.1:8080", "explicit: localhost:8080", 5, "an IP address", id="a name"),
+    pytest.param("transparent: null", "transparent: 0.0.0.0:9090", 5, "share", id="listeners collide"),
+    pytest.param("public_url: null", "public_url: 'https://x/?a'", 7, "without query", id="URL with a query"),
+    pytest.param("open: [metrics]", "open: [receipts]", 7, "metrics, checkpoint", id="an unknown open door"),
+    pytest.param("roles: [operator]", "roles: []", 7, "can do nothing", id="a token without roles"),
+    pytest.param(f'sha256: "{SHA}"', "sha256: abcd", 7, "sha256sum", id="a short digest"),
+    pytest.param(f'sha256: "{SHA}"', f'sha256: "{SHA.upper()}"', 7, "lower-case", id="an upper-case digest"),
+    pytest.param("surfaces: [./surfaces]", "surfaces: []", 8, "nothing could ever", id="no surfaces"),
+    pytest.param("surfaces: [./surfaces]", "surfaces: ./surfaces", 8, "must be a list", id="not a list"),
+    pytest.param("policies: [./policies]", "policies: [./nope]", 9, "does not exist", id="a missing folder"),
+    pytest.param("{mode: files}", "{mode: signed, trust: t, dir: b}", 10, "mode: files", id="signed bundles"),
+    pytest.param("{mode: files}", "{mode: files, dir: b}", 10, "mode: files", id="files with a directory"),
+    pytest.param("store: sqlite", "store: postgresql://h/db", 11, "store: sqlite", id="another store"),
+    pytest.param(
+        "gate: embedded", "gate: {url: https://gate:9443}", 12, "gate: embedded", id="a remote gate"
+    ),
+    pytest.param("127.0.0.1/32]", "127.0.0.1/8]", 14, "not a CIDR block", id="host bits in a block"),
+    pytest.param("127.0.0.1/32]", "'::ffff:127.0.0.1/128']", 14, "as IPv4", id="a mapped block"),
+    pytest.param("level: 3", "level: [1, a]", 14, "a list of strings", id="a mixed list"),
+    pytest.param("level: 3", "level: null", 14, "a string, an integer", id="an empty attribute"),
+    pytest.param("level: 3", "Level: 3", 14, "lower-case", id="an attribute that no rule could name"),
+    pytest.param("body_bytes: 2048", "body_bytes: 0", 16, "greater than zero", id="a zero limit"),
+    pytest.param("body_bytes: 2048", "body_bytes: 99999999", 16, "body_bytes_max", id="above the cap"),
+    pytest.param("body_bytes: 2048", "body_bytes: 1.5", 16, "must be an integer", id="half a byte"),
+    pytest.param("hold_s: 55", "hold_s: 1e3", 16, "number of seconds", id="an exponent"),
+    pytest.param("hold_s: 55", "hold_s: true", 16, "number of seconds", id="true seconds"),
+    pytest.param("header: reference", "header: none", 17, "full, reference", id="an unknown header mode"),
+    pytest.param("ca_file: null", "ca_file: ./nope.pem", 19, "No such file", id="a missing CA file"),
+    pytest.param(
+        "ca_file: null", "ca_file: ./holdgate.yaml", 19, "no PEM", id="a CA file without a certificate"
+    ),
+    pytest.param("api.stripe.com:443", "api.stripe.com", 20, "name and a port", id="no port"),
+    pytest.param("api.stripe.com:443", "API.stripe.com:443", 20, "lower-case", id="an upper-case name"),
+    pytest.param("api.stripe.com:443", "api.stripe.com:99999", 20, "name and a port", id="port too large"),
+    pytest.param("api.stripe.com:443", "a*.stripe.com:443", 20, "name and a port", id="a star inside"),
+    pytest.param("[10.0.0.0/8]", "[10/8]", 21, "not a CIDR block", id="half an address"),
+    pytest.param("[10.0.0.0/8]", "[]\n  resolver: []", 22, "write `system`", id="no resolver at all"),
+    pytest.param(
+        "[10.0.0.0/8]", "[]\n  resolver: [10.0.0.53]", 22, "and a port", id="a resolver without port"
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line", "message"), MISTAKES)
+def test_k1_every_mistake_names_its_line(folder: Path, old: str, new: str, line: int, message: str) -> None:
+    assert FULL.count(old) >= 1
+    error = refused(folder, FULL.replace(old, new, 1))
+    assert message in str(error)
+    assert error.line == line
+
+
+@pytest.mark.parametrize("key", ["version", "node", "state_dir", "listen", "surfaces", "policies", "agents"])
+def test_k1_a_key_that_is_needed_is_asked_for(folder: Path, key: str) -> None:
+    text = re.sub(rf"^{key}: .*\n", "", SMALLEST, flags=re.MULTILINE)
+    assert f"needs the key '{key}'" in str(refused(folder, text))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("version: 1", "version: 1\nextra: 1", id="top"),
+        pytest.param("  transparent: null", "  transparent: null\n  extra: x", id="listen"),
+        pytest.param("public_url: null", "public_url: null, extra: 1", id="admin"),
+        pytest.param("roles: [operator]", "roles: [operator], extra: 1", id="token"),
+        pytest.param("{mode: files}", "{mode: files, extra: 1}", id="bundle"),
+        pytest.param("{id: triage,", "{id: triage, extra: 1,", id="agent"),
+        pytest.param("{source: [127.0.0.1/32]}", "{source: [127.0.0.1/32], interface: eth0}", id="match"),
+        pytest.param("hold_s: 55", "holds: 55", id="limits"),
+        pytest.param("{header: reference}", "{header: full, extra: 1}", id="receipts"),
+        pytest.param("  ca_file: null", "  extra: null", id="upstream"),
+        pytest.param("tls: false", "tls: false, extra: 1", id="connect_to"),
+    ],
+)
+def test_k2_an_unknown_key_is_refused_at_every_depth(folder: Path, old: str, new: str) -> None:
+    assert "unknown key" in str(refused(folder, FULL.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("node: edge-1", "node: edge-1\nnode: edge-2", id="top"),
+        pytest.param("hold_s: 55", "hold_s: 55, hold_s: 5", id="limits"),
+        pytest.param("{address:", "{tls: true, address:", id="connect_to"),
+    ],
+)
+def test_k2_a_duplicate_key_is_refused(folder: Path, old: str, new: str) -> None:
+    assert "duplicate key" in str(refused(folder, FULL.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        pytest.param("192.0.2.1:443", "only for loopback", id="plain text to the network"),
+        pytest.param("127.0.0.1:9090", "own listener", id="the admin API"),
+        pytest.param("127.0.0.1:8080", "own listener", id="the proxy itself"),
+        pytest.param("0.0.0.0:9090", "only for loopback", id="unspecified address"),
+        pytest.param("'[::ffff:127.0.0.1]:9090'", "as IPv4", id="the admin API in another spelling"),
+        pytest.param("127.0.0.1:0", "and a port", id="port zero"),
+    ],
+)
+def test_k3_connect_to_stays_off_the_network_and_off_ourselves(
+    folder: Path, address: str, message: str
+) -> None:
+    assert message in str(refused(folder, FULL.replace("127.0.0.1:12111", address)))
+
+
+def test_k3_a_wildcard_listener_counts_for_every_address(folder: Path) -> None:
+    text = FULL.replace("listen: 127.0.0.1:9090", "listen: 0.0.0.0:9090")
+    text = text.replace("{address: 127.0.0.1:12111, tls: false}", "{address: 192.0.2.7:9090}")
+    assert "own listener 0.0.0.0:9090" in str(refused(folder, text))
+
+
+def test_k3_tls_is_the_default(folder: Path) -> None:
+    config = load(folder, FULL.replace("127.0.0.1:12111, tls: false", "192.0.2.1:443"))
+    assert [entry.tls for entry in config.upstream.connect_to] == [True]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        pytest.param("{source: [127.0.0.1/32]}", "{}", "matches everybody", id="an empty match"),
+        pytest.param("{source: [127.0.0.1/32]}", "{source: []}", "is empty", id="an empty source"),
+        pytest.param("id: triage", "id: refund-bot", "there twice", id="two agents of one name"),
+        pytest.param(
+            "{source: [127.0.0.1/32]}", f'{{token_sha256: "{SHA}"}}', "same token", id="two agents, one token"
+        ),
+        pytest.param(
+            f'ops: {{sha256: "{SHA}", roles: [operator]}}',
+            f'ops: {{sha256: "{SHA}", roles: [operator]}}, b: {{sha256: "{SHA}", roles: [approver]}}',
+            "same sha256",
+            id="two admin tokens alike",
+        ),
+    ],
+)
+def test_k4_who_is_meant_is_never_ambiguous(folder: Path, old: str, new: str, message: str) -> None:
+    assert message in str(refused(folder, FULL.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":", "127.0.0.1", "127.0.0.1:", ":80", "127.0.0.1:65536", "127.0.0.1:+80", "127.0.0.1:8 0",
+     "127.0.0.1:\u0668\u0660", "::1:80", "[::1]", "[127.0.0.1]:80", "127.1:80", "0x7f.0.0.1:80", "[::1]:80 "],
+)  # fmt: skip
+def test_v1_addresses_are_exact(text: str) -> None:
+    with pytest.raises(ConfigError):
+        read_address(Node(text, "f", 1), "x")
+
+
+def test_v1_an_ipv6_address_is_printed_as_it_is_read() -> None:
+    assert str(read_address(Node("[::1]:80", "f", 1), "x")) == "[::1]:80"
+
+
+@given(st.text(max_size=24))
+def test_v1_any_text_is_a_value_or_a_configuration_error(text: str) -> None:
+    for read in (
+        lambda: str(read_address(Node(text, "f", 1), "x")),
+        lambda: str(read_networks(Node([Node(text, "f", 1)], "f", 1), "x")[0]),
+    ):
+        try:
+            assert read()
+        except ConfigError as error:
+            assert error.line == 1

@@ -1,0 +1,81 @@
+"""content/mediatype.py: MT1, MT2 and the grammar, as tables and one property."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdgate.content.mediatype import parse_media_type
+from holdgate.errors import InputError, Reason
+
+MALFORMED, UNSUPPORTED = Reason.MALFORMED_REQUEST, Reason.UNSUPPORTED_CONTENT
+
+
+def read(value: str) -> object:
+    try:
+        return parse_media_type(value)
+    except InputError as error:
+        return error.reason
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("application/json", ("application/json", ())),
+        ("application/json;charset=utf-8", ("application/json", (("charset", "utf-8"),))),
+        ("Text/XML ; Charset=UTF-8", ("text/xml", (("charset", "UTF-8"),))),
+        ('a/b; charset="utf-8"; v=1', ("a/b", (("charset", "utf-8"), ("v", "1")))),
+        ("application/fhir+json; fhirVersion=4.0", ("application/fhir+json", (("fhirversion", "4.0"),))),
+    ],
+)
+def test_values_that_real_clients_send(value: str, expected: object) -> None:
+    assert read(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "json",
+        "a/",
+        "/b",
+        "a/b;",
+        "a/b;;c=d",
+        "a/b; c",
+        "a/b; c=",
+        "a/b; c =d",
+        "a/b, c/d",
+        'a/b; c="d',
+        "a/b x",
+        'a/b; c="\\"',
+        "a/b; c=d e",
+        " a/b",
+        "a/b ",
+        "a/b\n",
+        "ä/b",
+        "a/" + "b" * 600,
+    ],
+)
+def test_malformed_values_are_refused(value: str) -> None:
+    assert read(value) is MALFORMED
+
+
+@pytest.mark.parametrize("value", ["a/b; charset=utf-8; charset=utf-7", "a/b; boundary=x; Boundary=y"])
+def test_mt1_a_parameter_occurs_once(value: str) -> None:
+    assert read(value) is MALFORMED
+
+
+@pytest.mark.parametrize("charset", ["utf-7", "utf-16", "iso-8859-1", "utf8", '""', "utf-8x"])
+def test_mt2_another_charset_is_refused(charset: str) -> None:
+    assert read(f"application/json; charset={charset}") is UNSUPPORTED
+
+
+@given(st.lists(st.sampled_from(["a", "/", ";", "=", '"', " ", "charset", "utf-8", ",", "\\", "é", "A"])))
+def test_mt1_accepted_names_are_unique_and_lower_case(pieces: list[str]) -> None:
+    result = read("".join(pieces))
+    if isinstance(result, tuple):
+        names = [name for name, _ in result[1]]
+        assert names == sorted(set(names), key=names.index) and all(name == name.lower() for name in names)
+    else:
+        assert result in (MALFORMED, UNSUPPORTED)

@@ -1,0 +1,376 @@
+"""ledger.py: the transition table, row by row, and what it promises over every store (SQLite here)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evidence import DAY_US, DIGEST, KEYS, OTHER_DIGEST, T0, RefundJudge, open_ledger
+from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
+from holdgate.errors import BackendError, Outcome, Reason
+from holdgate.ledger import (
+    ARRIVALS,
+    CONFLICT_SOURCE,
+    DISPATCHABLE,
+    OUTCOMES,
+    Arrival,
+    Binding,
+    ClaimRow,
+    Event,
+    OutcomeStatus,
+    State,
+    Verdict,
+    appraise,
+    attempt,
+    bind,
+    combine,
+    is_free,
+    may_bind,
+    op_key,
+    settle,
+    settle_claim,
+    settle_row,
+)
+from holdgate.receipt import verify
+
+A, D, E, U, F, N, X = State
+V = Verdict
+
+
+def row(state: State, **changes: object) -> ClaimRow:
+    facts: dict[str, object] = {
+        "key": "k",
+        "state": state,
+        "digest": DIGEST,
+        "receipt_id": "rcpt_first",
+        "http_status": 200,
+        "expires_us": T0 + DAY_US,
+        "provider": False,
+        "source": "native",
+    }
+    return ClaimRow(**(facts | changes))  # type: ignore[arg-type]
+
+
+def binding(**changes: object) -> Binding:
+    facts: dict[str, object] = {
+        "key": "k",
+        "digest": DIGEST,
+        "expires_us": T0 + 2 * DAY_US,
+        "provider": False,
+        "source": "native",
+    }
+    return Binding(**(facts | changes))  # type: ignore[arg-type]
+
+
+# --- the table ---
+
+
+def test_l1_every_state_and_event_has_a_row() -> None:
+    assert set(ARRIVALS) == set(itertools.product(State, Arrival))
+    assert set(OUTCOMES) == set(itertools.product(State, Event))
+
+
+# CONTRACT 12 "Retries", as a person would write it down: source, provider, digest, late, verdict by state.
+_WORDS = {
+    "-": V.FRESH,
+    "flight": V.IN_FLIGHT,
+    "done": V.ALREADY_EXECUTED,
+    "replay": V.REPLAY,
+    "again": V.SUPERSEDE,
+    "reused": V.REUSED,
+    "open": V.OUTCOME_UNKNOWN,
+    "clash": V.CONFLICT,
+}
+_CONTRACT = [
+    #                                       absent flight executed undelivered failed not_sent unknown
+    ("native", False, DIGEST, False,        "- flight done done again again open"),
+    ("natural", False, DIGEST, False,       "- flight done done again again open"),
+    ("native", True, DIGEST, False,         "- flight replay replay again again replay"),
+    ("native", False, OTHER_DIGEST, False,  "- reused reused reused reused again reused"),
+    ("native", True, OTHER_DIGEST, False,   "- reused reused reused reused again reused"),
+    ("native", False, DIGEST, True,         "- flight - - - - open"),
+    ("native", True, DIGEST, True,          "- flight - - - - open"),
+    ("native", True, OTHER_DIGEST, True,    "- flight - - - - open"),
+    ("implicit", False, DIGEST, False,      "- flight - done - - open"),
+    ("implicit", False, DIGEST, True,       "- flight - - - - open"),
+    (CONFLICT_SOURCE, False, DIGEST, False, "- clash - - - - clash"),
+    (CONFLICT_SOURCE, False, OTHER_DIGEST, True, "- clash - - - - clash"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "provider", "digest", "late", "verdicts"), _CONTRACT)
+def test_an_attempt_gets_what_the_contract_says(
+    source: str, provider: bool, digest: str, late: bool, verdicts: str
+) -> None:
+    now = T0 + DAY_US if late else T0 + DAY_US - 1
+    for state, word in zip(State, verdicts.split(), strict=True):
+        verdict = _WORDS[word]
+        held = row(state, provider=provider, source=source)
+        found = attempt(held, digest=digest, now_us=now, source=source)
+        assert found == ((verdict, "rcpt_first", 200) if verdict is not V.FRESH else (V.FRESH, "", 0)), state
+
+
+def test_an_attempt_on_nothing_is_fresh() -> None:
+    assert attempt(None, digest=DIGEST, now_us=T0, source="native") == (V.FRESH, "", 0)
+
+
+@pytest.mark.parametrize("who", Arrival)
+def test_l2_what_is_in_flight_or_unknown_never_goes_out_again(who: Arrival) -> None:
+    assert ARRIVALS[D, who] not in DISPATCHABLE
+    if who is Arrival.SAME_PROVIDER:
+        assert ARRIVALS[X, who] is V.REPLAY
+    else:
+        assert ARRIVALS[X, who] not in DISPATCHABLE
+
+
+@pytest.mark.parametrize("state", [D, E, U, F, X])
+def test_l3_another_digest_is_a_reused_key_until_it_expires(state: State) -> None:
+    assert ARRIVALS[state, Arrival.OTHER] is V.REUSED
+    assert ARRIVALS[N, Arrival.OTHER] is V.SUPERSEDE
+
+
+_STATUS = OutcomeStatus
+_SETTLED = [
+    (D, _STATUS.EXECUTED, True, E),
+    (D, _STATUS.EXECUTED, False, U),
+    (D, _STATUS.NOT_SENT, True, N),
+    (D, _STATUS.FAILED, False, F),
+    (D, _STATUS.UNKNOWN, True, X),
+    (D, _STATUS.RECONCILED, True, D),
+    (X, _STATUS.RECONCILED, True, E),
+    (X, _STATUS.EXECUTED, True, X),
+    (X, _STATUS.NOT_SENT, True, X),
+    (E, _STATUS.NOT_SENT, True, E),
+    (U, _STATUS.UNKNOWN, True, U),
+    (F, _STATUS.EXECUTED, True, F),
+    (N, _STATUS.UNKNOWN, True, N),
+    (A, _STATUS.EXECUTED, True, A),
+]
+
+
+@pytest.mark.parametrize(("state", "status", "delivered", "after"), _SETTLED)
+def test_a_permit_has_one_outcome_and_unknown_one_reconciliation(
+    state: State, status: OutcomeStatus, delivered: bool, after: State
+) -> None:
+    assert settle(state, status, delivered) is after
+    assert settle_row(row(state), status, 201, delivered=delivered).state is after
+
+
+# --- several claims of one request ---
+
+
+def test_the_strictest_claim_answers() -> None:
+    ladder = [
+        V.REUSED,
+        V.CONFLICT,
+        V.OUTCOME_UNKNOWN,
+        V.IN_FLIGHT,
+        V.ALREADY_EXECUTED,
+        V.REPLAY,
+        V.SUPERSEDE,
+        V.FRESH,
+    ]
+    assert set(ladder) == set(Verdict)
+    for first, second in itertools.product(ladder, ladder):
+        expected = min(first, second, key=ladder.index)
+        assert combine([(first, "a", 1), (second, "b", 2)])[0] is expected
+    assert combine([]) == (V.FRESH, "", 0)
+
+
+def _appraise(*rows: ClaimRow, digest: str = DIGEST) -> tuple[Verdict, str, int]:
+    wanted = [(item.key, item.source) for item in rows]
+    forward = appraise({item.key: item for item in rows}, wanted, digest=digest, now_us=T0)
+    backward = appraise({item.key: item for item in rows}, wanted[::-1], digest=digest, now_us=T0)
+    assert forward == backward
+    return forward
+
+
+def test_a_replay_does_not_meet_its_own_natural_and_conflict_keys() -> None:
+    native = row(X, provider=True)
+    natural = row(X, key="n", source="natural")
+    conflict = row(X, key="c", source=CONFLICT_SOURCE)
+    assert _appraise(native, natural, conflict) == (V.REPLAY, "rcpt_first", 200)
+    foreign = replace(conflict, receipt_id="rcpt_other")
+    assert _appraise(native, natural, foreign)[:2] == (V.CONFLICT, "rcpt_other")
+    assert _appraise(native, replace(natural, receipt_id="rcpt_other"))[0] is V.OUTCOME_UNKNOWN
+
+
+def test_a_duplicate_in_flight_is_in_flight_and_not_a_conflict_with_itself() -> None:
+    native, conflict = row(D), row(D, key="c", source=CONFLICT_SOURCE)
+    assert _appraise(native, conflict) == (V.IN_FLIGHT, "rcpt_first", 200)
+    assert _appraise(conflict)[0] is V.CONFLICT
+
+
+def test_claims_that_nobody_holds_leave_the_way_open() -> None:
+    assert appraise({}, [("a", "native"), ("b", CONFLICT_SOURCE)], digest=DIGEST, now_us=T0) == (
+        V.FRESH,
+        "",
+        0,
+    )
+
+
+# --- binding and settling ---
+
+
+def test_a_permit_binds_its_claims_as_dispatching() -> None:
+    bound = bind(None, binding(), receipt_id="rcpt_new", now_us=T0)
+    assert (bound.state, bound.receipt_id, bound.expires_us) == (D, "rcpt_new", T0 + 2 * DAY_US)
+    assert bound.before is None
+
+
+@pytest.mark.parametrize("state", [E, U, X])
+def test_a_replay_keeps_the_first_window_and_what_it_replaced(state: State) -> None:
+    bound = bind(row(state, provider=True), binding(provider=True), receipt_id="rcpt_new", now_us=T0)
+    assert bound.expires_us == T0 + DAY_US
+    assert bound.before == (state, "rcpt_first", 200)
+    for status in (_STATUS.NOT_SENT, _STATUS.FAILED):
+        back = settle_row(bound, status, 429, delivered=True)
+        assert (back.state, back.receipt_id, back.http_status, back.before) == (
+            state,
+            "rcpt_first",
+            200,
+            None,
+        )
+    assert settle_row(bound, _STATUS.EXECUTED, 200, delivered=True).state is E
+    assert settle_row(bound, _STATUS.UNKNOWN, 0, delivered=True).state is X
+
+
+def test_an_unknown_claim_is_remembered_even_when_it_is_late() -> None:
+    late = row(X, source=CONFLICT_SOURCE, expires_us=T0)
+    assert bind(late, binding(source=CONFLICT_SOURCE), receipt_id="new", now_us=T0 + 1).before == (
+        X,
+        "rcpt_first",
+        200,
+    )
+
+
+@pytest.mark.parametrize("state", [F, N])
+def test_a_superseding_permit_starts_a_new_window(state: State) -> None:
+    bound = bind(row(state), binding(), receipt_id="rcpt_new", now_us=T0)
+    assert (bound.before, bound.expires_us) == (None, T0 + 2 * DAY_US)
+
+
+def test_the_first_dispatch_can_be_reconciled_while_its_replay_is_under_way() -> None:
+    bound = bind(row(X, provider=True), binding(provider=True), receipt_id="rcpt_new", now_us=T0)
+    after = settle_claim(bound, "rcpt_first", _STATUS.RECONCILED, 200, delivered=True)
+    assert (after.state, after.before) == (D, (E, "rcpt_first", 200))
+    assert settle_claim(bound, "rcpt_else", _STATUS.RECONCILED, 200, delivered=True) == bound
+    assert settle_claim(bound, "rcpt_new", _STATUS.UNKNOWN, 0, delivered=True).state is X
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("source", ["native", "natural", "implicit", CONFLICT_SOURCE])
+@pytest.mark.parametrize("prior", ["", "rcpt_first", "rcpt_else"])
+def test_l2_a_store_lets_no_permit_take_a_claim_that_is_held(state: State, source: str, prior: str) -> None:
+    held = row(state, source=source)
+    lawful = may_bind(held, binding(source=source), prior=prior, now_us=T0)
+    if state is D:
+        assert not lawful
+    elif state is X:
+        assert lawful == (prior == "rcpt_first")
+    elif state in (E, U) and source in ("native", "natural"):
+        assert lawful == (prior == "rcpt_first")
+    elif state in (A, F, N):
+        assert lawful
+
+
+def test_l2_a_replay_names_the_receipt_that_it_repeats() -> None:
+    held = row(E, provider=True)
+    assert may_bind(held, binding(provider=True), prior="rcpt_first", now_us=T0)
+    assert not may_bind(held, binding(provider=True), prior="rcpt_else", now_us=T0)
+    assert not may_bind(held, binding(provider=True), prior="", now_us=T0)
+    assert may_bind(None, binding(), prior="", now_us=T0)
+
+
+@pytest.mark.parametrize("source", ["native", "natural", "implicit", CONFLICT_SOURCE])
+@pytest.mark.parametrize("state", State)
+def test_a_row_is_free_only_if_it_obstructs_nobody(state: State, source: str) -> None:
+    held = row(state, source=source)
+    obstructs = attempt(held, digest=DIGEST, now_us=T0, source=source)[0] is not V.FRESH
+    if is_free(held):
+        assert not obstructs
+    if source in ("native", "natural"):
+        assert not is_free(held)
+
+
+# --- names of claims ---
+
+
+def test_op_keys_differ_whenever_a_part_does() -> None:
+    keys = {
+        op_key("a", "b"),
+        op_key("ab"),
+        op_key("a", "b", ""),
+        op_key("", "a", "b"),
+        op_key("a", "b", secret=b"s"),
+        op_key("b", "a"),
+    }
+    assert len(keys) == 6
+    assert all(len(key) == 64 and set(key) <= set("0123456789abcdef") for key in keys)
+    assert op_key("a", "b", secret=b"s") != op_key("a", "b", secret=b"t")
+
+
+# --- over every store ---
+
+
+@pytest.fixture(params=[open_ledger], ids=["sqlite"])
+def store(request: pytest.FixtureRequest) -> Callable[..., SqliteLedger]:
+    opened: Callable[..., SqliteLedger] = request.param
+    return opened
+
+
+async def test_l4_what_record_returned_is_already_durable(
+    store: Callable[..., SqliteLedger], tmp_path: Path
+) -> None:
+    ledger = store(tmp_path)
+    recorded = await ledger.record(RefundJudge("key"))
+    # Another connection sees committed rows only.
+    with SqliteReader(tmp_path) as reader:
+        stored = reader.get(recorded.entry.receipt_id)
+        assert stored is not None and stored.jws == recorded.entry.jws
+        assert reader.permits(State.DISPATCHING)[0].receipt_id == recorded.entry.receipt_id
+    assert (recorded.durable, recorded.index, recorded.entry.outcome) == (True, 0, Outcome.PERMIT)
+    ledger.close()
+
+
+async def test_l5_after_a_write_error_nothing_is_recorded_any_more(
+    store: Callable[..., SqliteLedger], tmp_path: Path
+) -> None:
+    ledger = store(tmp_path)
+    await ledger.record(RefundJudge("first"))
+    vandal = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    vandal.execute("DROP TABLE inputs")
+    for number in range(3):
+        with pytest.raises(BackendError) as raised:
+            await ledger.record(RefundJudge(f"key {number}"))
+        assert raised.value.reason is Reason.STORE_UNAVAILABLE
+    vandal.close()
+    assert not ledger.healthy
+    assert ledger.size == 1
+    ledger.close()
+
+
+async def test_l6_after_a_crash_what_was_dispatching_is_unknown_and_says_so(
+    store: Callable[..., SqliteLedger], tmp_path: Path
+) -> None:
+    ledger = store(tmp_path)
+    first, second = await asyncio.gather(*(ledger.record(RefundJudge(key)) for key in "ab"))
+    ledger.record_outcome(second.entry.receipt_id, OutcomeStatus.EXECUTED, 200, delivered=True)
+    ledger.close()  # as after a crash: the first permit has no outcome
+    again = store(tmp_path)
+    with SqliteReader(tmp_path) as reader:
+        assert reader.permits(State.DISPATCHING) == ()
+        assert [permit.receipt_id for permit in reader.permits(State.UNKNOWN)] == [first.entry.receipt_id]
+        said = [verify(item.jws, KEYS).statement for item in reader.export()]
+    assert [item.get("status") for item in said] == [None, None, "executed", "unknown"]
+    assert said[-1]["of"] == first.entry.receipt_id
+    judge = RefundJudge("a")
+    await again.record(judge)
+    assert judge.verdict is Verdict.OUTCOME_UNKNOWN
+    again.close()

@@ -1,0 +1,197 @@
+"""mitm.py and engine.py: the engine cannot originate, builds only our layers, and cannot be disarmed."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mitmproxy.proxy.layers as engine_layers
+import pytest
+from mitmproxy import exceptions, hooks, options
+from mitmproxy.proxy import server, server_hooks
+from mitmproxy.proxy.layers import ClientTLSLayer, modes
+
+from doors import open_door
+from holdgate.adapters import mitm
+from holdgate.adapters.gate_layer import DenyLayer, GateLayer
+from holdgate.adapters.mitm import HOOKS, IGNORED_HOOKS, REQUIRED_OPTIONS, HoldgateAddon, check_options
+
+
+def addon(**change: Any) -> Any:
+    trips: list[str] = []
+    made = HoldgateAddon(keeper=SimpleNamespace(), tls_contexts=lambda host: None, barrier_trip=trips.append)  # type: ignore[arg-type]
+    for name, value in change.items():
+        setattr(made, name, value)
+    return made, trips
+
+
+def test_m1_every_server_connection_is_refused_and_counted() -> None:
+    made, trips = addon()
+    data: Any = SimpleNamespace(server=SimpleNamespace(error=None, address=("api.ok.test", 443)))
+    made.server_connect(data)
+    assert data.server.error
+    assert trips == ["server_connect"]
+
+
+async def test_m1_the_engine_asks_before_it_connects(tmp_path: Path) -> None:
+    # A contract with the engine: `error` set by server_connect means that no socket is opened.
+    async with open_door(tmp_path) as door:
+        contacted = asyncio.Event()
+        upstream = await asyncio.start_server(lambda *_: contacted.set(), "127.0.0.1", 0)
+        port = upstream.sockets[0].getsockname()[1]
+        source = inspect.getsource(server.ConnectionHandler.open_connection)
+        assert (
+            source.index("ServerConnectHook")
+            < source.index("connection.error")
+            < source.index("open_connection(\n")
+        )
+        answer = await door.exchange(
+            b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: close\r\n\r\n"
+            % (port, port)
+        )
+        assert answer.startswith(b"HTTP/1.1 200 "), "the keeper of the test permits everything"
+        assert not contacted.is_set()
+        upstream.close()
+
+
+def nextlayer(*, data: bytes, stack: list[Any], transport: str = "tcp") -> Any:
+    client = SimpleNamespace(
+        id="c",
+        transport_protocol=transport,
+        peername=("127.0.0.1", 1),
+        sni=None,
+        proxy_mode=None,
+        sockname=None,
+        tls=False,
+    )
+    context = SimpleNamespace(
+        layers=list(stack),
+        client=client,
+        server=SimpleNamespace(address=None),
+        options=SimpleNamespace(proxy_debug=False),
+    )
+    return SimpleNamespace(context=context, layer=None, data_client=lambda: data)
+
+
+def fake(kind: type) -> Any:
+    return kind.__new__(kind)
+
+
+KEEPER = SimpleNamespace(limits=None)
+
+
+@pytest.mark.parametrize(
+    ("data", "stack", "transport", "kind"),
+    [
+        pytest.param(b"", [modes.HttpProxy], "tcp", GateLayer, id="explicit listener"),
+        pytest.param(b"\x16\x03\x01", [modes.TransparentProxy], "tcp", ClientTLSLayer, id="TLS"),
+        pytest.param(
+            b"\x16\x03\x01", [modes.HttpProxy, GateLayer], "tcp", ClientTLSLayer, id="TLS in CONNECT"
+        ),
+        pytest.param(b"\x16", [modes.TransparentProxy], "tcp", None, id="wait for more"),
+        pytest.param(b"", [modes.TransparentProxy, ClientTLSLayer], "tcp", GateLayer, id="inside TLS"),
+        pytest.param(b"\x16\x03\x01", [ClientTLSLayer, GateLayer], "tcp", DenyLayer, id="TLS in TLS"),
+        pytest.param(b"SSH-2.0", [modes.TransparentProxy], "tcp", GateLayer, id="other bytes, to be refused"),
+        pytest.param(b"\xc0\x00", [modes.TransparentProxy], "udp", DenyLayer, id="UDP"),
+    ],
+)
+def test_m2_only_our_layers_are_built(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, stack: list[Any], transport: str, kind: Any
+) -> None:
+    monkeypatch.setattr(mitm.GateLayer, "__init__", lambda self, *args: None)
+    monkeypatch.setattr(mitm.layers.ClientTLSLayer, "__init__", lambda self, *args: None)
+    made, _ = addon(keeper=KEEPER)
+    asked = nextlayer(data=data, stack=[fake(item) for item in stack], transport=transport)
+    monkeypatch.setattr(mitm.layer, "NextLayer", lambda *args, **kwargs: None)
+    made.next_layer(asked)
+    assert type(asked.layer) is (kind or type(None))
+
+
+def test_m2_an_error_while_choosing_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = addon()
+    monkeypatch.setattr(mitm.DenyLayer, "__init__", lambda self, *args: None)
+    broken = nextlayer(data=b"", stack=[])
+    del broken.data_client, broken.context.client.transport_protocol
+    made.next_layer(broken)
+    assert type(broken.layer) is DenyLayer
+
+
+async def test_m2_the_engines_http_and_tcp_layers_are_never_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(self: Any, *args: Any, **kwargs: Any) -> None:
+        pytest.fail(f"{type(self).__name__} was built")
+
+    for name in ("HttpLayer", "TCPLayer", "UDPLayer", "DNSLayer", "ServerTLSLayer", "QuicStreamLayer"):
+        monkeypatch.setattr(getattr(engine_layers, name), "__init__", never)
+    async with open_door(tmp_path) as door:
+        for data in (
+            b"GET http://a/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+            b"SSH-2.0-x\r\n",
+            b"\x00\x01\r\n",
+        ):
+            await door.exchange(data)
+
+
+@pytest.mark.parametrize("name", [name for name in REQUIRED_OPTIONS if not name.startswith("emudhra")])
+async def test_m3_an_option_that_disarms_the_gate_is_refused(tmp_path: Path, name: str) -> None:
+    async with open_door(tmp_path) as door:
+        current = getattr(door.engine.options, name)
+        wrong: Any = {"connection_strategy": "eager", "stream_large_bodies": "1k"}.get(name)
+        if wrong is None:
+            wrong = ["x.test"] if isinstance(current, list) or name.endswith("_hosts") else not current
+        with pytest.raises(exceptions.OptionsError):
+            door.engine.options.update(**{name: wrong})
+        assert getattr(door.engine.options, name) == current, "the update was rolled back"
+
+
+def test_m3_an_engine_that_was_not_armed_does_not_pass() -> None:
+    with pytest.raises(exceptions.OptionsError):
+        check_options(options.Options())
+
+
+async def test_m4_hooks_of_connections_are_all_in_a_table(tmp_path: Path) -> None:
+    connection_hooks = {
+        name
+        for name, kind in hooks.all_hooks.items()
+        if kind.__module__.startswith(
+            (
+                "mitmproxy.proxy.server_hooks",
+                "mitmproxy.proxy.layer",
+                "mitmproxy.proxy.layers.tls",
+                "holdgate",
+            )
+        )
+    }
+    never = {
+        "server_connected", "server_disconnected",  # after a connection that server_connect refused
+        "tls_start_server", "tls_established_server", "tls_failed_server",
+        "http_connect", "http_connected", "http_connect_error", "http_connect_upstream",
+        "request", "requestheaders", "response", "responseheaders", "error",
+        "tcp_start", "tcp_message", "tcp_end", "tcp_error",
+        "udp_start", "udp_message", "udp_end", "udp_error",
+        "websocket_start", "websocket_message", "websocket_end",
+        "dns_request", "dns_response", "dns_error", "socks5_auth",
+        "quic_start_client", "quic_start_server",
+    }  # fmt: skip
+    assert connection_hooks <= HOOKS | IGNORED_HOOKS | never
+    made, trips = addon()
+    await made.dispatch_hook(server_hooks.ServerConnectedHook(SimpleNamespace()))  # type: ignore[arg-type]
+    assert trips == ["hook_server_connected"]
+
+
+async def test_en1_the_engine_has_three_addons(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        names = [type(item).__name__ for item in door.engine.addons.chain]
+        assert names == ["Proxyserver", "HoldgateAddon", "ErrorCheck"]
+        assert door.engine.addons.get("nextlayer") is door.addon
+
+
+async def test_en2_every_required_option_has_its_value(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        for name, wanted in REQUIRED_OPTIONS.items():
+            if name in door.engine.options:
+                assert getattr(door.engine.options, name) == wanted, name

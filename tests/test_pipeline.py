@@ -1,0 +1,470 @@
+"""pipeline.py: the invariants in its docstring, and the fault matrix over every step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fakes import FakeClient, FakeMeter, FakeUpstream, MemoryLedger
+from holdgate import gate
+from holdgate.adjudicate import Evidence
+from holdgate.agents import Agent
+from holdgate.answer import Answer, DispatchError
+from holdgate.canonical import CanonicalRequest
+from holdgate.errors import BackendError, InputError, Outcome, Reason
+from holdgate.gate import Decision
+from holdgate.headers import Verdicts
+from holdgate.keys import SigningKey
+from holdgate.ledger import OutcomeStatus
+from holdgate.limits import Limits
+from holdgate.message import Listener, Message, Origin, RequestHead
+from holdgate.pipeline import Pipeline
+from holdgate.release import Release
+from holdgate.surface.model import Action, Deadlines, Effect, KeyRule, KeySource, Param, Recognised
+
+ORIGIN = Origin(
+    listener=Listener.EXPLICIT,
+    tls=True,
+    source="127.0.0.1",
+    source_port=40000,
+    connect=("api.ok.test", 443),
+    sni="api.ok.test",
+    original_port=None,
+    proxy_authorization=(),
+)
+HEADERS = ((b"Host", b"api.ok.test"), (b"Content-Length", b"2"))
+MESSAGE = Message(
+    origin=ORIGIN,
+    head=RequestHead(method=b"POST", target=b"/v1/refunds", headers=HEADERS),
+    body=b"{}",
+)
+REQUEST = CanonicalRequest(
+    method="POST",
+    scheme="https",
+    host="api.ok.test",
+    port=443,
+    raw_target=b"/v1/refunds",
+    segments=("v1", "refunds"),
+    raw_segments=("v1", "refunds"),
+    query=None,
+    headers=(),
+    fields={},
+    repeated=frozenset(),
+    content_type=None,
+    content_coding=None,
+    body=b"{}",
+)
+
+
+def recognised(effect: Effect = Effect.COMMIT, key: KeyRule | None = None) -> Recognised:
+    action = Action(
+        surface="payments.refund",
+        operation="ok.Refund",
+        effect=effect,
+        params=(Param(name="amount", value=100, public=100),),
+    )
+    return Recognised(
+        actions=(action,),
+        target="/v1/refunds",
+        principal=None,
+        keys=(key,) if key else (),
+        require_key=False,
+        conflict_keys=(),
+        digest="sha256:" + "ab" * 32,
+        sensitive=False,
+        headers=HEADERS,
+        secret_headers=frozenset(),
+        deadlines=Deadlines(connect_s=None, first_byte_s=None, total_s=None),
+        refusal="stripe",
+        retry_headers=((b"Stripe-Should-Retry", b"false"),),
+    )
+
+
+NATIVE = KeyRule(source=KeySource.NATIVE, value="key-1", ttl_s=60, provider=False)
+PROVIDER = KeyRule(source=KeySource.NATIVE, value="key-1", ttl_s=60, provider=True)
+
+
+class FakeIndex:
+    def __init__(self, result: Recognised) -> None:
+        self.result = result
+
+    def recognise(self, request: CanonicalRequest, *, fleet_key: bytes, body_bytes: int) -> Recognised:
+        return self.result
+
+    def refusal(self, host: str, port: int, scheme: str) -> tuple[str, Any]:
+        return "problem", ()
+
+    def body_limit(self, host: str, port: int, scheme: str, default: int, cap: int) -> int:
+        return default
+
+
+class House:
+    """A pipeline with fakes around it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, result: Recognised, **limits: Any) -> None:
+        self.ledger, self.upstream, self.meter = MemoryLedger(), FakeUpstream(), FakeMeter()
+        self.decision = Decision(outcome=Outcome.PERMIT, reason=Reason.PERMIT_RULE, rules=("p/r",))
+        self.index = FakeIndex(result)
+        monkeypatch.setattr(gate, "decide", lambda policies, inputs: self.decision)
+        bundle: Any = SimpleNamespace(
+            digest="sha256:" + "00" * 32, revision=0, signed=False, index=self.index, policies=None
+        )
+        self.pipeline = Pipeline(
+            bundle=bundle,
+            identify=lambda origin: Agent(id="bot", groups=(), attrs=()),
+            ledger=self.ledger,
+            dispatcher=self.upstream,
+            evidence=Evidence(
+                signer=SigningKey(seed=b"s" * 32), issuer="test/log", node="n1", fleet_key=b"f" * 32
+            ),
+            show=Verdicts(node="n1", full=True, public_url=None),
+            limits=Limits(**limits),
+            meter=self.meter,
+            clock=lambda: 0.0,
+            canonicalise=lambda message: REQUEST,
+        )
+
+    async def ask(self, client: FakeClient | None = None) -> Answer:
+        return await asyncio.wait_for(self.pipeline.handle(MESSAGE, client or FakeClient()), 20)
+
+
+def header(answer: Answer, name: bytes) -> bytes:
+    values = [value for key, value in answer.headers if key.lower() == name]
+    assert len(values) == 1, (name, answer.headers)
+    return values[0]
+
+
+@pytest.fixture
+def house(monkeypatch: pytest.MonkeyPatch) -> House:
+    return House(monkeypatch, recognised())
+
+
+async def test_a_permitted_request_is_dispatched_once_and_carries_its_receipt(house: House) -> None:
+    answer = await house.ask()
+    assert (answer.status, answer.body) == (200, b'{"ok":true}')
+    assert header(answer, b"holdgate-decision").startswith(b'PERMIT;id="rcpt_')
+    assert header(answer, b"holdgate-receipt") == house.ledger.last.jws
+    assert len(house.upstream.seen) == 1
+    assert house.ledger.outcomes == [(house.ledger.last.receipt_id, OutcomeStatus.EXECUTED, 200, True)]
+
+
+async def test_p1_no_dispatch_without_a_recorded_permit(house: House) -> None:
+    house.decision = Decision(outcome=Outcome.DENY, reason=Reason.DENY_RULE, rules=("p/d",))
+    answer = await house.ask()
+    assert (answer.status, house.upstream.seen) == (403, [])
+    assert header(answer, b"holdgate-decision").startswith(b"DENY;")
+    assert header(answer, b"stripe-should-retry") == b"false"
+    with pytest.raises(BackendError):
+        Release(
+            recorded=SimpleNamespace(entry=house.ledger.last, durable=True),  # type: ignore[arg-type]
+            agent="bot",
+            request=REQUEST,
+            recognised=recognised(),
+            wire_key=None,
+            expires_us=0,
+        )
+
+
+async def _hang() -> Any:
+    await asyncio.Event().wait()
+
+
+def _raising(error: BaseException) -> Callable[..., Any]:
+    def act(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return act
+
+
+FAULTS = {
+    "raises": _raising(RuntimeError("broken")),
+    "raises a timeout": _raising(TimeoutError()),
+    "is cancelled": _raising(asyncio.CancelledError()),
+    "returns None": lambda *args, **kwargs: None,
+    "returns True": lambda *args, **kwargs: True,
+    "returns a string": lambda *args, **kwargs: "PERMIT",
+}
+
+
+def _break(house: House, monkeypatch: pytest.MonkeyPatch, step: str, fault: Callable[..., Any]) -> None:
+    if step == "identify":
+        house.pipeline.identify = fault
+    elif step == "canonicalise":
+        house.pipeline.canonicalise = fault
+    elif step == "recognise":
+        house.index.recognise = fault  # type: ignore[method-assign]
+    elif step == "gate":
+        monkeypatch.setattr(gate, "decide", fault)
+    elif step == "record":
+
+        async def record(judge: Any) -> Any:
+            return fault(judge)
+
+        house.ledger.record = record  # type: ignore[assignment]
+    elif step == "release":
+        monkeypatch.setattr("holdgate.pipeline.Release", fault)
+    elif step == "wire digest":
+        monkeypatch.setattr("holdgate.release.wire_digest", fault)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "step", ["identify", "canonicalise", "recognise", "gate", "record", "release", "wire digest"]
+)
+async def test_p2_a_broken_step_lets_nothing_out(
+    house: House, monkeypatch: pytest.MonkeyPatch, step: str, fault: str
+) -> None:
+    with monkeypatch.context() as patch:
+        record = house.ledger.record
+        identify, canonicalise = house.pipeline.identify, house.pipeline.canonicalise
+        recognise = house.index.recognise
+        _break(house, patch, step, FAULTS[fault])
+        answer = await house.ask()
+    if step == "release" and not fault.startswith(("raises", "is cancelled")):
+        # What the constructor returns is not a Release: the outer door refuses it (test_dispatch.py).
+        return
+    assert house.upstream.seen == []
+    assert answer.status in (403, 502, 503)
+    assert header(answer, b"holdgate-decision")
+    if step != "record":
+        assert b'id="rcpt_' in header(answer, b"holdgate-decision"), "a receipt could still be written"
+    house.ledger.record = record  # type: ignore[method-assign]
+    house.pipeline.identify, house.pipeline.canonicalise = identify, canonicalise
+    house.index.recognise = recognise  # type: ignore[method-assign]
+    assert (await house.ask()).status == 200, "the next request works"
+
+
+async def test_p2_a_step_that_hangs_ends_at_the_hold_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(), hold_s=0.05)
+    stuck = asyncio.Event()
+
+    async def once() -> None:
+        if not stuck.is_set():
+            stuck.set()
+            await _hang()
+
+    house.ledger.before = once
+    answer = await house.ask()
+    assert (answer.status, house.upstream.seen) == (503, [])
+    assert header(answer, b"holdgate-decision").startswith(b"SILENCE;")
+    assert b"gate_timeout" in header(answer, b"holdgate-decision")
+    assert (await house.ask()).status == 200
+
+
+async def test_p2_a_broken_store_answers_without_a_receipt(house: House) -> None:
+    house.ledger.broken = True
+    answer = await house.ask()
+    assert (answer.status, house.upstream.seen) == (503, [])
+    assert header(answer, b"holdgate-decision") == b"SILENCE;reason=store_unavailable"
+    assert header(answer, b"retry-after") == b"1"
+
+
+async def test_p3_a_permit_after_the_hold_deadline_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(), hold_s=0.05)
+    judged = asyncio.Event()
+
+    async def slow_commit() -> None:
+        if not judged.is_set():
+            judged.set()
+            await _hang()
+
+    house.ledger.after = slow_commit
+    answer = await house.ask()
+    late = house.ledger.entries[0]
+    assert late.outcome is Outcome.PERMIT
+    assert answer.status == 503
+    assert house.upstream.seen == []
+    assert house.ledger.outcomes == [(late.receipt_id, OutcomeStatus.NOT_SENT, 0, False)]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "outcome"),
+    [
+        pytest.param(
+            {"error": DispatchError(OutcomeStatus.NOT_SENT, 502, "x")}, 502, "not_sent", id="refused"
+        ),
+        pytest.param(
+            {"error": DispatchError(OutcomeStatus.UNKNOWN, 504, "x")}, 504, "unknown", id="deadline"
+        ),
+        pytest.param({"error": RuntimeError("bug")}, 502, "unknown", id="our own bug while sending"),
+        pytest.param({"error": asyncio.CancelledError()}, 502, "unknown", id="cancelled while sending"),
+        pytest.param({"status": 201}, 201, "executed", id="created"),
+        pytest.param({"status": 304, "body": b""}, 304, "executed", id="not modified"),
+        pytest.param({"status": 302}, 302, "failed", id="redirect is not followed"),
+        pytest.param({"status": 404}, 404, "failed", id="client error"),
+        pytest.param({"status": 409}, 409, "unknown", id="vendor conflict"),
+        pytest.param({"status": 503}, 503, "unknown", id="server error"),
+        pytest.param({"status": 407}, 502, "failed", id="proxy credentials asked"),
+        pytest.param({"cut": True}, 502, "executed", id="cut in the body"),
+    ],
+)
+async def test_p4_every_permit_is_settled_once(
+    house: House, change: dict[str, Any], status: int, outcome: str
+) -> None:
+    for name, value in change.items():
+        setattr(house.upstream, name, value)
+    answer = await house.ask()
+    assert answer.status == status
+    assert header(answer, b"holdgate-decision").startswith(b"PERMIT;")
+    assert [row[1].value for row in house.ledger.outcomes] == [outcome]
+
+
+async def test_p4_a_streamed_answer_is_settled_at_its_end(house: House) -> None:
+    house.upstream.chunked = True
+    answer = await house.ask()
+    assert answer.rest is not None
+    assert house.ledger.outcomes == []
+    assert [await answer.rest.next(), await answer.rest.next()] == [b'{"ok":true}', b""]
+    assert [row[1:] for row in house.ledger.outcomes] == [(OutcomeStatus.EXECUTED, 200, True)]
+
+
+async def test_p4_an_abandoned_stream_is_settled_as_undelivered(house: House) -> None:
+    house.upstream.chunked = True
+    answer = await house.ask()
+    assert answer.rest is not None
+    answer.rest.abandon()
+    answer.rest.abandon()
+    assert [row[1:] for row in house.ledger.outcomes] == [(OutcomeStatus.EXECUTED, 200, False)]
+    assert house.upstream.exchanges[0].abandoned
+
+
+async def test_an_agent_that_left_before_the_release_is_not_served(house: House) -> None:
+    client = FakeClient()
+    client.gone = True
+    answer = await house.ask(client)
+    assert (answer.status, house.upstream.seen) == (502, [])
+    assert [row[1] for row in house.ledger.outcomes] == [OutcomeStatus.NOT_SENT]
+
+
+async def test_a_read_is_cancelled_when_its_agent_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(Effect.READ))
+    house.upstream.gate = asyncio.Event()
+    client = FakeClient()
+    task = asyncio.ensure_future(house.ask(client))
+    while not house.upstream.seen:
+        await asyncio.sleep(0)
+    client.leave()
+    assert (await task).status == 502
+    assert [row[1] for row in house.ledger.outcomes] == [OutcomeStatus.UNKNOWN]
+
+
+async def test_a_commit_runs_on_when_its_agent_leaves(house: House) -> None:
+    house.upstream.gate = asyncio.Event()
+    client = FakeClient()
+    task = asyncio.ensure_future(house.ask(client))
+    while not house.upstream.seen:
+        await asyncio.sleep(0)
+    client.leave()
+    house.upstream.gate.set()
+    assert (await task).status == 200
+    assert [row[1:] for row in house.ledger.outcomes] == [(OutcomeStatus.EXECUTED, 200, False)]
+
+
+async def test_p5_identical_requests_in_flight_share_one_dispatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    house.upstream.gate = asyncio.Event()
+    tasks = [asyncio.ensure_future(house.ask()) for _ in range(50)]
+    while not house.upstream.seen:
+        await asyncio.sleep(0)
+    house.upstream.gate.set()
+    answers = await asyncio.gather(*tasks)
+    assert len(house.upstream.seen) == 1
+    assert {header(answer, b"holdgate-decision") for answer in answers} == {
+        header(answers[0], b"holdgate-decision")
+    }
+    assert {answer.body for answer in answers} == {b'{"ok":true}'}
+    assert len(house.ledger.entries) == 1
+    assert house.pipeline.flights == {}
+
+
+async def test_p5_streamed_answers_are_shared_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    house.upstream.chunked = True
+    first = await house.ask()
+    second = asyncio.ensure_future(house.ask())
+    for _ in range(5):  # let it find the flight
+        await asyncio.sleep(0)
+    assert first.rest is not None
+    while await first.rest.next():
+        pass
+    answer = await second
+    assert (answer.body, answer.rest, len(house.upstream.seen)) == (b'{"ok":true}', None, 1)
+
+
+async def test_p5_who_waits_longer_than_the_hold_deadline_hears_in_flight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE), hold_s=0.05)
+    house.upstream.chunked = True
+    first = await house.ask()  # its stream is not pulled, so its flight does not end
+    second = await house.ask()
+    assert (second.status, len(house.upstream.seen)) == (409, 1)
+    assert b"reason=in_flight" in header(second, b"holdgate-decision")
+    assert first.rest is not None
+    first.rest.abandon()
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "dispatches"),
+    [
+        pytest.param(NATIVE, 409, 1, id="not repeated where the vendor does not"),
+        pytest.param(PROVIDER, 200, 2, id="replayed where the vendor answers from its own store"),
+    ],
+)
+async def test_a_retry_after_the_end(
+    monkeypatch: pytest.MonkeyPatch, key: KeyRule, status: int, dispatches: int
+) -> None:
+    house = House(monkeypatch, recognised(key=key))
+    await house.ask()
+    again = await house.ask()
+    assert (again.status, len(house.upstream.seen)) == (status, dispatches)
+
+
+async def test_the_same_key_with_another_body_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(key=PROVIDER))
+    await house.ask()
+    house.index.result = replace(recognised(key=PROVIDER), digest="sha256:" + "cd" * 32)
+    answer = await house.ask()
+    assert (answer.status, len(house.upstream.seen)) == (422, 1)
+    assert header(answer, b"holdgate-decision").startswith(b"DENY;")
+
+
+async def test_a_refused_leader_does_not_wedge_its_followers(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    house.ledger.broken = True
+    answers = await asyncio.gather(*(house.ask() for _ in range(5)))
+    assert {answer.status for answer in answers} == {503}
+    assert house.pipeline.flights == {}
+
+
+async def test_more_requests_than_in_flight_are_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(), in_flight=2)
+    house.upstream.gate = asyncio.Event()
+    tasks = [asyncio.ensure_future(house.ask()) for _ in range(5)]
+    while len(house.upstream.seen) < 2:
+        await asyncio.sleep(0)
+    house.upstream.gate.set()
+    statuses = sorted(answer.status for answer in await asyncio.gather(*tasks))
+    assert statuses == [200, 200, 503, 503, 503]
+    assert (await house.ask()).status == 200
+
+
+def test_held_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(), held_bytes=100, body_bytes=1)
+    house.pipeline.reserve(60)
+    with pytest.raises(InputError) as caught:
+        house.pipeline.reserve(60)
+    assert caught.value.reason is Reason.OVERLOADED
+    house.pipeline.reserve(-60)
+    house.pipeline.reserve(60)
+
+
+async def test_bytes_that_are_no_message_get_a_receipt_and_a_closing_answer(house: House) -> None:
+    answer = await house.pipeline.refuse(ORIGIN, InputError(Reason.MALFORMED_REQUEST, "x", status=408), b"GE")
+    assert (answer.status, answer.close) == (408, True)
+    assert house.ledger.last.reason is Reason.MALFORMED_REQUEST

@@ -1,0 +1,661 @@
+"""adapters/sqlite.py: the invariants in its docstring, faults of disk and thread, and kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evidence import (
+    DIGEST,
+    KEYS,
+    LOG_KEY,
+    ORIGIN,
+    OTHER_DIGEST,
+    OTHER_KEY,
+    RECEIPT_KEY,
+    T0,
+    RefundJudge,
+    open_ledger,
+    ticking,
+)
+from holdgate.adapters import sqlite as sqlite_adapter
+from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
+from holdgate.audit import AuditReport, audit
+from holdgate.errors import BackendError, ConfigError, InputError, Outcome, Reason
+from holdgate.ledger import Binding, ClaimRow, Entry, OutcomeStatus, Recorded, State, Verdict
+from holdgate.receipt import verify
+from holdgate.tlog import EMPTY, leaf_hash, verify_checkpoint, vkey
+
+EXECUTED, NOT_SENT, UNKNOWN = OutcomeStatus.EXECUTED, OutcomeStatus.NOT_SENT, OutcomeStatus.UNKNOWN
+
+
+def _audit(state_dir: Path) -> AuditReport:
+    with SqliteReader(state_dir) as reader:
+        return audit(reader.audit_input(), origin=ORIGIN, receipt_keys=KEYS, log_key=LOG_KEY.public)
+
+
+async def _recorded(ledger: SqliteLedger, *judges: RefundJudge) -> list[Recorded]:
+    return list(await asyncio.gather(*map(ledger.record, judges)))
+
+
+async def _settled(ledger: SqliteLedger) -> None:
+    """Outcomes are committed before any decision that is queued after them."""
+    await ledger.record(RefundJudge("settled", inputs=None))
+
+
+class _Broken:
+    """A Judge that does what a test needs; `keys` is what it asks for."""
+
+    def __init__(self, does: Callable[[Entry], Entry], keys: Any = ()) -> None:
+        self.keys, self._does, self._good = keys, does, RefundJudge("broken")
+
+    def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry:
+        return self._does(self._good(claims, now_us=now_us, receipt_id=receipt_id))
+
+
+# --- what is recorded ---
+
+
+async def test_s1_receipts_are_leaves_in_commit_order_under_one_root(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    recorded = await _recorded(ledger, *(RefundJudge(f"key {number}") for number in range(20)))
+    assert [item.index for item in recorded] == list(range(20))
+    assert ledger.size == 20
+    ledger.close()
+    tree = EMPTY
+    with SqliteReader(tmp_path) as reader:
+        for stored, item in zip(reader.export(), recorded, strict=True):
+            assert stored.jws == item.entry.jws
+            assert verify(stored.jws, KEYS).id == stored.id == item.entry.receipt_id
+            tree = tree.append(leaf_hash(stored.jws))
+        checkpoint = verify_checkpoint(reader.checkpoint(), ORIGIN, LOG_KEY.public)
+    assert (checkpoint.size, checkpoint.root) == (20, tree.root())
+    assert (tmp_path / "log" / "key.vkey").read_text() == vkey(ORIGIN, LOG_KEY.public) + "\n"
+
+
+async def test_s1_one_group_judges_serially(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    judges = [RefundJudge("same") for _ in range(10)]
+    recorded = await _recorded(ledger, *judges)
+    assert [item.entry.outcome for item in recorded].count(Outcome.PERMIT) == 1
+    assert [judge.verdict for judge in judges] == [Verdict.FRESH, *[Verdict.IN_FLIGHT] * 9]
+    assert {item.entry.prior for item in recorded[1:]} == {recorded[0].entry.receipt_id}
+    ledger.close()
+    assert _audit(tmp_path).problems == ()
+
+
+async def test_the_clock_of_the_ledger_only_goes_up(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path, clock_us=iter([T0, T0 - 5_000_000, T0, T0 + 7]).__next__)
+    recorded = [await ledger.record(RefundJudge(key)) for key in "abcd"]
+    assert [item.entry.iat_us for item in recorded] == [T0, T0 + 1, T0 + 2, T0 + 7]
+    ledger.close()
+    again = open_ledger(tmp_path, clock_us=lambda: 5)
+    with SqliteReader(tmp_path) as reader:
+        assert [item.iat_us for item in reader.export(4)] == [T0 + 8, T0 + 9, T0 + 10, T0 + 11]  # unknown x4
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "delivered", "same", "other"),
+    [
+        (EXECUTED, True, Verdict.ALREADY_EXECUTED, Verdict.REUSED),
+        (EXECUTED, False, Verdict.ALREADY_EXECUTED, Verdict.REUSED),
+        (NOT_SENT, True, Verdict.SUPERSEDE, Verdict.SUPERSEDE),
+        (OutcomeStatus.FAILED, True, Verdict.SUPERSEDE, Verdict.REUSED),
+        (UNKNOWN, True, Verdict.OUTCOME_UNKNOWN, Verdict.REUSED),
+    ],
+)
+async def test_the_outcome_decides_what_a_retry_gets(
+    tmp_path: Path, status: OutcomeStatus, delivered: bool, same: Verdict, other: Verdict
+) -> None:
+    ledger = open_ledger(tmp_path)
+    first, second = await _recorded(ledger, RefundJudge("a"), RefundJudge("b"))
+    for item in (first, second):
+        ledger.record_outcome(item.entry.receipt_id, status, 402, delivered=delivered)
+    retry, change = RefundJudge("a"), RefundJudge("b", digest=OTHER_DIGEST)
+    third, fourth = await _recorded(ledger, retry, change)
+    assert (retry.verdict, change.verdict) == (same, other)
+    assert (third.entry.prior, third.entry.prior_status) == (first.entry.receipt_id, 402)
+    assert fourth.entry.prior == second.entry.receipt_id
+    ledger.close()
+    assert _audit(tmp_path).problems == ()
+
+
+async def test_a_provider_replay_goes_out_again_and_a_replay_without_effect_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    ledger = open_ledger(tmp_path)
+    (first,) = await _recorded(ledger, RefundJudge("a", provider=True, conflict="charge"))
+    ledger.record_outcome(first.entry.receipt_id, UNKNOWN, 0, delivered=False)
+    stranger = RefundJudge("b", digest=OTHER_DIGEST, conflict="charge")
+    replay = RefundJudge("a", provider=True, conflict="charge")
+    _, second = await _recorded(ledger, stranger, replay)
+    assert (stranger.verdict, replay.verdict) == (Verdict.CONFLICT, Verdict.REPLAY)
+    assert verify(second.entry.jws, KEYS).statement["replay_of"] == first.entry.receipt_id
+    ledger.record_outcome(second.entry.receipt_id, NOT_SENT, 0, delivered=False)
+    stranger, replay = RefundJudge("c", conflict="charge"), RefundJudge("a", provider=True, conflict="charge")
+    await _recorded(ledger, stranger, replay)
+    assert (stranger.verdict, replay.verdict) == (Verdict.CONFLICT, Verdict.REPLAY)
+    ledger.close()
+    assert _audit(tmp_path).problems == ()
+
+
+async def test_implicit_and_conflict_claims_are_forgotten_when_nothing_is_open(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    (first,) = await _recorded(ledger, RefundJudge(source="implicit", conflict="charge"))
+    duplicate, rival = RefundJudge(source="implicit"), RefundJudge("b", conflict="charge")
+    await _recorded(ledger, duplicate, rival)
+    assert (duplicate.verdict, rival.verdict) == (Verdict.IN_FLIGHT, Verdict.CONFLICT)
+    ledger.record_outcome(first.entry.receipt_id, EXECUTED, 200, delivered=True)
+    again, rival = RefundJudge(source="implicit"), RefundJudge("b", conflict="charge")
+    (second, third) = await _recorded(ledger, again, rival)
+    assert (again.verdict, rival.verdict) == (Verdict.FRESH, Verdict.FRESH)
+    for item in (second, third):
+        ledger.record_outcome(item.entry.receipt_id, EXECUTED, 200, delivered=True)
+    ledger.close()
+    with SqliteReader(tmp_path) as reader:
+        assert [row.source for row in reader.claims()] == ["native"]
+    assert _audit(tmp_path).problems == ()
+
+
+async def test_a_permit_has_one_outcome_and_unknown_one_reconciliation(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    (first, second) = await _recorded(ledger, RefundJudge("a"), RefundJudge("b"))
+    for status in (EXECUTED, EXECUTED, UNKNOWN, OutcomeStatus.RECONCILED):
+        ledger.record_outcome(first.entry.receipt_id, status, 200, delivered=True)
+    for status in (UNKNOWN, UNKNOWN, EXECUTED, OutcomeStatus.RECONCILED, OutcomeStatus.RECONCILED):
+        ledger.record_outcome(second.entry.receipt_id, status, 99999, delivered=True)
+    ledger.record_outcome("rcpt_nobody", EXECUTED, 200, delivered=True)
+    ledger.close()
+    with SqliteReader(tmp_path) as reader:
+        said = [verify(item.jws, KEYS).statement for item in reader.export(2)]
+    assert [(item["of"], item["status"], item.get("http_status")) for item in said] == [
+        (first.entry.receipt_id, "executed", 200),
+        (second.entry.receipt_id, "unknown", None),
+        (second.entry.receipt_id, "reconciled", None),
+    ]
+    assert _audit(tmp_path).problems == ()
+
+
+async def test_an_unknown_permit_of_an_earlier_run_can_be_reconciled(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    (first,) = await _recorded(ledger, RefundJudge("a"))
+    ledger.close()
+    again = open_ledger(tmp_path)
+    again.record_outcome(first.entry.receipt_id, OutcomeStatus.RECONCILED, 200, delivered=True)
+    retry = RefundJudge("a")
+    await again.record(retry)
+    assert retry.verdict is Verdict.ALREADY_EXECUTED
+    again.close()
+    assert _audit(tmp_path).problems == ()
+
+
+# --- what fails ---
+
+
+def _raise(error: Exception) -> Callable[[Entry], Entry]:
+    def does(_: Entry) -> Entry:
+        raise error
+
+    return does
+
+
+def _bound(**changes: Any) -> Callable[[Entry], Entry]:
+    good: dict[str, Any] = {
+        "key": "k",
+        "digest": DIGEST,
+        "expires_us": T0,
+        "provider": False,
+        "source": "native",
+    }
+    return lambda entry: replace(entry, bindings=(Binding(**(good | changes)),))
+
+
+_BROKEN = [
+    pytest.param(_Broken(_raise(InputError(Reason.TOO_LARGE))), Reason.TOO_LARGE, id="refuses"),
+    pytest.param(_Broken(_raise(BackendError(Reason.GATE_TIMEOUT))), Reason.GATE_TIMEOUT, id="gives up"),
+    pytest.param(_Broken(_raise(ZeroDivisionError())), Reason.INTERNAL_ERROR, id="has a bug"),
+    pytest.param(_Broken(_raise(RecursionError())), Reason.INTERNAL_ERROR, id="runs away"),
+    pytest.param(_Broken(lambda _: None), Reason.INTERNAL_ERROR, id="returns nothing"),  # type: ignore[arg-type,return-value]
+    pytest.param(_Broken(lambda e: e, keys=None), Reason.INTERNAL_ERROR, id="has no keys"),
+    pytest.param(_Broken(lambda e: e, keys=(3,)), Reason.INTERNAL_ERROR, id="has a key that is a number"),
+    pytest.param(
+        _Broken(lambda e: e, keys=("\ud800",)), Reason.INTERNAL_ERROR, id="has a key that is no text"
+    ),
+    pytest.param(_Broken(lambda e: replace(e, receipt_id="x")), Reason.INTERNAL_ERROR, id="takes another id"),
+    pytest.param(_Broken(lambda e: replace(e, iat_us=1)), Reason.INTERNAL_ERROR, id="takes another time"),
+    pytest.param(_Broken(lambda e: replace(e, jws=b"x" * 9000)), Reason.INTERNAL_ERROR, id="is too long"),
+    pytest.param(_Broken(lambda e: replace(e, jws="text")), Reason.INTERNAL_ERROR, id="is not bytes"),  # type: ignore[arg-type]
+    pytest.param(_Broken(lambda e: replace(e, inputs="text")), Reason.INTERNAL_ERROR, id="has odd inputs"),  # type: ignore[arg-type]
+    pytest.param(_Broken(lambda e: replace(e, agent=None)), Reason.INTERNAL_ERROR, id="has no agent"),  # type: ignore[arg-type]
+    pytest.param(_Broken(lambda e: replace(e, surface="\ud800")), Reason.INTERNAL_ERROR, id="odd surface"),
+    pytest.param(_Broken(_bound(expires_us=2**63)), Reason.INTERNAL_ERROR, id="claims for ever"),
+    pytest.param(_Broken(_bound(digest="")), Reason.INTERNAL_ERROR, id="claims for no digest"),
+    pytest.param(_Broken(_bound(key=7)), Reason.INTERNAL_ERROR, id="claims a number"),
+    pytest.param(_Broken(_bound(source="divine")), Reason.INTERNAL_ERROR, id="claims from nowhere"),
+    pytest.param(
+        _Broken(lambda e: replace(_bound()(e), outcome=Outcome.DENY)),
+        Reason.INTERNAL_ERROR,
+        id="binds without a permit",
+    ),
+]
+
+
+@pytest.mark.parametrize(("judge", "reason"), _BROKEN)
+async def test_s2_a_judge_that_fails_fails_alone(tmp_path: Path, judge: _Broken, reason: Reason) -> None:
+    ledger = open_ledger(tmp_path)
+    before, failure, after = await asyncio.gather(
+        ledger.record(RefundJudge("a")),
+        ledger.record(judge),
+        ledger.record(RefundJudge("b")),
+        return_exceptions=True,
+    )
+    assert isinstance(failure, InputError | BackendError)
+    assert failure.reason is reason
+    assert isinstance(before, Recorded) and isinstance(after, Recorded)
+    assert (before.index, after.index, ledger.healthy) == (0, 1, True)
+    ledger.close()
+    assert _audit(tmp_path).problems == ()
+
+
+async def test_l2_a_judge_that_permits_over_a_held_claim_gets_no_permit(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    (first,) = await _recorded(ledger, RefundJudge("a"))
+    held = RefundJudge("a").keys[0]
+    for prior in ("", first.entry.receipt_id):
+        with pytest.raises(BackendError, match="held"):
+            await ledger.record(_Broken(lambda e, prior=prior: replace(_bound(key=held)(e), prior=prior)))  # type: ignore[misc]
+    ledger.close()
+
+
+class _Db:
+    """A connection that fails at one statement."""
+
+    def __init__(self, db: sqlite3.Connection, at: str, error: Exception) -> None:
+        self._db, self._at, self._error = db, at, error
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        if sql.startswith(self._at):
+            raise self._error
+        return self._db.execute(sql, *values)
+
+    def executemany(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        if sql.startswith(self._at):
+            raise self._error
+        return self._db.executemany(sql, *values)
+
+    def close(self) -> None:
+        self._db.close()
+
+
+_AT = ["BEGIN", "SELECT", "INSERT INTO receipts", "UPDATE head", "COMMIT"]
+_ERRORS = [sqlite3.OperationalError("disk I/O error"), OSError(5, "EIO"), MemoryError()]
+# A read fails as sqlite3.Error; anything else during judging is the judge's own.
+_FAULTS = [(at, e) for at in _AT for e in _ERRORS if at != "SELECT" or isinstance(e, sqlite3.Error)]
+
+
+@pytest.mark.parametrize(("at", "error"), _FAULTS, ids=lambda item: str(item) or "MemoryError")
+async def test_s3_after_an_error_of_the_store_everything_is_refused(
+    tmp_path: Path, at: str, error: Exception
+) -> None:
+    ledger = open_ledger(tmp_path)
+    await ledger.record(RefundJudge("before"))
+    ledger._db = _Db(ledger._db, at, error)  # type: ignore[assignment]
+    failures = await asyncio.gather(
+        *(ledger.record(RefundJudge(f"key {number}")) for number in range(4)), return_exceptions=True
+    )
+    late = await asyncio.gather(ledger.record(RefundJudge("late")), return_exceptions=True)
+    for failure in [*failures, *late]:
+        assert isinstance(failure, BackendError) and failure.reason is Reason.STORE_UNAVAILABLE
+    assert not ledger.healthy
+    ledger.close()
+    open_ledger(tmp_path).close()  # heals by a restart, which audits the tail
+    assert _audit(tmp_path).problems == ()
+
+
+async def test_s3_a_checkpoint_that_cannot_be_written_stops_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger(tmp_path)
+    monkeypatch.setattr(sqlite_adapter, "_CHECKPOINT_S", 0.0)
+
+    def broken(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(sqlite_adapter, "replace_file", broken)
+    await ledger.record(RefundJudge("a"))
+    ledger._thread.join(10)
+    with pytest.raises(BackendError, match="Read-only"):
+        await ledger.record(RefundJudge("b"))
+    ledger.close()
+
+
+async def test_s3_a_dead_writer_thread_refuses(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger._queue.put(sqlite_adapter._CLOSE)
+    ledger._thread.join(10)
+    assert not ledger.healthy
+    with pytest.raises(BackendError) as raised:
+        await ledger.record(RefundJudge("a"))
+    assert raised.value.reason is Reason.STORE_UNAVAILABLE
+    ledger.close()
+    ledger.close()
+
+
+async def test_a_nearly_full_disk_refuses_decisions_but_still_takes_outcomes(tmp_path: Path) -> None:
+    free = [1 << 40]
+    ledger = open_ledger(tmp_path, headroom_bytes=1 << 20, free=lambda _: free[0])
+    (first,) = await _recorded(ledger, RefundJudge("a"))
+    free[0] = 1000
+    with pytest.raises(BackendError, match="nearly full"):
+        await ledger.record(RefundJudge("b"))
+    ledger.record_outcome(first.entry.receipt_id, EXECUTED, 200, delivered=True)
+    with pytest.raises(BackendError, match="nearly full"):
+        await ledger.record(RefundJudge("b"))
+    assert (ledger.size, ledger.healthy) == (2, True)
+    free[0] = 1 << 40
+    assert (await ledger.record(RefundJudge("b"))).index == 2
+    ledger.close()
+    with pytest.raises(ConfigError, match="MiB free"):
+        open_ledger(tmp_path, headroom_bytes=1 << 20, free=lambda _: 0)
+
+
+# --- callers that go away ---
+
+
+async def test_s6_a_permit_that_nobody_received_becomes_not_sent(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    entered, go = threading.Event(), threading.Event()
+
+    class Slow(RefundJudge):
+        def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry:
+            entered.set()
+            go.wait(10)
+            return super().__call__(claims, now_us=now_us, receipt_id=receipt_id)
+
+    task = asyncio.create_task(ledger.record(Slow("a")))
+    await asyncio.to_thread(entered.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go.set()
+    await _settled(ledger)  # this future is resolved after the abandoned one
+    await asyncio.sleep(0)
+    retry = RefundJudge("a")
+    await ledger.record(retry)
+    assert retry.verdict is Verdict.SUPERSEDE
+    ledger.close()
+    assert _audit(tmp_path).problems == ()
+
+
+async def test_s6_a_cancellation_in_the_same_turn_as_the_answer_is_not_sent_too(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    task = asyncio.create_task(ledger.record(RefundJudge("a")))
+    await asyncio.sleep(0)
+    settle = ledger._settle
+
+    def settle_then_cancel(results: Any) -> None:
+        settle(results)
+        task.cancel()
+
+    ledger._settle = settle_then_cancel  # type: ignore[method-assign]
+    other = asyncio.create_task(ledger.record(RefundJudge("b")))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    ledger._settle = settle  # type: ignore[method-assign]
+    await other
+    retry = RefundJudge("a")
+    await ledger.record(retry)
+    assert retry.verdict is Verdict.SUPERSEDE
+    ledger.close()
+
+
+# --- opening ---
+
+
+def test_s4_a_second_process_is_refused(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    with pytest.raises(ConfigError, match="another process"):
+        open_ledger(tmp_path)
+    ledger.close()
+    open_ledger(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"node": "edge-2"}, "belongs to node"),
+        ({"origin": "holdgate.local/edge-2"}, "of another log"),
+        ({"log_key": OTHER_KEY}, "not signed by the log key"),
+    ],
+)
+async def test_s4_another_node_or_log_key_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    ledger = open_ledger(tmp_path)
+    await ledger.record(RefundJudge("a"))
+    ledger.close()
+    with pytest.raises(ConfigError, match=message):
+        open_ledger(tmp_path, **changes)
+    open_ledger(tmp_path).close()
+
+
+async def _filled(state_dir: Path, count: int = 3) -> None:
+    ledger = open_ledger(state_dir)
+    for number in range(count):
+        recorded = await ledger.record(RefundJudge(f"{state_dir.name} {number} {ledger.size}"))
+        ledger.record_outcome(recorded.entry.receipt_id, EXECUTED, 200, delivered=True)
+    ledger.close()
+
+
+async def test_s4_a_ledger_that_was_restored_from_a_backup_is_refused(tmp_path: Path) -> None:
+    state, backup = tmp_path / "state", tmp_path / "backup.db"
+    state.mkdir()
+    await _filled(state)
+    shutil.copy(state / "ledger.db", backup)
+    await _filled(state)
+    shutil.copy(backup, state / "ledger.db")
+    with pytest.raises(ConfigError, match="restored from a backup"):
+        open_ledger(state)
+    (state / "ledger.db").unlink()
+    with pytest.raises(ConfigError, match="restored from a backup"):
+        open_ledger(state)
+
+
+_VANDALISM = {
+    "an edited receipt after the checkpoint": "UPDATE receipts SET jws = x'00' WHERE idx = 8",
+    "a removed end": "DELETE FROM receipts WHERE idx = 9",
+    "a receipt too many": "INSERT INTO receipts SELECT idx + 1, id || 'x', type, outcome, reason, agent,"
+    " surface, iat_us, jws FROM receipts WHERE idx = 9",
+    "an older end": "UPDATE head SET size = 1, hashes = zeroblob(32)",
+    "an end that does not fit": "UPDATE head SET hashes = zeroblob(33)",
+    "no end": "DELETE FROM head",
+    "another root": "UPDATE anchors SET hashes = zeroblob(length(hashes))",
+    "a newer format": "PRAGMA user_version = 9",
+}
+
+
+@pytest.mark.parametrize("sql", _VANDALISM.values(), ids=_VANDALISM)
+async def test_s4_a_ledger_that_was_edited_is_refused(tmp_path: Path, sql: str) -> None:
+    await _filled(tmp_path)
+    note = (tmp_path / "log" / "checkpoint").read_bytes()
+    await _filled(tmp_path, 2)
+    (tmp_path / "log" / "checkpoint").write_bytes(note)  # as if the last checkpoint had not been written yet
+    vandal = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    assert vandal.execute("SELECT max(idx) FROM receipts").fetchone() == (9,)
+    vandal.execute(sql)
+    vandal.close()
+    with pytest.raises(ConfigError):
+        open_ledger(tmp_path)
+
+
+async def test_s4_a_missing_or_forged_checkpoint_is_refused(tmp_path: Path) -> None:
+    await _filled(tmp_path)
+    path = tmp_path / "log" / "checkpoint"
+    note = path.read_bytes()
+    path.unlink()
+    with pytest.raises(ConfigError, match="checkpoint is missing"):
+        open_ledger(tmp_path)
+    path.write_bytes(note.replace(b"\n6\n", b"\n5\n"))
+    with pytest.raises(ConfigError, match="not signed"):
+        open_ledger(tmp_path)
+    path.write_bytes(note)
+    open_ledger(tmp_path).close()
+
+
+async def test_a_checkpoint_without_anchor_is_checked_from_the_first_leaf(tmp_path: Path) -> None:
+    await _filled(tmp_path)
+    db = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    db.execute("DELETE FROM anchors")
+    open_ledger(tmp_path).close()
+    db.execute("DELETE FROM anchors")
+    db.execute("UPDATE receipts SET jws = x'00' WHERE idx = 0")
+    db.close()
+    with pytest.raises(ConfigError, match="differs from what its checkpoint signed"):
+        open_ledger(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be read as one" * 40])
+def test_s4_a_file_that_is_no_ledger_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "ledger.db").write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot open the ledger"):
+        open_ledger(tmp_path)
+    with pytest.raises(ConfigError):
+        SqliteReader(tmp_path)
+
+
+def test_s4_a_missing_state_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="state directory"):
+        open_ledger(tmp_path / "nowhere")
+    with pytest.raises(ConfigError):
+        SqliteReader(tmp_path / "nowhere")
+
+
+# --- checkpoints ---
+
+
+async def test_a_checkpoint_follows_a_commit_without_another_request(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    await ledger.record(RefundJudge("a"))
+
+    def size() -> int:
+        with SqliteReader(tmp_path) as reader:
+            return verify_checkpoint(reader.checkpoint(), ORIGIN, LOG_KEY.public).size
+
+    async with asyncio.timeout(1.5):
+        while size() != 1:
+            await asyncio.sleep(0.02)
+    ledger.close()
+
+
+# --- reading ---
+
+
+async def test_the_reader_lists_filters_and_pages_while_the_ledger_runs(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    for key in ("a", "a", "b", "c", "c"):
+        await ledger.record(RefundJudge(key))
+    with SqliteReader(tmp_path) as reader:
+        assert (reader.size, reader.origin) == (5, ORIGIN)
+        page = reader.list(limit=2)
+        assert [item.index for item in page.receipts] == [4, 3]
+        rest = reader.list(limit=10, cursor=page.next)
+        assert ([item.index for item in rest.receipts], rest.next) == ([2, 1, 0], None)
+        assert [item.index for item in reader.list(outcome="PERMIT").receipts] == [3, 2, 0]
+        assert reader.list(agent="nobody").receipts == ()
+        assert len(reader.list(agent="refund-bot", surface="payments.refund").receipts) == 5
+        third = reader.list().receipts[2]
+        assert [item.index for item in reader.list(since_us=third.iat_us).receipts] == [4, 3, 2]
+        assert reader.index_since(third.iat_us + 10**12) == 5
+        assert [item.index for item in reader.export(1, 2)] == [1, 2]
+        assert reader.input(third.id) == b'{"action":"refund"}'
+        assert (reader.state_of(third.id), reader.state_of("rcpt_x")) == (State.DISPATCHING, None)
+        assert (reader.get("rcpt_x"), reader.input("rcpt_x")) == (None, None)
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            reader._db.execute("DELETE FROM receipts")
+    ledger.close()
+    with SqliteReader(tmp_path) as reader:
+        assert len(tuple(reader.export())) == 5
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE claims SET state = 'lost'",
+        "UPDATE permits SET state = 'lost'",
+        "UPDATE claims SET state = 'dispatching', b_state = 'lost'",
+        "DROP TABLE inputs",
+    ],
+)
+async def test_an_audit_of_a_damaged_ledger_says_so(tmp_path: Path, sql: str) -> None:
+    await _filled(tmp_path)
+    db = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    db.execute(sql)
+    db.close()
+    with pytest.raises(ConfigError, match="damaged or was edited"):
+        _audit(tmp_path)
+
+
+# --- kill -9 ---
+
+
+def test_s5_kill_9_at_any_point_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    dispatched, state = tmp_path / "dispatched", tmp_path / "state"
+    state.mkdir()
+    here = Path(__file__).resolve().parent
+    chance = random.Random(7)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
+    for run in range(10):
+        child = subprocess.Popen(
+            [sys.executable, str(here / "killed_writer.py"), str(state), str(dispatched), str(run)],
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        # Anywhere: judging, inserting, in fsync, between two commits, while a checkpoint is written.
+        threading.Event().wait(chance.uniform(0.0, 0.25 if run else 0.7))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+    assert _audit(state).problems == ()  # readable and clean as the kill left it, too
+    ledger = open_ledger(state, clock_us=ticking(T0 * 2))
+    with SqliteReader(state) as reader:
+        permits = {item.id for item in reader.export() if item.outcome == "PERMIT"}
+        ended = {
+            said["of"]: said["status"]
+            for item in reader.export()
+            if (said := verify(item.jws, KEYS).statement)["type"] == "outcome"
+        }
+        assert reader.permits(State.DISPATCHING) == ()
+    ledger.close()
+    lines = [line.split("\t") for line in dispatched.read_text().splitlines()]
+    assert len(lines) > 50
+    assert len({key for key, _ in lines}) == len(lines), "a request was dispatched twice"
+    assert {receipt_id for _, receipt_id in lines} <= permits, "dispatched without a durable permit"
+    assert set(ended) == permits
+    report = _audit(state)
+    assert (report.problems, report.permits) == ((), len(permits))
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Any:
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name == "ledger-writer"]
+
+
+def test_the_keys_of_this_file_are_two_purposes() -> None:
+    assert RECEIPT_KEY.kid != LOG_KEY.kid
