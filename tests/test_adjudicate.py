@@ -140,6 +140,13 @@ def test_a4_the_receipt_names_exactly_this_request(says: Any) -> None:
     assert entry.wire == "sha256:" + "ee" * 32
 
 
+def test_a4_every_refusal_has_a_receipt_that_verifies_however_far_it_came() -> None:
+    for change in ({"wire": ""}, {"recognised": None}, {"recognised": None, "request": None, "agent": None}):
+        digest = "sha256:" + "11" * 32
+        entry = judge(case(refusal=Reason.GATE_TIMEOUT, raw_digest=digest, **change))  # type: ignore[arg-type]
+        assert verify(entry.jws, key_set([KEY.public])).statement["reason"] == "gate_timeout"
+
+
 def test_a5_a_void_case_is_never_permitted(says: Any) -> None:
     says(PERMIT)
     assert judge(case(), void=True).reason is Reason.GATE_TIMEOUT

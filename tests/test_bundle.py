@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fakes import FakeClient, FakeMeter, FakeUpstream, MemoryLedger
+from holdgate.adjudicate import Evidence
+from holdgate.agents import Agent
 from holdgate.bundle import Bundle, load_bundle
-from holdgate.errors import ConfigError
+from holdgate.errors import ConfigError, Outcome
+from holdgate.headers import Verdicts
+from holdgate.keys import SigningKey
+from holdgate.limits import Limits
+from holdgate.message import Listener, Message, Origin, RequestHead
+from holdgate.pipeline import Pipeline
 
 MAP = """\
 apiVersion: holdgate/v1
@@ -143,7 +152,7 @@ def test_b2_an_empty_or_missing_folder_is_refused(folder: Path, missing: str) ->
 def test_b2_a_bundle_cannot_be_changed_afterwards(folder: Path) -> None:
     bundle = load(folder)
     assert (bundle.revision, bundle.signed) == (0, False)
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(dataclasses.FrozenInstanceError):
         bundle.digest = "sha256:other"  # type: ignore[misc]
     # Files that change later are another bundle: the one that was loaded does not read them again.
     (folder / "policies" / "orders.yaml").unlink()
@@ -165,3 +174,75 @@ def replace(path: Path, old: str, new: str) -> None:
 
 def add(path: Path) -> None:
     path.write_text(POLICY.replace("name: orders", "name: more"))
+
+
+class Reloading:
+    """A surface index that recognises one request, and is replaced right after."""
+
+    def __init__(self, bundle: Bundle, swap: Callable[[], None]) -> None:
+        self._index, self._swap = bundle.index, swap
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._index, name)
+
+    def recognise(self, *args: Any, **named: Any) -> Any:
+        found = self._index.recognise(*args, **named)
+        self._swap()
+        return found
+
+
+async def test_b2_a_request_is_recognised_and_decided_under_one_bundle(folder: Path) -> None:
+    first = load(folder)
+    replace(folder / "policies/orders.yaml", "<= 100", "<= 1")
+    second = load(folder)
+    upstream, ledger = FakeUpstream(), MemoryLedger()
+    pipeline = Pipeline(
+        bundle=first,
+        identify=lambda origin: Agent(id="bot", groups=(), attrs=()),
+        ledger=ledger,
+        dispatcher=upstream,
+        evidence=Evidence(
+            signer=SigningKey(seed=b"s" * 32), issuer="test/log", node="n1", fleet_key=b"f" * 32
+        ),
+        show=Verdicts(node="n1", full=True, public_url=None),
+        limits=Limits(),
+        meter=FakeMeter(),
+        clock=lambda: 0.0,
+    )
+
+    def reload() -> None:
+        pipeline.bundle = second
+
+    pipeline.bundle = dataclasses.replace(first, index=Reloading(first, reload))  # type: ignore[arg-type]
+    await pipeline.handle(order(50), FakeClient())
+    assert ledger.last.policy == first.digest, "the maps of one bundle, the policies of another"
+    assert (ledger.last.outcome, len(upstream.seen)) == (Outcome.PERMIT, 1)
+    await pipeline.handle(order(50), FakeClient())
+    assert ledger.last.policy == second.digest
+    assert (ledger.last.outcome, len(upstream.seen)) == (Outcome.SILENCE, 1)
+
+
+def order(amount: int) -> Message:
+    body = b'{"amount":%d}' % amount
+    return Message(
+        origin=Origin(
+            listener=Listener.EXPLICIT,
+            tls=True,
+            source="127.0.0.1",
+            source_port=40000,
+            connect=("shop.example", 443),
+            sni="shop.example",
+            original_port=None,
+            proxy_authorization=(),
+        ),
+        head=RequestHead(
+            method=b"POST",
+            target=b"/orders",
+            headers=(
+                (b"Host", b"shop.example"),
+                (b"Content-Type", b"application/json"),
+                (b"Content-Length", b"%d" % len(body)),
+            ),
+        ),
+        body=body,
+    )

@@ -421,7 +421,7 @@ def test_explain_shows_surface_parameters_and_rule(run, shop):
 def test_explain_json_has_the_documented_shape(run, shop):
     said = json.loads(run("explain", "--agent", "local-agent", "--json", "buy.http").out)
     assert said.keys() == {"request", "actions", "agent", "decision", "trace", "input"}
-    assert said["request"].keys() == {"canonical", "digest"}
+    assert said["request"].keys() == {"canonical", "digest", "preimage"}
     assert said["decision"] == {"outcome": "PERMIT", "reason": "permit_rule", "rules": ["orders/small"]}
     assert said["actions"][0]["params"] == {"amount": 50}
     assert said["trace"][0].keys() >= {"rule", "effect", "result", "conjuncts"}

@@ -346,3 +346,23 @@ async def test_proxy_credentials_are_asked_for_before_the_tunnel(tmp_path: Path)
         writer.write(CONNECT.replace(b"\r\n\r\n", b"\r\nProxy-Authorization: Basic eDp5\r\n\r\n"))
         assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
         writer.close()
+
+
+async def test_gl5_a_plain_request_brings_its_own_proxy_credentials(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        reader, writer = await door.connect()
+        for line in (b"Proxy-Authorization: Bearer one\r\n", b""):
+            writer.write(GET.removesuffix(b"\r\n") + line + b"\r\n")
+            await reader.readuntil(b"fine")
+        writer.close()
+        seen = [message.origin.proxy_authorization for message in door.keeper.messages]
+        assert seen == [(b"Bearer one",), ()]
+
+
+async def test_gl5_inside_a_tunnel_only_the_tunnels_proxy_credentials_count(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        reader, writer = await tls_through(door)
+        writer.write(b"GET /a HTTP/1.1\r\nHost: api.ok.test\r\nProxy-Authorization: Bearer inside\r\n\r\n")
+        await reader.readuntil(b"fine")
+        writer.close()
+        assert door.keeper.messages[0].origin.proxy_authorization == ()

@@ -31,7 +31,7 @@ from holdgate.errors import ConfigError
 from holdgate.tlog import EMPTY, leaf_hash, sign_checkpoint
 
 STRIPE = "api.stripe.com:443"
-ATTEMPTS = 2000  # of something that takes milliseconds and is about to come true
+ATTEMPTS = 500  # of something that takes milliseconds and is about to come true
 
 
 @pytest.fixture(scope="module")
@@ -289,21 +289,22 @@ def test_sv2_sigterm_closes_the_listener_first_and_a_held_request_completes(tmp_
 
 
 @pytest.fixture
-def idle() -> Server:
+def idle() -> Any:
     """A Server around stand-ins that hold one request for ever."""
     said: list[str] = []
     engine = SimpleNamespace(
         options=SimpleNamespace(update=lambda **to: said.append(f"update {to}")),
         shutdown=lambda: said.append("shutdown"),
     )
-    made = Server(
-        config=SimpleNamespace(limits=SimpleNamespace(hold_s=-5.0)),
-        pipeline=SimpleNamespace(in_flight=1),
-        addon=SimpleNamespace(relaying=0),
-        engine=engine,
+    parts: dict[str, Any] = {
+        "config": SimpleNamespace(limits=SimpleNamespace(hold_s=-5.0)),
+        "pipeline": SimpleNamespace(in_flight=1),
+        "addon": SimpleNamespace(relaying=0),
+        "engine": engine,
         **dict.fromkeys(("ledger", "metrics", "proxy", "admin")),
-    )  # type: ignore[arg-type]
-    made.said = said  # type: ignore[attr-defined]
+    }
+    made: Any = Server(**parts)
+    made.said = said
     return made
 
 
@@ -333,10 +334,10 @@ def test_sv3_sighup_swaps_the_bundle_or_keeps_it(tmp_path: Path) -> None:
             assert until(lambda: is_open(gate.admin) and "reload refused" in gate.log)
             assert f"{first} stays active" in gate.log
             assert policy_of(refund(gate, 101)) == first, "a bundle that does not load changes nothing"
-            policy.write_text(sound.replace("effect: permit", "effect: deny"))
+            policy.write_text(sound.replace("small: 10000", "small: 10"))
             os.kill(gate.pid, signal.SIGHUP)
             amounts = iter(range(200, 200 + ATTEMPTS))
-            assert until(lambda: refund(gate, next(amounts))[1].startswith("DENY"))
+            assert until(lambda: refund(gate, next(amounts))[1].startswith("SILENCE"))
             assert policy_of(refund(gate, 102)) != first
 
 

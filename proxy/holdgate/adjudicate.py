@@ -238,7 +238,9 @@ def _request_part(case: Case) -> dict[str, Any]:
     if case.request is not None:
         part |= {"method": case.request.method}
     if case.recognised is not None:
-        part |= {"target": case.recognised.target, "digest": case.recognised.digest, "wire": case.wire}
+        part |= {"target": case.recognised.target, "digest": case.recognised.digest}
+    if case.wire:
+        part["wire"] = case.wire
     return part
 
 

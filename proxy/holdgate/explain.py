@@ -43,6 +43,7 @@ class Explained:
     agent: Agent | None = None
     request: CanonicalRequest | None = None
     recognised: Recognised | None = None
+    preimage: tuple[bytes, ...] = ()  # the parts of request.digest, in order (proxy/SPEC.md)
     inputs: dict[str, Any] | None = None
     decision: gate.Decision
     trace: tuple[RuleTrace, ...] = ()
@@ -68,7 +69,8 @@ def explain(
         request = canonicalise(message)
         so_far = replace(so_far, request=request)
         recognised = bundle.index.recognise(request, fleet_key=fleet_key, body_bytes=limits.body_bytes)
-        so_far = replace(so_far, recognised=recognised)
+        preimage = bundle.index.preimage(request, body_bytes=limits.body_bytes)
+        so_far = replace(so_far, recognised=recognised, preimage=preimage)
         if recognised.require_key:
             raise InputError(Reason.MISSING_IDEMPOTENCY_KEY, "the map says on_missing: require")
     except InputError as error:
@@ -139,6 +141,7 @@ def document(explained: Explained) -> dict[str, Any]:
         "request": {
             "canonical": _canonical(explained.request),
             "digest": recognised.digest if recognised else None,
+            "preimage": [part.decode("utf-8", "backslashreplace") for part in explained.preimage],
         },
         "actions": [_action(action) for action in recognised.actions] if recognised else [],
         "agent": explained.agent.record() if explained.agent else None,

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -186,9 +186,13 @@ class HoldgateAddon:
         data.server.error = "refused: nothing leaves this way"
         self.barrier_trip("server_connect")
 
-    def client_disconnected(self, client: connection.Client) -> None:
+    def client_disconnected(self, client: connection.Client) -> Awaitable[object] | None:
+        # Left in a tunnel or on the transparent listener before TLS or HTTP: no layer of ours saw the end.
+        left = None
+        if self.waiting.pop(client, None) is not None:
+            error = InputError(Reason.UNSUPPORTED_PROTOCOL, "closed before TLS or HTTP was established")
+            left = self.keeper.refuse(self._origin(client, tls=False), error, b"")
         self.tunnels.pop(client.id, None)
-        self.waiting.pop(client, None)
         for gate in [gate for gate in self.layers if gate.context.client is client]:
             gate.link.leave()
             self.layers.discard(gate)
@@ -198,6 +202,7 @@ class HoldgateAddon:
         writer = self._writer(client)
         if writer is not None:
             writer.close()
+        return left
 
     def watch(self, gate: GateLayer) -> None:
         self.waiting.pop(gate.context.client, None)

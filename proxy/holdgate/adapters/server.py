@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from mitmproxy import master
+from mitmproxy import exceptions, master
 from mitmproxy.addons import proxyserver
 
 from ..adjudicate import Evidence
@@ -112,8 +112,11 @@ class Server:
     async def sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            await self.addon.sweep()
-            self.metrics.log_size(self.ledger.size)
+            try:
+                await self.addon.sweep()
+                self.metrics.log_size(self.ledger.size)
+            except Exception:  # noqa: BLE001 - deadlines of other connections must still be kept
+                log.exception("sweep failed")
 
     def spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -141,6 +144,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
     try:
         await server.admin.start()
         await server.engine.run()
+    except SystemExit:  # the engine's way to end a start that failed; it has logged why
+        raise ConfigError("cannot listen; the lines above say why", file=str(config.path)) from None
     finally:
         server.admin.ready = False
         for task in list(server.tasks):
@@ -187,7 +192,10 @@ async def _build(config: Config) -> Server:
         addon = HoldgateAddon(
             keeper=pipeline, tls_contexts=AgentTls(LeafMaker(authority)), barrier_trip=metrics.barrier
         )
-        engine, proxy = build_engine(addon, config.listen, config.limits)
+        try:
+            engine, proxy = build_engine(addon, config.listen, config.limits)
+        except exceptions.OptionsError as error:
+            raise ConfigError(f"listen: {error}", file=str(config.path)) from error
         admin = AdminServer(config, ledger=ledger, metrics=metrics, pipeline=pipeline)
     except BaseException:
         ledger.close()

@@ -87,6 +87,8 @@ def _print(explained: Explained) -> None:
             print(f"             {param.name} = {param.value!r}")
     if recognised is not None:
         print(f"digest     {recognised.digest}")
+        for part in explained.preimage:
+            print(f"             {part.decode('utf-8', 'backslashreplace')!r}")
         for key in recognised.keys:
             print(f"key        {key.source.value}, held {key.ttl_s} s")
     print(f"decision   {decision.outcome.value} {decision.reason.value}")

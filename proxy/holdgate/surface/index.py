@@ -27,7 +27,7 @@ from .extract import action_of, evaluate, principal_of
 from .host import Host
 from .keys import conflict_keys, idempotency
 from .match import HostTrie
-from .meaning import request_digest
+from .meaning import request_digest, request_preimage
 from .model import Action, Effect, ParamSchema, Recognised, Value
 from .overlap import check_overlaps
 from .plan import MapRuntime, Operation
@@ -150,6 +150,19 @@ class SurfaceIndex:
             refusal=op.map.head.refusal,
             retry_headers=op.map.retry_headers,
         )
+
+    def preimage(self, request: CanonicalRequest, *, body_bytes: int = _BODY_BYTES) -> tuple[bytes, ...]:
+        """What `request.digest` is the hash of, part by part (explain shows it). Raises InputError."""
+        found = self._find(request.host, request.port, request.scheme)
+        if found is None:
+            raise InputError(Reason.UNKNOWN_DESTINATION, f"{request.destination} is in no surface map")
+        host, variables = found
+        exchange = Exchange.of(request, {}, body_bytes)
+        op = host.match(exchange)
+        exchange.host_vars = variables[op.map]
+        _, headers = evaluate(op, exchange)
+        principal = principal_of(op.plan, exchange)
+        return tuple(request_preimage(request, op.plan, exchange, headers, principal))
 
     def _find(
         self, host: str, port: int, scheme: str

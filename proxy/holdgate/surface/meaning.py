@@ -20,7 +20,7 @@ from .exchange import Exchange
 from .plan import Plan
 from .types import canonical_json
 
-__all__ = ["request_digest"]
+__all__ = ["request_digest", "request_preimage"]
 
 # Parameters of a media type that do not survive decoding.
 _SPELLING: Final = frozenset({"charset", "boundary"})
@@ -34,6 +34,13 @@ def request_digest(
     principal: str | None,
     key: bytes | None,
 ) -> str:
+    return meaning_digest(request_preimage(request, plan, exchange, headers, principal), key=key)
+
+
+def request_preimage(
+    request: CanonicalRequest, plan: Plan, exchange: Exchange, headers: list[str], principal: str | None
+) -> list[bytes]:
+    """The parts in their order; `headers` are the names of the declared ones."""
     path = "/".join(request.raw_segments)
     line = f"{request.method} {request.scheme} {request.host}:{request.port} /{path}"
     # Neither names nor values can hold a line feed, and no name a colon: lines are exact.
@@ -49,7 +56,7 @@ def request_digest(
     ]
     if request.query is not None:
         _add_query(parts, request.query, plan)
-    return meaning_digest(parts, key=key)
+    return parts
 
 
 def _add_query(parts: list[bytes], query: tuple[tuple[str, str], ...], plan: Plan) -> None:
