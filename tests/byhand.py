@@ -11,13 +11,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-
-from holdgate.demo.instance import Instance
+from typing import Protocol
 
 PATIENCE_S = 20.0
 MODEL = "api.openai.com"
 
 type Serve = Callable[["Peer"], Awaitable[None]]
+
+
+class Gate(Protocol):
+    """A running proxy: demo.instance.Instance, or one in the test's own process."""
+
+    @property
+    def state_dir(self) -> Path: ...
+
+    @property
+    def proxy(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +117,12 @@ def trusting(ca: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(ca))
 
 
-async def dial(gate: Instance) -> Peer:
+async def dial(gate: Gate) -> Peer:
     host, _, port = gate.proxy.rpartition(":")
     return Peer(*await asyncio.open_connection(host, int(port)))
 
 
-async def tunnel(gate: Instance, name: str = MODEL, *, extra: str = "") -> Peer:
+async def tunnel(gate: Gate, name: str = MODEL, *, extra: str = "") -> Peer:
     """CONNECT, and TLS inside it, trusting the proxy's CA."""
     peer = await dial(gate)
     await peer.send(f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n{extra}\r\n".encode())

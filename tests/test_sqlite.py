@@ -365,12 +365,33 @@ async def test_a_nearly_full_disk_refuses_decisions_but_still_takes_outcomes(tmp
     ledger.record_outcome(first.entry.receipt_id, EXECUTED, 200, delivered=True)
     with pytest.raises(BackendError, match="nearly full"):
         await ledger.record(RefundJudge("b"))
-    assert (ledger.size, ledger.healthy) == (2, True)
+    assert (ledger.size, ledger.healthy) == (2, False)
     free[0] = 1 << 40
+    assert ledger.healthy
     assert (await ledger.record(RefundJudge("b"))).index == 2
     ledger.close()
     with pytest.raises(ConfigError, match="MiB free"):
         open_ledger(tmp_path, headroom_bytes=1 << 20, free=lambda _: 0)
+
+
+@pytest.mark.parametrize("name", ["ledger.db", "ledger.db-wal"])
+async def test_s7_nothing_is_recorded_in_a_file_that_was_moved_away(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_adapter, "_FILES_S", 0.0)
+    ledger = open_ledger(tmp_path)
+    await ledger.record(RefundJudge("a"))
+    (tmp_path / name).rename(tmp_path / "away")
+    shutil.copyfile(tmp_path / "away", tmp_path / name)
+    with pytest.raises(BackendError, match="moved or replaced"):
+        await ledger.record(RefundJudge("b"))
+    assert not ledger.healthy
+    (tmp_path / "away").replace(tmp_path / name)
+    with pytest.raises(BackendError, match="moved or replaced"):
+        await ledger.record(RefundJudge("c"))
+    ledger.close()
+    open_ledger(tmp_path).close()
+    assert _audit(tmp_path).problems == ()
 
 
 # --- callers that go away ---

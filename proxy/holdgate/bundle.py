@@ -38,10 +38,13 @@ class Bundle:
 
 def load_bundle(surfaces: Sequence[Path], policies: Sequence[Path]) -> Bundle:
     """Read, compile and type-check. Raises ConfigError with file and line; never returns a part."""
+    digest = _digest({"surfaces": surfaces, "policies": policies})
     index = SurfaceIndex.compile(load_maps(surfaces))
     rules = load_policies(policies, index)
+    if _digest({"surfaces": surfaces, "policies": policies}) != digest:
+        raise ConfigError("maps or policies changed while they were read; try again", file=str(surfaces[0]))
     return Bundle(
-        digest=_digest({"surfaces": surfaces, "policies": policies}),
+        digest=digest,
         revision=0,
         signed=False,
         index=index,

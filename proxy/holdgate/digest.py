@@ -15,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
 
 from .message import Headers
 
@@ -39,12 +41,22 @@ _CREDENTIAL = b"holdgate-credential-v1"
 _RAW = b"holdgate-raw-v1"
 
 
+# Lengths of most parts, ready made.
+_LENGTHS: Final = tuple(size.to_bytes(8, "big") for size in range(4096))
+
+
 def _framed(domain: bytes, parts: Iterable[bytes]) -> bytes:
     out = [domain]
     for part in parts:
-        out.append(len(part).to_bytes(8, "big"))
+        size = len(part)
+        out.append(_LENGTHS[size] if size < 4096 else size.to_bytes(8, "big"))
         out.append(part)
     return b"".join(out)
+
+
+@lru_cache(maxsize=4096)
+def _lower(name: bytes) -> str:
+    return name.decode("ascii").lower()
 
 
 def _hash(preimage: bytes, key: bytes | None) -> str:
@@ -74,8 +86,7 @@ def wire_digest(
     parts = [method.encode("ascii"), raw_target]
     for name, value in headers:
         parts.append(name)
-        secret = name.decode("ascii").lower() in secret_headers
-        parts.append(fingerprint(value).encode() if secret else value)
+        parts.append(fingerprint(value).encode() if _lower(name) in secret_headers else value)
     parts.append(body)
     return _hash(_framed(_WIRE, parts), key)
 

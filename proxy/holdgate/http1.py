@@ -119,6 +119,13 @@ class ServerReader:
         """Bytes wait here that no finished message has used: after body(), those of a next message."""
         return bool(self._buffer)
 
+    def discard(self) -> None:
+        """Free what is buffered, at once: a reader may live on for a while in a cycle of references."""
+        self._buffer.clear()
+        self._seen.clear()
+        self._head = self._chunks = None
+        self._body_begun = self._started = False
+
     def head(self) -> RequestHead | None:
         """The head of the current message, None while it is incomplete. Raises InputError."""
         if self._error is not None:

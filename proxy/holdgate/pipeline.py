@@ -49,6 +49,7 @@ log = logging.getLogger("holdgate.pipeline")
 # What a refusal may cost after something already went wrong: a stuck store must not hold the agent too.
 REFUSAL_RECORD_S = 2.0
 LARGE_BODY_BYTES = 65_536
+LARGE_READS = 1  # at once; decoding holds the interpreter anyway
 
 
 class Client(Protocol):
@@ -79,6 +80,7 @@ class _Held:
     message: Message
     client: Client
     arrived: float
+    bundle: Bundle  # taken once: a reload in between changes nothing for this request
     agent: Agent | None = None
     request: CanonicalRequest | None = None
     recognised: Recognised | None = None
@@ -101,6 +103,8 @@ class Pipeline:
     held_bytes: int = 0
     in_flight: int = 0
     flights: dict[str, Flight] = field(default_factory=dict)
+    # Reading takes several times a body's own memory, which held_bytes does not count.
+    large_reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_READS))
 
     # -- what the inner door asks -----------------------------------------------------------------
 
@@ -127,7 +131,7 @@ class Pipeline:
 
     async def handle(self, message: Message, client: Client) -> Answer:
         """Hold one request, and answer it. Never raises but for cancellation of the whole process."""
-        held = _Held(message, client, self.clock())
+        held = _Held(message, client, self.clock(), self.bundle)
         self.in_flight += 1
         self.meter.in_flight(1)
         try:
@@ -151,7 +155,7 @@ class Pipeline:
     async def refuse(self, origin: Origin, error: InputError, seen: bytes) -> Answer:
         """Answer bytes that are not one readable message."""
         head = RequestHead(method=b"", target=b"", headers=())
-        held = _Held(Message(origin=origin, head=head, body=seen), _Gone(), self.clock())
+        held = _Held(Message(origin=origin, head=head, body=seen), _Gone(), self.clock(), self.bundle)
         return await self._refuse(held, error.reason, error.detail, status=error.status, close=True)
 
     # -- the nine steps ---------------------------------------------------------------------------
@@ -183,7 +187,8 @@ class Pipeline:
             raise InputError(Reason.OVERLOADED, "limits.in_flight")
         held.agent = self.identify(held.message.origin)
         if len(held.message.body) > LARGE_BODY_BYTES:
-            await asyncio.to_thread(self._read, held)
+            async with self.large_reads:
+                await asyncio.to_thread(self._read, held)
         else:
             self._read(held)
         if held.recognised is None or not held.recognised.keys:
@@ -200,7 +205,7 @@ class Pipeline:
 
     def _read(self, held: _Held) -> None:
         held.request = self.canonicalise(held.message)
-        held.recognised = self.bundle.index.recognise(
+        held.recognised = held.bundle.index.recognise(
             held.request, fleet_key=self.evidence.fleet_key, body_bytes=self.limits.body_bytes
         )
         held.wire = wire_digest(
@@ -214,8 +219,8 @@ class Pipeline:
 
     async def _decide(self, held: _Held) -> Recorded:
         """Steps 4 to 7. A decision that the deadline overtakes is void, whenever it arrives."""
-        timed = _TimedGate(self.clock)
-        judge = Adjudication(self._case(held, None), self.bundle, self.evidence, timed)
+        timed = _TimedGate(self.clock, self.limits.decide_ms / 1000)
+        judge = Adjudication(self._case(held, None), held.bundle, self.evidence, timed)
         started = self.clock()
         try:
             recorded = await self.ledger.record(judge)
@@ -303,7 +308,7 @@ class Pipeline:
         self, held: _Held, reason: Reason, detail: str, *, status: int | None = None, close: bool = False
     ) -> Answer:
         """Record a SILENCE and answer it; without a store the answer says so and has no receipt id."""
-        log.info("SILENCE %s: %s", reason.value, detail)
+        log.info("SILENCE %s: %.300s", reason.value, detail)  # a detail may quote a key of megabytes
         if reason is Reason.UNKNOWN_DESTINATION and held.request is not None:
             self.meter.unmapped(held.request.host)
         recorded = await self._record_refusal(held, reason)
@@ -314,12 +319,12 @@ class Pipeline:
 
     async def _record_refusal(self, held: _Held, reason: Reason) -> Recorded | None:
         """A receipt for a refusal; with what is known of the request, or, if that is broken, without."""
-        bare = _Held(held.message, held.client, held.arrived)
+        bare = _Held(held.message, held.client, held.arrived, held.bundle)
         try:
             async with asyncio.timeout(REFUSAL_RECORD_S):
                 for known in (held, bare):
                     try:
-                        judge = Adjudication(self._case(known, reason), self.bundle, self.evidence)
+                        judge = Adjudication(self._case(known, reason), held.bundle, self.evidence)
                         recorded = await self.ledger.record(judge)
                     except (AttributeError, TypeError, ValueError, ReceiptError):
                         log.exception("a receipt could not be built")
@@ -369,23 +374,27 @@ class Pipeline:
             return held.recognised.refusal, held.recognised.retry_headers
         origin = held.message.origin
         host, port = _claimed_host(origin, held.message.head)
-        return self.bundle.index.refusal(host, port, "https" if origin.tls else "http")
+        return held.bundle.index.refusal(host, port, "https" if origin.tls else "http")
 
 
 class _TimedGate:
-    """The gate, and how long it took. The store calls it in its own thread; the figure is read afterwards."""
+    """The gate under its deadline. The store calls it in its own thread; the figure is read afterwards.
 
-    __slots__ = ("_clock", "seconds")
+    Evaluation is bounded by the language (budgets), so a slow decision is made and then voided, not cut.
+    """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock, self.seconds = clock, 0.0
+    __slots__ = ("_clock", "_limit_s", "seconds")
+
+    def __init__(self, clock: Callable[[], float], limit_s: float) -> None:
+        self._clock, self._limit_s, self.seconds = clock, limit_s, 0.0
 
     def __call__(self, policies: PolicySet, inputs: Mapping[str, Any]) -> Decision:
         started = self._clock()
-        try:
-            return gate.decide(policies, inputs)
-        finally:
-            self.seconds = self._clock() - started
+        decision = gate.decide(policies, inputs)
+        self.seconds = self._clock() - started
+        if self.seconds > self._limit_s:
+            return Decision(outcome=Outcome.SILENCE, reason=Reason.GATE_TIMEOUT, rules=())
+        return decision
 
 
 class _Gone:

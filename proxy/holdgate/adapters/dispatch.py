@@ -6,7 +6,7 @@ first byte was handed to the transport a failure is `not_sent`; after that it is
 
 Invariants (tests/test_dispatch.py):
   DP1  An expired, altered or badly framed Release sends nothing, not even a DNS query or a SYN.
-  DP2  Each dispatch writes its request at most once, in one piece.
+  DP2  Each dispatch writes its request at most once: in one piece, or head and large body, without a pause.
   DP3  Only addresses that the resolver returned for this connection are dialled, and the peer is checked.
   DP4  A connection is reused only after an exactly framed exchange, with no byte waiting.
   DP5  Before the first byte: NOT_SENT, 502, or 504 at the connect deadline. After: UNKNOWN, 502 or 504.
@@ -40,6 +40,7 @@ __all__ = ["HttpDispatcher", "tls_context"]
 
 EYEBALL_DELAY_S: Final = 0.25
 CLOSE_S: Final = 1.0
+COPY_BYTES: Final = 65_536
 _NOT_SENT: Final = OutcomeStatus.NOT_SENT
 # Hop-by-hop or framing headers that would let the upstream read another message than ours.
 _NEVER_SENT: Final = frozenset(
@@ -127,7 +128,7 @@ class HttpDispatcher:
         first_byte_s = deadlines.first_byte_s or self._limits.first_byte_s
         return await self._exchange(wire, key, request.method, data, first_byte_s, total_s)
 
-    def _request_bytes(self, release: Release) -> bytes:
+    def _request_bytes(self, release: Release) -> tuple[bytes, ...]:
         """Everything that can be refused before a connection is touched. Raises DispatchError."""
         if self._closed:
             raise _not_sent(502, "the dispatcher is closed")
@@ -151,7 +152,10 @@ class HttpDispatcher:
         if b"host" not in found or length != b"%d" % len(body):
             raise _not_sent(502, "Host or Content-Length does not fit the request")
         try:
-            return write_request(request.method, request.raw_target, headers, body)
+            if len(body) <= COPY_BYTES:
+                return (write_request(request.method, request.raw_target, headers, body),)
+            # A large body is held once, not once more behind its head.
+            return write_request(request.method, request.raw_target, headers, b""), body
         except ValueError as error:
             raise _not_sent(502, str(error)) from None
 
@@ -162,7 +166,13 @@ class HttpDispatcher:
             raise _not_sent(502, "the permit expired before it was used")
 
     async def _exchange(
-        self, wire: Wire, key: PoolKey, method: str, data: bytes, first_byte_s: float, total_s: float
+        self,
+        wire: Wire,
+        key: PoolKey,
+        method: str,
+        data: tuple[bytes, ...],
+        first_byte_s: float,
+        total_s: float,
     ) -> Exchange:
         transport = wire.transport
         if transport is None or wire.ended or wire.lost or transport.is_closing() or self._closed:
@@ -170,7 +180,8 @@ class HttpDispatcher:
             raise _not_sent(502, "the upstream closed or spoke before the request")
         reader = wire.reader = ClientReader(method, self._limits)
         try:
-            transport.write(data)  # from here on the effect is unknown until the answer says
+            for part in data:  # from here on the effect is unknown until the answer says
+                transport.write(part)
             if wire.write_paused:
                 wire.arm(total_s)
                 while wire.write_paused and not reader.buffered_bytes and not self._over(wire):

@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 from mitmproxy import connection
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 _BUFFER_WHILE_HELD: Final = 65_536
+_LINGER_S: Final = 2.0  # how long an agent may take to notice that it was refused in the middle of its upload
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 # Written when even the pipeline gave nothing: no receipt could be made, and it says so.
@@ -165,6 +167,8 @@ class GateLayer(layer.Layer):
         self.served = 0
         self.reserved = 0
         self.queued = 0
+        self.holding = False
+        self.lingering = False
         self.finished = False
 
     # The seam of back-pressure: while a hook is pending, events pass here before they are queued.
@@ -185,7 +189,8 @@ class GateLayer(layer.Layer):
             self.door.watch(self)
             self._arm(self.door.keeper.limits.head_s)
         elif self.finished:
-            return
+            if self.lingering and isinstance(event, Expired | events.ConnectionClosed):
+                yield from self._finish()
         elif isinstance(event, events.DataReceived):
             self.queued = 0
             self.reader.feed(event.data)
@@ -208,7 +213,9 @@ class GateLayer(layer.Layer):
                 return
             if message is None:
                 return
-            yield from self._hold(message)
+            hold = self._hold(message)
+            del message  # see _hold
+            yield from hold
 
     def _next_message(self) -> Generator[commands.Command, Any, Message | None]:
         limits = self.door.keeper.limits
@@ -247,6 +254,10 @@ class GateLayer(layer.Layer):
             self._arm(seconds)
 
     def release_memory(self) -> None:
+        """Nothing that was read is needed any more. What is given back must really be free."""
+        if self.holding:
+            return  # the pipeline has the message: _hold() gives back, even when the agent is gone
+        self.reader.discard()
         self._account(0)
 
     def _account(self, held_bytes: int) -> None:
@@ -258,11 +269,16 @@ class GateLayer(layer.Layer):
         self.served += 1
         closing = self.reader.wants_close
         link = self.link = ClientLink()
-        held = Held(lambda: self.door.keeper.handle(message, link))
+        held = Held(partial(self.door.keeper.handle, message, link))
+        self.holding = True
         yield HoldgateHoldHook(held)
-        self.release_memory()
+        self.holding = False
+        answer = held.answer
+        # The answer may be relayed for minutes: its request's body must not stay in memory so long.
+        del message, held
+        self._account(0)
         self.door.pause(self.context.client, paused=False)
-        yield from self._answer(held.answer, close=closing)
+        yield from self._answer(answer, close=closing)
         self._arm(self.door.keeper.limits.idle_s)
 
     def _refuse(self, error: InputError) -> layer.CommandGenerator[None]:
@@ -277,6 +293,9 @@ class GateLayer(layer.Layer):
         self.release_memory()
         held = Held(lambda: self.door.keeper.refuse(self.origin, error, seen))
         yield HoldgateHoldHook(held)
+        # The agent may still be sending. Closing now would reset the connection, and our answer with it.
+        self.lingering = not self.link.gone
+        self.door.pause(self.context.client, paused=False)
         yield from self._answer(held.answer, close=True)
 
     def _answer(self, answer: Answer | None, *, close: bool) -> layer.CommandGenerator[None]:
@@ -374,11 +393,17 @@ class GateLayer(layer.Layer):
         yield from self._finish()
 
     def _finish(self) -> layer.CommandGenerator[None]:
-        self.finished = True
-        self._arm(None)
+        client = self.context.client
         self.release_memory()
+        if self.lingering and not self.finished:
+            self.finished = True
+            self._arm(_LINGER_S)
+            yield commands.CloseTcpConnection(client, half_close=True)
+            return
+        self.finished, self.lingering = True, False
+        self._arm(None)
         self.door.forget(self)
-        yield commands.CloseConnection(self.context.client)
+        yield commands.CloseConnection(client)
 
 
 def _response_bytes(answer: Answer, *, close: bool, chunked: bool) -> bytes:

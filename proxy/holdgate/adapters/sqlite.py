@@ -13,6 +13,7 @@ Invariants (tests/test_sqlite.py has one test named after each):
   S4  A ledger behind its checkpoint, or unlike it, does not open; nor does one that is open elsewhere.
   S5  When open() returns, no permit of an earlier run is dispatching.
   S6  A permit whose caller went away before it could dispatch becomes not_sent.
+  S7  Nothing is recorded in a file that has not been the one in the state directory for 20 ms.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ..keys import SigningKey
 from ..ledger import Entry, Judge, OutcomeStatus, Recorded, State
 from ..tlog import Tree, sign_checkpoint, vkey
 from .sqlite_batch import Batch, Head, Node, OutcomeNote, Permit
-from .sqlite_open import CHECKPOINT, free_bytes, prepare, read_permits, replace_file
+from .sqlite_open import CHECKPOINT, files_of, free_bytes, prepare, read_permits, replace_file
 from .sqlite_reader import SqliteReader, StoredReceipt
 from .sqlite_schema import DB_NAME, pack
 
@@ -43,6 +44,7 @@ __all__ = ["SqliteLedger", "SqliteReader", "StoredReceipt"]
 
 _GROUP: Final = 512  # bounds how long the first of a group waits for the last to be judged
 _CHECKPOINT_S: Final = 0.5
+_FILES_S: Final = 0.02  # two stat() calls at every commit would be felt
 _CLOSE: Final = object()
 
 type _Result = tuple[_Pending, Recorded | HoldgateError]
@@ -79,6 +81,9 @@ class SqliteLedger:
         self._published = -1  # size of the last checkpoint written
         self._checkpoint_at = 0.0  # monotonic: not before
         self._dead = ""  # why nothing is recorded any more
+        self._is_full = False  # found so at the last commit
+        self._files = files_of(state_dir)
+        self._files_at = 0.0  # monotonic: not asked before
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
 
     @classmethod
@@ -138,14 +143,25 @@ class SqliteLedger:
 
     @property
     def healthy(self) -> bool:
+        """Whether a decision could be recorded now. The disk is asked again only when it was found full."""
+        return self._alive and not (self._is_full and self._nearly_full())
+
+    @property
+    def _alive(self) -> bool:
         return not self._dead and self._thread.is_alive()
+
+    def _nearly_full(self) -> bool:
+        try:
+            return self._free(self._dir) < self._headroom_bytes
+        except OSError:
+            return True
 
     async def record(self, judge: Judge) -> Recorded:
         loop = asyncio.get_running_loop()
         pending = _Pending(judge=judge, loop=loop, future=loop.create_future())
         self._queue.put(pending)
         # Asked after the put: a writer that died before it never answers, one that dies later does.
-        if not self.healthy:
+        if not self._alive:
             pending.future.cancel()
             raise BackendError(Reason.STORE_UNAVAILABLE, self._dead or "the writer thread is gone")
         try:
@@ -249,7 +265,8 @@ class SqliteLedger:
         self._deliver(results)
 
     def _commit_group(self, group: list[object]) -> list[_Result]:
-        is_full = self._free(self._dir) < self._headroom_bytes
+        self._check_files()
+        is_full = self._is_full = self._nearly_full()
         refused: list[_Result] = []
         judged: list[tuple[_Pending, Entry, int]] = []
         self._db.execute("BEGIN IMMEDIATE")
@@ -274,6 +291,15 @@ class SqliteLedger:
             (item, Recorded(entry=entry, index=index, durable=True)) for item, entry, index in judged
         ]
         return done + refused
+
+    def _check_files(self) -> None:
+        # SQLite goes on writing to a file that was deleted or moved away; nobody would ever find it again.
+        now = time.monotonic()
+        if now < self._files_at:
+            return
+        if files_of(self._dir) != self._files:
+            raise OSError("the ledger's files were moved or replaced")
+        self._files_at = now + _FILES_S
 
     def _advance(self, batch: Batch) -> None:
         if self._published == self.size:

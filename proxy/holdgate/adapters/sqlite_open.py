@@ -19,7 +19,7 @@ from ..tlog import EMPTY, Checkpoint, TlogError, Tree, leaf_hash, verify_checkpo
 from .sqlite_batch import Head, Node, Permit
 from .sqlite_schema import DB_NAME, SCHEMA, VERSION, connect_writer, unpack
 
-__all__ = ["CHECKPOINT", "free_bytes", "prepare", "read_permits", "replace_file"]
+__all__ = ["CHECKPOINT", "files_of", "free_bytes", "prepare", "read_permits", "replace_file"]
 
 CHECKPOINT = Path("log") / "checkpoint"
 
@@ -126,6 +126,12 @@ def read_permits(db: sqlite3.Connection, state: State) -> tuple[Permit, ...]:
         Permit(index=row[0], receipt_id=row[1], state=state, http_status=row[2], claims=tuple(row[3].split()))
         for row in rows
     )
+
+
+def files_of(state_dir: Path) -> tuple[tuple[int, int], ...]:
+    """Which files the ledger's names stand for now. Raises OSError when one is gone."""
+    path = f"{state_dir}/{DB_NAME}"
+    return tuple((info.st_dev, info.st_ino) for info in (os.stat(path), os.stat(f"{path}-wal")))
 
 
 def free_bytes(path: Path) -> int:

@@ -50,9 +50,7 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--keys", metavar="FILE|URL", help="JWK Set to trust (default: the keys in the state directory)"
     )
-    parser.add_argument(
-        "--require-permit", action="store_true", help="fail unless every receipt is a dispatched PERMIT"
-    )
+    parser.add_argument("--require-permit", action="store_true", help="fail unless every receipt is a PERMIT")
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ __all__ = ["action_of", "check_body", "declared_headers", "evaluate", "principal
 
 _PRESIGNED: Final = frozenset({"x-amz-signature", "x-amz-credential", "x-amz-algorithm", "awsaccesskeyid"})
 _OVERRIDES: Final = ("x-http-method", "x-method-override", "x-original-", "x-rewrite-", "x-forwarded-")
+_PLAIN_NAME: Final = re.compile(r"[0-9a-z\-]+")
 _BEARER: Final = re.compile(r"(?i:bearer) ([\x21-\x7e]+)\Z")
 _BASIC: Final = re.compile(r"(?i:basic) ([A-Za-z0-9+/]+={0,2})\Z")
 _SIGV4: Final = re.compile(r"AWS4-[A-Z0-9-]+ +Credential=([A-Za-z0-9_]+)/[^\s,]*,.*\Z")
@@ -68,7 +69,8 @@ def declared_headers(plan: Plan, exchange: Exchange) -> list[str]:
             continue
         elif strict:
             raise InputError(Reason.UNKNOWN_PARAMETER, f"header {name!r} is not in the surface map")
-        elif name.startswith(_OVERRIDES):
+        elif name.startswith(_OVERRIDES) or _PLAIN_NAME.fullmatch(name) is None:
+            # CGI and WSGI servers read `x_amz_target`, some `x-amz.target` too, as `x-amz-target`.
             raise InputError(Reason.UNKNOWN_PARAMETER, f"header {name!r} could change the operation")
         elif name not in plan.secret_headers:
             found.append(name)

@@ -57,7 +57,7 @@ class _Entry:
 
 
 class SurfaceIndex:
-    __slots__ = ("_by_map", "_entries", "_hosts", "_lock", "_names", "_tries")
+    __slots__ = ("_by_map", "_entries", "_hosts", "_limits", "_lock", "_names", "_tries")
 
     def __init__(self, entries: Sequence[_Entry], lock: Mapping[str, Any]) -> None:
         self._entries = tuple(entries)
@@ -69,6 +69,7 @@ class SurfaceIndex:
                 trie = self._tries.setdefault((pattern.scheme, pattern.port), HostTrie())
                 trie.add(pattern.host, (number, pattern.host))
         self._hosts: dict[tuple[int, ...], Host] = {}
+        self._limits: dict[tuple[str, int, str], tuple[int, bool]] = {}
         self._names: dict[tuple[str, str, int], tuple[Host, dict[MapRuntime, dict[str, str]]]] = {}
 
     # -- making one ----------------------------------------------------------------------------
@@ -202,9 +203,16 @@ class SurfaceIndex:
 
     def body_limit(self, host: str, port: int, scheme: str, default: int, cap: int) -> int:
         """How long a body to this host may be at most, whichever operation it is."""
-        limit = 0
-        for entry in self._entries_of(host, port, scheme):
-            limit = max(limit, entry.body_max, default if entry.body_default else 0)
+        known = self._limits.get((host, port, scheme))
+        if known is None:
+            if len(self._limits) >= _MAX_HOSTS:
+                self._limits.clear()
+            entries = self._entries_of(host, port, scheme)
+            largest = max([entry.body_max for entry in entries], default=0)
+            known = largest, not entries or any(entry.body_default for entry in entries)
+            if len(host) <= 253:  # longer ones are no names; agents choose them freely
+                self._limits[host, port, scheme] = known
+        limit = max(known[0], default) if known[1] else known[0]
         return min(limit or default, cap)
 
     def refusal(self, host: str, port: int, scheme: str) -> tuple[str, Headers]:

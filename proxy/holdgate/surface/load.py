@@ -296,7 +296,8 @@ def _idempotency(node: Node) -> IdempotencySpec:
     found = sources(keys["from"], "idempotency.from") if "from" in keys else ()
     if any(parse_source(item).kind not in ("header", "body") for item in found):
         raise keys["from"].fail("idempotency.from must be header.NAME or body.FIELD")
-    response = keys["response"].choice(("status_only", "keep"), "response") if "response" in keys else ""
+    if "response" in keys and keys["response"].choice(("status_only", "keep"), "response") == "keep":
+        raise keys["response"].fail("response: keep is not built in this version; write status_only")
     missing = keys["on_missing"].choice(("allow", "require"), "on_missing") if "on_missing" in keys else ""
     return IdempotencySpec(
         sources=found,
@@ -305,7 +306,6 @@ def _idempotency(node: Node) -> IdempotencySpec:
         natural=names(keys["natural"], "natural") if "natural" in keys else (),
         window_s=duration(keys["window"], "window") if "window" in keys else None,
         require=missing == "require",
-        keep_response=response == "keep",
     )
 
 

@@ -77,7 +77,6 @@ class IdempotencySpec:
     natural: tuple[str, ...] = ()
     window_s: int | None = None
     require: bool = False
-    keep_response: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

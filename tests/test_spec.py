@@ -1,0 +1,80 @@
+"""proxy/SPEC.md: its formulas, written down once more without the code that they describe."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+
+from evidence import LOG_KEY, ORIGIN, RECEIPT_KEY, REFUND, permit_statement
+from holdgate.digest import fingerprint, raw_digest, wire_digest
+from holdgate.ledger import op_key
+from holdgate.receipt import actions_digest, input_digest, sign
+from holdgate.tlog import EMPTY, leaf_hash, sign_checkpoint, vkey
+
+
+def framed(domain: bytes, *parts: bytes) -> bytes:
+    return domain + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+
+
+def sha256(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def unpadded(text: bytes) -> bytes:
+    return base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
+
+
+def test_digests_of_a_request() -> None:
+    headers = ((b"Host", b"a.example"), (b"Authorization", b"Bearer s"), (b"Content-Length", b"2"))
+    secret = hashlib.sha256(framed(b"holdgate-credential-v1", b"Bearer s")).hexdigest()[:32]
+    assert fingerprint(b"Bearer s") == secret
+    parts = (b"POST", b"/p?", b"Host", b"a.example", b"Authorization", secret.encode())
+    preimage = framed(b"holdgate-wire-v1", *parts, b"Content-Length", b"2", b"{}")
+    assert wire_digest("POST", b"/p?", headers, b"{}") == sha256(preimage)
+    assert raw_digest(b"GET /", b"x") == sha256(framed(b"holdgate-raw-v1", b"GET /", b"x"))
+
+
+def test_claim_keys() -> None:
+    scope = ("native", "refund-bot", "api.stripe.com:443", "payments.refund", "f" * 32, "key-1")
+    preimage = framed(b"holdgate-claim-v1", *(part.encode() for part in scope))
+    expected = hashlib.blake2b(preimage, key=b"f" * 32, digest_size=32).hexdigest()
+    assert op_key(*scope, secret=b"f" * 32) == expected
+
+
+def test_the_jws_of_a_receipt() -> None:
+    statement = permit_statement()
+    header, payload, signature = sign(statement, RECEIPT_KEY).split(b".")
+    point = base64.urlsafe_b64encode(RECEIPT_KEY.public.raw).rstrip(b"=").decode()
+    jwk = f'{{"crv":"Ed25519","kty":"OKP","x":"{point}"}}'.encode()
+    kid = base64.urlsafe_b64encode(hashlib.sha256(jwk).digest()).rstrip(b"=").decode()
+    assert unpadded(header).decode() == f'{{"alg":"EdDSA","kid":"{kid}","typ":"holdgate-receipt+jws"}}'
+    canonical = json.dumps(statement, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert unpadded(payload) == canonical.encode()
+    assert RECEIPT_KEY.public.verifies(header + b"." + payload, unpadded(signature))
+
+
+def test_digests_in_a_receipt() -> None:
+    assert input_digest(b'{"v":1}') == sha256(b'{"v":1}')
+    rows = permit_statement()["actions"]
+    assert actions_digest([REFUND]) == sha256(
+        json.dumps(rows, sort_keys=True, separators=(",", ":")).encode()
+    )
+
+
+def test_the_log_and_its_checkpoint() -> None:
+    leaves = [b"one", b"two", b"three"]
+    one, two, three = (hashlib.sha256(b"\x00" + leaf).digest() for leaf in leaves)
+    root = hashlib.sha256(b"\x01" + hashlib.sha256(b"\x01" + one + two).digest() + three).digest()
+    tree = EMPTY
+    for leaf in leaves:
+        tree = tree.append(leaf_hash(leaf))
+    assert tree.root() == root
+    text = f"{ORIGIN}\n3\n{base64.b64encode(root).decode()}\n".encode()
+    public = b"\x01" + LOG_KEY.public.raw
+    key_id = hashlib.sha256(ORIGIN.encode() + b"\n" + public).digest()[:4]
+    signature = base64.b64encode(key_id + LOG_KEY.sign(text)).decode()
+    assert (
+        sign_checkpoint(ORIGIN, tree, LOG_KEY).decode() == f"{text.decode()}\n\u2014 {ORIGIN} {signature}\n"
+    )
+    assert vkey(ORIGIN, LOG_KEY.public) == f"{ORIGIN}+{key_id.hex()}+{base64.b64encode(public).decode()}"
