@@ -366,3 +366,34 @@ async def test_gl5_inside_a_tunnel_only_the_tunnels_proxy_credentials_count(tmp_
         await reader.readuntil(b"fine")
         writer.close()
         assert door.keeper.messages[0].origin.proxy_authorization == ()
+
+
+async def test_a_body_that_is_too_much_with_its_last_byte_is_answered_too(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        reserve = door.keeper.reserve
+
+        def full(size_bytes: int) -> None:
+            if size_bytes > 1000:
+                raise InputError(Reason.OVERLOADED, "by the test")
+            reserve(size_bytes)
+
+        door.keeper.reserve = full  # type: ignore[method-assign]
+        head = b"POST http://api.ok.test/a HTTP/1.1\r\nHost: api.ok.test\r\nContent-Length: 2000\r\n\r\n"
+        answer = await door.exchange(head + b"x" * 2000)
+        assert answer.startswith(b"HTTP/1.1 503 ") and door.keeper.messages == []
+        [(_, error, seen)] = door.keeper.refused
+        assert error.reason is Reason.OVERLOADED and seen.startswith(head)
+
+
+async def test_an_agent_that_is_refused_in_its_upload_can_read_why(tmp_path: Path) -> None:
+    async with open_door(tmp_path, body_bytes=1000) as door:
+        reader, writer = await door.connect()
+        writer.write(
+            b"POST http://api.ok.test/a HTTP/1.1\r\nHost: api.ok.test\r\nContent-Length: 4000000\r\n\r\n"
+        )
+        for _ in range(40):  # nothing is read meanwhile, as simple clients do
+            writer.write(b"x" * 100_000)
+            await asyncio.wait_for(writer.drain(), 10)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 413 ")

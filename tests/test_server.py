@@ -275,7 +275,7 @@ def is_open(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except ConnectionRefusedError:
+    except OSError:  # refused, or reset while the listener closes
         return False
     return True
 
@@ -319,7 +319,7 @@ def idle() -> Any:
     parts: dict[str, Any] = {
         "config": SimpleNamespace(limits=SimpleNamespace(hold_s=-5.0)),
         "pipeline": SimpleNamespace(in_flight=1),
-        "addon": SimpleNamespace(relaying=0),
+        "addon": SimpleNamespace(busy=False),
         "engine": engine,
         **dict.fromkeys(("ledger", "metrics", "proxy", "admin")),
     }

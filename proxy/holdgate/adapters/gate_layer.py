@@ -167,7 +167,8 @@ class GateLayer(layer.Layer):
         self.served = 0
         self.reserved = 0
         self.queued = 0
-        self.holding = False
+        self.holding = False  # the pipeline has a message of ours
+        self.busy = False  # a message is held, or its answer is being written
         self.lingering = False
         self.finished = False
 
@@ -235,8 +236,8 @@ class GateLayer(layer.Layer):
             self._arm(limits.body_s)
             if reader.expects_continue and not reader.pending:
                 yield commands.SendData(self.context.client, _CONTINUE)
+        self._account(reader.buffered_bytes)  # before body(): a refusal needs what was seen of the message
         body = reader.body()
-        self._account(reader.buffered_bytes if body is None else len(body))
         if body is None:
             return None
         head, self.head = self.head, None
@@ -270,7 +271,7 @@ class GateLayer(layer.Layer):
         closing = self.reader.wants_close
         link = self.link = ClientLink()
         held = Held(partial(self.door.keeper.handle, message, link))
-        self.holding = True
+        self.holding = self.busy = True
         yield HoldgateHoldHook(held)
         self.holding = False
         answer = held.answer
@@ -279,13 +280,14 @@ class GateLayer(layer.Layer):
         self._account(0)
         self.door.pause(self.context.client, paused=False)
         yield from self._answer(answer, close=closing)
+        self.busy = False
         self._arm(self.door.keeper.limits.idle_s)
 
     def _refuse(self, error: InputError) -> layer.CommandGenerator[None]:
         """A message that cannot be read: one receipt, one answer, and the connection ends."""
         seen = self.reader.seen
         if (self.origin.connect is not None and not self.origin.tls) or (
-            self.served == 0 and not _LOOKS_LIKE_HTTP.match(seen)
+            self.served == 0 and self.head is None and not _LOOKS_LIKE_HTTP.match(seen)
         ):
             yield from self._silent(error.detail, seen)
             return

@@ -90,7 +90,6 @@ class HoldgateAddon:
     layers: set[GateLayer] = field(default_factory=set)
     waiting: dict[connection.Client, float] = field(default_factory=dict)
     name: str = "nextlayer"
-    relaying: int = 0
     armed: bool = False  # options are being set before anything listens
     on_running: Callable[[], None] = lambda: None
 
@@ -211,6 +210,14 @@ class HoldgateAddon:
     def forget(self, gate: GateLayer) -> None:
         self.layers.discard(gate)
 
+    @property
+    def busy(self) -> bool:
+        """Whether an agent still waits for an answer, or for bytes of one that were not sent yet."""
+        if any(gate.busy for gate in self.layers):
+            return True
+        writers = [self._writer(handler.client) for handler in self.connections.values()]
+        return any(w is not None and w.transport.get_write_buffer_size() > 0 for w in writers)
+
     def _writer(self, client: connection.Client) -> asyncio.StreamWriter | None:
         handler = self.connections.get(client.id)
         io = handler.transports.get(client) if handler is not None else None
@@ -262,7 +269,6 @@ class HoldgateAddon:
                 raise
 
     async def holdgate_relay(self, relay: Relay) -> None:
-        self.relaying += 1
         try:
             piece = await relay.stream.next()
             writer = self._writer(relay.client)
@@ -275,8 +281,6 @@ class HoldgateAddon:
             log.error("relaying failed: %r", error)
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-        finally:
-            self.relaying -= 1
 
     def configure(self, updated: set[str]) -> None:
         if self.armed:

@@ -106,7 +106,7 @@ class Server:
         self.draining = True
         self.engine.options.update(server=False)
         deadline = time.monotonic() + self.config.limits.hold_s + 5
-        while (self.pipeline.in_flight or self.addon.relaying) and time.monotonic() < deadline:
+        while (self.pipeline.in_flight or self.addon.busy) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         self.engine.shutdown()
 

@@ -36,6 +36,9 @@ def _run(args: argparse.Namespace) -> int:
         level=logging.INFO if args.verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
+    if not args.verbose:  # what starts, stops and reloads is worth a line; every refusal is not
+        logging.getLogger("holdgate").setLevel(logging.INFO)
+        logging.getLogger("holdgate.pipeline").setLevel(logging.WARNING)
     config = config_of(args)
     sys.setswitchinterval(0.001)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
