@@ -30,6 +30,7 @@ def register(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     # Only this command needs the proxy engine, whose import takes longer than most commands.
+    from ..adapters.memory import give_back_large_blocks
     from ..adapters.server import serve
 
     logging.basicConfig(
@@ -41,6 +42,7 @@ def _run(args: argparse.Namespace) -> int:
         logging.getLogger("holdgate.pipeline").setLevel(logging.WARNING)
     config = config_of(args)
     sys.setswitchinterval(0.001)
+    give_back_large_blocks()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve(config, ready=_announce))
     return 0
