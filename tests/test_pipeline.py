@@ -468,3 +468,20 @@ async def test_bytes_that_are_no_message_get_a_receipt_and_a_closing_answer(hous
     answer = await house.pipeline.refuse(ORIGIN, InputError(Reason.MALFORMED_REQUEST, "x", status=408), b"GE")
     assert (answer.status, answer.close) == (408, True)
     assert house.ledger.last.reason is Reason.MALFORMED_REQUEST
+
+
+async def test_he1_a_reload_in_between_changes_nothing_for_a_held_request(house: House) -> None:
+    first = house.pipeline.bundle
+
+    async def reload() -> None:
+        house.pipeline.bundle = replace_digest(first)
+
+    house.ledger.before = reload
+    await house.ask()
+    assert house.ledger.last.policy == first.digest
+    await house.ask()
+    assert house.ledger.last.policy != first.digest
+
+
+def replace_digest(bundle: Any) -> Any:
+    return SimpleNamespace(**(vars(bundle) | {"digest": "sha256:" + "11" * 32}))

@@ -31,7 +31,7 @@ from .policy import PolicySet
 from .receipt import decision_statement, input_digest, sign
 from .surface.model import Action, Recognised
 
-__all__ = ["Adjudication", "Case", "Evidence", "decision_input"]
+__all__ = ["Adjudication", "Case", "Evidence", "TimedGate", "decision_input"]
 
 type Gate = Callable[[PolicySet, Mapping[str, Any]], Decision]
 
@@ -66,6 +66,26 @@ class Case:
     raw_digest: str  # digest of what arrived, for requests that could not be read
     raw_bytes: int
     refusal: Reason | None  # set: record this SILENCE and ask nobody
+
+
+class TimedGate:
+    """The gate under its deadline. The store calls it in its own thread; the figure is read afterwards.
+
+    Evaluation is bounded by the language (budgets), so a slow decision is made and then voided, not cut.
+    """
+
+    __slots__ = ("_clock", "_limit_s", "seconds")
+
+    def __init__(self, clock: Callable[[], float], limit_s: float) -> None:
+        self._clock, self._limit_s, self.seconds = clock, limit_s, 0.0
+
+    def __call__(self, policies: PolicySet, inputs: Mapping[str, Any]) -> Decision:
+        started = self._clock()
+        decision = gate.decide(policies, inputs)
+        self.seconds = self._clock() - started
+        if self.seconds > self._limit_s:
+            return Decision(outcome=Outcome.SILENCE, reason=Reason.GATE_TIMEOUT, rules=())
+        return decision
 
 
 class Adjudication:

@@ -18,24 +18,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from . import gate
-from .adjudicate import Adjudication, Case, Evidence
+from .adjudicate import Adjudication, Evidence, TimedGate
 from .agents import Agent
 from .answer import Answer, Dispatcher, DispatchError, Exchange
 from .bundle import Bundle
 from .canonical import CanonicalRequest, canonicalise
-from .digest import raw_digest, wire_digest
+from .digest import wire_digest
 from .errors import REASONS, BackendError, InputError, Outcome, Reason
-from .gate import Decision
 from .headers import Verdicts, decision_headers
+from .held import Client, Gone, Held, claimed_host
 from .ledger import Ledger, OutcomeStatus, Recorded
 from .limits import Limits
 from .message import Headers, Message, Origin, RequestHead
-from .policy import PolicySet
 from .receipt import ReceiptError
 from .refusal import Refusal, refuse
 from .relay import Flight, Permit, Said, answer_exchange, failed_exchange, share
@@ -52,14 +50,6 @@ LARGE_BODY_BYTES = 65_536
 LARGE_READS = 1  # at once; decoding holds the interpreter anyway
 
 
-class Client(Protocol):
-    """The agent's side of a held request."""
-
-    gone: bool
-
-    def on_gone(self, callback: Callable[[], object]) -> None: ...
-
-
 class Meter(Protocol):
     """Where figures go; see adapters/metrics.py."""
 
@@ -71,21 +61,6 @@ class Meter(Protocol):
     def outcome(self, status: str) -> None: ...
     def unmapped(self, host: str) -> None: ...
     def in_flight(self, change: int) -> None: ...
-
-
-@dataclass(slots=True)
-class _Held:
-    """How far one request has come. Nothing here permits anything."""
-
-    message: Message
-    client: Client
-    arrived: float
-    bundle: Bundle  # taken once: a reload in between changes nothing for this request
-    agent: Agent | None = None
-    request: CanonicalRequest | None = None
-    recognised: Recognised | None = None
-    wire: str = ""
-    waiting: bool = False  # for the answer of an identical request
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,7 +85,7 @@ class Pipeline:
 
     def body_limit(self, origin: Origin, head: RequestHead) -> int:
         """Largest body worth reading: the map's for this host, else the default."""
-        host, port = _claimed_host(origin, head)
+        host, port = claimed_host(origin, head)
         scheme = "https" if origin.tls else "http"
         return self.bundle.index.body_limit(
             host, port, scheme, default=self.limits.body_bytes, cap=self.limits.body_bytes_max
@@ -131,7 +106,7 @@ class Pipeline:
 
     async def handle(self, message: Message, client: Client) -> Answer:
         """Hold one request, and answer it. Never raises but for cancellation of the whole process."""
-        held = _Held(message, client, self.clock(), self.bundle)
+        held = Held(message, client, self.clock(), self.bundle)
         self.in_flight += 1
         self.meter.in_flight(1)
         try:
@@ -155,12 +130,12 @@ class Pipeline:
     async def refuse(self, origin: Origin, error: InputError, seen: bytes) -> Answer:
         """Answer bytes that are not one readable message."""
         head = RequestHead(method=b"", target=b"", headers=())
-        held = _Held(Message(origin=origin, head=head, body=seen), _Gone(), self.clock(), self.bundle)
+        held = Held(Message(origin=origin, head=head, body=seen), Gone(), self.clock(), self.bundle)
         return await self._refuse(held, error.reason, error.detail, status=error.status, close=True)
 
     # -- the nine steps ---------------------------------------------------------------------------
 
-    async def _held(self, held: _Held) -> Answer:
+    async def _held(self, held: Held) -> Answer:
         async with asyncio.timeout(self.limits.hold_s):
             flight, shared = await self._recognise(held)
             if shared is not None:
@@ -181,7 +156,7 @@ class Pipeline:
         finally:
             permit.close()
 
-    async def _recognise(self, held: _Held) -> tuple[Flight | None, Answer | None]:
+    async def _recognise(self, held: Held) -> tuple[Flight | None, Answer | None]:
         """Steps 1 to 3, and joining an identical request that is in flight."""
         if self.in_flight > self.limits.in_flight:
             raise InputError(Reason.OVERLOADED, "limits.in_flight")
@@ -193,7 +168,7 @@ class Pipeline:
             self._read(held)
         if held.recognised is None or not held.recognised.keys:
             return None, None
-        name = _flight_name(held)
+        name = held.flight_name
         while (flight := self.flights.get(name)) is not None:
             held.waiting = True
             shared = await asyncio.shield(flight.answer)
@@ -203,7 +178,7 @@ class Pipeline:
         flight = self.flights[name] = Flight(name, asyncio.get_running_loop().create_future())
         return flight, None
 
-    def _read(self, held: _Held) -> None:
+    def _read(self, held: Held) -> None:
         held.request = self.canonicalise(held.message)
         held.recognised = held.bundle.index.recognise(
             held.request, fleet_key=self.evidence.fleet_key, body_bytes=self.limits.body_bytes
@@ -217,10 +192,10 @@ class Pipeline:
             key=self.evidence.fleet_key if held.recognised.sensitive else None,
         )
 
-    async def _decide(self, held: _Held) -> Recorded:
+    async def _decide(self, held: Held) -> Recorded:
         """Steps 4 to 7. A decision that the deadline overtakes is void, whenever it arrives."""
-        timed = _TimedGate(self.clock, self.limits.decide_ms / 1000)
-        judge = Adjudication(self._case(held, None), held.bundle, self.evidence, timed)
+        timed = TimedGate(self.clock, self.limits.decide_ms / 1000)
+        judge = Adjudication(held.case(None), held.bundle, self.evidence, timed)
         started = self.clock()
         try:
             recorded = await self.ledger.record(judge)
@@ -236,7 +211,7 @@ class Pipeline:
         self.meter.hold(self.clock() - held.arrived)
         return recorded
 
-    def _release(self, held: _Held, recorded: Recorded) -> Release:
+    def _release(self, held: Held, recorded: Recorded) -> Release:
         """Step 8. Raises unless this is a recorded PERMIT for exactly this request."""
         if held.agent is None or held.request is None or held.recognised is None:
             raise BackendError(Reason.INTERNAL_ERROR, "permitted what was not recognised")
@@ -249,7 +224,7 @@ class Pipeline:
             expires_us=recorded.entry.iat_us + 30_000_000,
         )
 
-    async def _forward(self, held: _Held, recorded: Recorded, permit: Permit) -> Answer:
+    async def _forward(self, held: Held, recorded: Recorded, permit: Permit) -> Answer:
         """Dispatch once; whatever happens is an outcome, and the agent's answer carries the receipt."""
         shape, retry = self._shape(held)
         said = Said(
@@ -278,7 +253,7 @@ class Pipeline:
             permit.abandon()
             return failed_exchange(said, DispatchError(permit.status, 502, repr(error)))
 
-    async def _dispatch(self, held: _Held, release: Release) -> Exchange:
+    async def _dispatch(self, held: Held, release: Release) -> Exchange:
         reading = all(action.effect is Effect.READ for action in release.recognised.actions)
         if not reading:  # a commit runs on when its agent leaves: its outcome must be learnt
             return await self.dispatcher.dispatch(release)
@@ -291,21 +266,8 @@ class Pipeline:
 
     # -- refusals ---------------------------------------------------------------------------------
 
-    def _case(self, held: _Held, refusal: Reason | None) -> Case:
-        message = held.message
-        unread = held.recognised is None
-        return Case(
-            agent=held.agent,
-            request=held.request,
-            recognised=held.recognised,
-            wire=held.wire,
-            raw_digest=raw_digest(_head_bytes(message.head), message.body) if unread else "",
-            raw_bytes=len(message.body),
-            refusal=refusal,
-        )
-
     async def _refuse(
-        self, held: _Held, reason: Reason, detail: str, *, status: int | None = None, close: bool = False
+        self, held: Held, reason: Reason, detail: str, *, status: int | None = None, close: bool = False
     ) -> Answer:
         """Record a SILENCE and answer it; without a store the answer says so and has no receipt id."""
         log.info("SILENCE %s: %.300s", reason.value, detail)  # a detail may quote a key of megabytes
@@ -317,14 +279,14 @@ class Pipeline:
         self.meter.decision("", Outcome.SILENCE.value, reason.value)
         return self._refusal(held, recorded, reason, status=status, close=close)
 
-    async def _record_refusal(self, held: _Held, reason: Reason) -> Recorded | None:
+    async def _record_refusal(self, held: Held, reason: Reason) -> Recorded | None:
         """A receipt for a refusal; with what is known of the request, or, if that is broken, without."""
-        bare = _Held(held.message, held.client, held.arrived, held.bundle)
+        bare = Held(held.message, held.client, held.arrived, held.bundle)
         try:
             async with asyncio.timeout(REFUSAL_RECORD_S):
                 for known in (held, bare):
                     try:
-                        judge = Adjudication(self._case(known, reason), held.bundle, self.evidence)
+                        judge = Adjudication(known.case(reason), held.bundle, self.evidence)
                         recorded = await self.ledger.record(judge)
                     except (AttributeError, TypeError, ValueError, ReceiptError):
                         log.exception("a receipt could not be built")
@@ -338,7 +300,7 @@ class Pipeline:
 
     def _refusal(
         self,
-        held: _Held,
+        held: Held,
         recorded: Recorded | None,
         reason: Reason,
         *,
@@ -368,64 +330,10 @@ class Pipeline:
             close=close,
         )
 
-    def _shape(self, held: _Held) -> tuple[str, Headers]:
+    def _shape(self, held: Held) -> tuple[str, Headers]:
         """The vendor's error shape: known for its hosts even when the operation is not."""
         if isinstance(held.recognised, Recognised):
             return held.recognised.refusal, held.recognised.retry_headers
         origin = held.message.origin
-        host, port = _claimed_host(origin, held.message.head)
+        host, port = claimed_host(origin, held.message.head)
         return held.bundle.index.refusal(host, port, "https" if origin.tls else "http")
-
-
-class _TimedGate:
-    """The gate under its deadline. The store calls it in its own thread; the figure is read afterwards.
-
-    Evaluation is bounded by the language (budgets), so a slow decision is made and then voided, not cut.
-    """
-
-    __slots__ = ("_clock", "_limit_s", "seconds")
-
-    def __init__(self, clock: Callable[[], float], limit_s: float) -> None:
-        self._clock, self._limit_s, self.seconds = clock, limit_s, 0.0
-
-    def __call__(self, policies: PolicySet, inputs: Mapping[str, Any]) -> Decision:
-        started = self._clock()
-        decision = gate.decide(policies, inputs)
-        self.seconds = self._clock() - started
-        if self.seconds > self._limit_s:
-            return Decision(outcome=Outcome.SILENCE, reason=Reason.GATE_TIMEOUT, rules=())
-        return decision
-
-
-class _Gone:
-    """The client of bytes that never became a request: nobody waits for a release."""
-
-    gone = True
-
-    def on_gone(self, callback: Callable[[], object]) -> None:
-        callback()
-
-
-def _claimed_host(origin: Origin, head: RequestHead) -> tuple[str, int]:
-    """The host a request claims, for limits and error shapes only; nothing is decided on it."""
-    claimed = next((value for name, value in head.headers if name.lower() == b"host"), b"")
-    if not claimed and origin.sni:
-        claimed = origin.sni.encode("ascii", "replace")
-    host, _, port = claimed.decode("latin-1").lower().partition(":")
-    default = 443 if origin.tls else 80
-    return host, int(port) if port.isdecimal() and len(port) < 6 else default
-
-
-def _flight_name(held: _Held) -> str:
-    """Requests with the same name are the same action by the same agent with the same credential."""
-    agent, recognised, request = held.agent, held.recognised, held.request
-    if agent is None or recognised is None or request is None:
-        raise BackendError(Reason.INTERNAL_ERROR, "not recognised")
-    key = recognised.keys[0]
-    parts = (agent.id, request.destination, recognised.principal or "", key.source.value, key.value)
-    return "\0".join((*parts, recognised.digest))
-
-
-def _head_bytes(head: RequestHead) -> bytes:
-    lines = [head.method + b" " + head.target, *(name + b": " + value for name, value in head.headers)]
-    return b"\r\n".join(lines)

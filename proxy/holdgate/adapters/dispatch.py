@@ -104,7 +104,10 @@ class HttpDispatcher:
     async def dispatch(self, release: Release) -> Exchange:
         started_s = self._loop.time()
         try:
-            data = self._request_bytes(release)
+            if len(release.request.body) > COPY_BYTES:  # its digest takes milliseconds: not on the loop
+                data = await asyncio.to_thread(self._request_bytes, release)
+            else:
+                data = self._request_bytes(release)
         except DispatchError:
             self._event("refused")
             raise

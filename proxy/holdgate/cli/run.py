@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .shared import Commands, add, config_of
@@ -43,18 +42,8 @@ def _run(args: argparse.Namespace) -> int:
     config = config_of(args)
     sys.setswitchinterval(0.001)
     give_back_large_blocks()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(config, ready=_announce))
+    asyncio.run(serve(config, ready=_announce))
     return 0
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's event loop where the extra is installed, asyncio's own elsewhere."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def _announce(server: Server) -> None:

@@ -1,0 +1,94 @@
+"""How far one held request has come: what each step of the pipeline has found out so far.
+
+Nothing here decides or permits; a Held that stays as it was made is a refusal.
+
+Invariants (tests/test_pipeline.py):
+  HE1  A request is recognised, decided and answered under the one bundle that was active when it arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from .adjudicate import Case
+from .agents import Agent
+from .bundle import Bundle
+from .canonical import CanonicalRequest
+from .digest import raw_digest
+from .errors import BackendError, Reason
+from .message import Message, Origin, RequestHead
+from .surface.model import Recognised
+
+__all__ = ["Client", "Gone", "Held", "claimed_host"]
+
+
+class Client(Protocol):
+    """The agent's side of a held request."""
+
+    gone: bool
+
+    def on_gone(self, callback: Callable[[], object]) -> None: ...
+
+
+class Gone:
+    """The client of bytes that never became a request: nobody waits for a release."""
+
+    gone = True
+
+    def on_gone(self, callback: Callable[[], object]) -> None:
+        callback()
+
+
+@dataclass(slots=True)
+class Held:
+    """How far one request has come. Nothing here permits anything."""
+
+    message: Message
+    client: Client
+    arrived: float
+    bundle: Bundle  # taken once: a reload in between changes nothing for this request
+    agent: Agent | None = None
+    request: CanonicalRequest | None = None
+    recognised: Recognised | None = None
+    wire: str = ""
+    waiting: bool = False  # for the answer of an identical request
+
+    def case(self, refusal: Reason | None) -> Case:
+        """What is known so far, for the judge."""
+        unread = self.recognised is None
+        return Case(
+            agent=self.agent,
+            request=self.request,
+            recognised=self.recognised,
+            wire=self.wire,
+            raw_digest=raw_digest(_head_bytes(self.message.head), self.message.body) if unread else "",
+            raw_bytes=len(self.message.body),
+            refusal=refusal,
+        )
+
+    @property
+    def flight_name(self) -> str:
+        """Requests of one name are the same action by the same agent with the same credential."""
+        agent, recognised, request = self.agent, self.recognised, self.request
+        if agent is None or recognised is None or request is None:
+            raise BackendError(Reason.INTERNAL_ERROR, "not recognised")
+        key = recognised.keys[0]
+        parts = (agent.id, request.destination, recognised.principal or "", key.source.value, key.value)
+        return "\0".join((*parts, recognised.digest))
+
+
+def claimed_host(origin: Origin, head: RequestHead) -> tuple[str, int]:
+    """The host a request claims, for limits and error shapes only; nothing is decided on it."""
+    claimed = next((value for name, value in head.headers if name.lower() == b"host"), b"")
+    if not claimed and origin.sni:
+        claimed = origin.sni.encode("ascii", "replace")
+    host, _, port = claimed.decode("latin-1").lower().partition(":")
+    default = 443 if origin.tls else 80
+    return host, int(port) if port.isdecimal() and len(port) < 6 else default
+
+
+def _head_bytes(head: RequestHead) -> bytes:
+    lines = [head.method + b" " + head.target, *(name + b": " + value for name, value in head.headers)]
+    return b"\r\n".join(lines)
