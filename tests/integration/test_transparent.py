@@ -80,6 +80,17 @@ class Namespace:
         self.server.stdin.flush()
         return self.server.stdout.readline().split()
 
+    def run(self, *words: str, env: dict[str, str]) -> str:
+        """An agent that knows nothing of a proxy."""
+        done = subprocess.run(
+            [*self.agent, "env", "-i", "PATH=/usr/bin:/bin", *(f"{k}={v}" for k, v in env.items()), *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout + done.stderr
+
     def curl(self, *words: str, host: str = "api.stripe.com", to: str = "198.51.100.7") -> str:
         resolve = [item for port in (80, 443, 8443) for item in ("--resolve", f"{host}:{port}:{to}")]
         done = subprocess.run(
@@ -99,6 +110,9 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
 
     ip("netns", "add", NAME)
     made = None
+    names = Path("/etc/netns") / NAME  # what `ip netns exec` puts over /etc inside
+    names.mkdir(parents=True)
+    (names / "hosts").write_text("127.0.0.1 localhost\n198.51.100.7 api.stripe.com\n")
     try:
         ip("-n", NAME, "link", "set", "lo", "up")
         # A way out that leads nowhere: without a route the kernel refuses before the rules see a packet.
@@ -117,6 +131,7 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
             made.server.wait(timeout=30)
             Path(made.ca).unlink(missing_ok=True)
         subprocess.run(["ip", "netns", "del", NAME], check=False)
+        shutil.rmtree(names)
 
 
 def refund(namespace: Namespace, amount: int) -> list[str]:
@@ -169,3 +184,71 @@ def test_the_address_that_the_agent_chose_is_never_dialled(namespace: Namespace)
     # A spoofed destination with a mapped name goes to our address of that name, or nowhere.
     answer = namespace.curl(*refund(namespace, 101), to="169.254.169.254")
     assert "HTTP/1.1 200 " in answer and "Holdgate-Decision: PERMIT;" in answer
+
+
+FETCH = """
+const [intent, amount] = process.argv.slice(1);
+const body = new URLSearchParams({payment_intent: intent, amount});
+const headers = {Authorization: "Bearer sk_test_demo"};
+fetch("https://api.stripe.com/v1/refunds", {method: "POST", body, headers})
+  .then(async (r) => console.log(r.status, r.headers.get("holdgate-decision"), await r.text()))
+  .catch((e) => console.log(String(e), e.cause));
+"""
+
+
+@pytest.mark.skipif(not Path("/usr/bin/node").exists(), reason="needs node in /usr/bin")
+def test_node_fetch_which_knows_no_proxy_is_held_too(namespace: Namespace) -> None:
+    def fetch(amount: int) -> str:
+        env = {"NODE_EXTRA_CA_CERTS": namespace.ca}
+        return namespace.run("node", "-e", FETCH, namespace.intent, str(amount), env=env)
+
+    assert fetch(103).startswith("200 PERMIT;")
+    before = namespace.seen()
+    assert fetch(900_000).startswith("403 DENY;")
+    assert namespace.seen() == before
+
+
+STRIPE = """
+import stripe, sys
+stripe.api_key = "sk_test_demo"
+try:
+    print("OK", stripe.Refund.create(payment_intent=sys.argv[1], amount=int(sys.argv[2])).id)
+except stripe.StripeError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_stripe_python_without_any_proxy_setting_is_held_too(namespace: Namespace) -> None:
+    """The system's Python, because `nobody` cannot read ours; the libraries are pure Python, so copies do."""
+    stripe = pytest.importorskip("stripe")
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("needs a Python that other users may run")
+    packages = Path(stripe.__file__).parents[1]
+    home = Path(namespace.ca).with_suffix(".site")
+    wanted = (
+        "stripe",
+        "requests",
+        "urllib3",
+        "certifi",
+        "idna",
+        "charset_normalizer",
+        "typing_extensions.py",
+    )
+    for name in wanted:
+        source, target = packages / name, home / name
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, home)
+    try:
+        bundle = home / "stripe" / "data" / "ca-certificates.crt"
+        bundle.write_text(bundle.read_text() + "\n" + Path(namespace.ca).read_text())
+
+        def refund(amount: int) -> str:
+            env = {"PYTHONPATH": str(home)}
+            words = ("/usr/bin/python3", "-c", STRIPE, namespace.intent, str(amount))
+            return namespace.run(*words, env=env)
+
+        assert refund(104).startswith("OK re_")
+        before = namespace.seen()
+        assert "PermissionError" in (said := refund(900_000)) and "(deny_rule)" in said
+        assert namespace.seen() == before
+    finally:
+        shutil.rmtree(home)
