@@ -56,4 +56,4 @@ def test_a_map_can_name_further_secret_headers() -> None:
 
 def test_keyed_digests_say_so() -> None:
     assert meaning_digest([b"a"], key=b"k").startswith("hmac-sha256:")
-    assert raw_digest(b"GE", b"").startswith("sha256:")
+    assert raw_digest(b"GE", b"", key=b"k").startswith("hmac-sha256:")

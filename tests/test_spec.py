@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import json
 
 from evidence import LOG_KEY, ORIGIN, RECEIPT_KEY, REFUND, permit_statement
@@ -32,7 +33,8 @@ def test_digests_of_a_request() -> None:
     parts = (b"POST", b"/p?", b"Host", b"a.example", b"Authorization", secret.encode())
     preimage = framed(b"holdgate-wire-v1", *parts, b"Content-Length", b"2", b"{}")
     assert wire_digest("POST", b"/p?", headers, b"{}") == sha256(preimage)
-    assert raw_digest(b"GET /", b"x") == sha256(framed(b"holdgate-raw-v1", b"GET /", b"x"))
+    raw = framed(b"holdgate-raw-v1", b"GET /", b"x")
+    assert raw_digest(b"GET /", b"x", key=b"k") == "hmac-sha256:" + hmac.new(b"k", raw, "sha256").hexdigest()
 
 
 def test_claim_keys() -> None:

@@ -7,7 +7,7 @@ fingerprints, body.
 Invariants (tests/test_digest.py):
   W1  Changing any byte that would be sent changes wire_digest.
   W2  Parts are length-prefixed: no two different part lists share a preimage.
-  W3  No credential value is in a preimage; its fingerprint is.
+  W3  No credential value is in a preimage that is not keyed; its fingerprint is.
 """
 
 from __future__ import annotations
@@ -96,6 +96,9 @@ def meaning_digest(parts: Iterable[bytes], *, key: bytes | None = None) -> str:
     return _hash(_framed(_MEANING, parts), key)
 
 
-def raw_digest(head: bytes, body: bytes) -> str:
-    """Digest of bytes that could not be read as one request: refused, but still accounted for."""
-    return _hash(_framed(_RAW, [head, body]), None)
+def raw_digest(head: bytes, body: bytes, *, key: bytes) -> str:
+    """Digest of bytes that could not be read as one request: refused, but still accounted for.
+
+    Always keyed: nobody knows whether those bytes hold credentials or patients' data.
+    """
+    return _hash(_framed(_RAW, [head, body]), key)

@@ -55,15 +55,17 @@ class Held:
     wire: str = ""
     waiting: bool = False  # for the answer of an identical request
 
-    def case(self, refusal: Reason | None) -> Case:
+    def case(self, refusal: Reason | None, fleet_key: bytes) -> Case:
         """What is known so far, for the judge."""
-        unread = self.recognised is None
+        raw = ""
+        if self.recognised is None:
+            raw = raw_digest(_head_bytes(self.message.head), self.message.body, key=fleet_key)
         return Case(
             agent=self.agent,
             request=self.request,
             recognised=self.recognised,
             wire=self.wire,
-            raw_digest=raw_digest(_head_bytes(self.message.head), self.message.body) if unread else "",
+            raw_digest=raw,
             raw_bytes=len(self.message.body),
             refusal=refusal,
         )

@@ -195,7 +195,7 @@ class Pipeline:
     async def _decide(self, held: Held) -> Recorded:
         """Steps 4 to 7. A decision that the deadline overtakes is void, whenever it arrives."""
         timed = TimedGate(self.clock, self.limits.decide_ms / 1000)
-        judge = Adjudication(held.case(None), held.bundle, self.evidence, timed)
+        judge = Adjudication(held.case(None, self.evidence.fleet_key), held.bundle, self.evidence, timed)
         started = self.clock()
         try:
             recorded = await self.ledger.record(judge)
@@ -286,7 +286,9 @@ class Pipeline:
             async with asyncio.timeout(REFUSAL_RECORD_S):
                 for known in (held, bare):
                     try:
-                        judge = Adjudication(known.case(reason), held.bundle, self.evidence)
+                        judge = Adjudication(
+                            known.case(reason, self.evidence.fleet_key), held.bundle, self.evidence
+                        )
                         recorded = await self.ledger.record(judge)
                     except (AttributeError, TypeError, ValueError, ReceiptError):
                         log.exception("a receipt could not be built")
