@@ -40,7 +40,7 @@ from .agent_tls import AgentTls
 from .ca import LeafMaker, load_ca
 from .dispatch import HttpDispatcher, tls_context
 from .engine import build_engine
-from .keyfiles import load_keys
+from .keyfiles import Keys, load_keys
 from .metrics import Metrics
 from .mitm import HoldgateAddon
 from .resolver import ConnectTo, Resolver, dns_lookup, system_lookup
@@ -173,23 +173,7 @@ async def _build(config: Config) -> Server:
         nonce16=partial(secrets.token_bytes, 16),
     )
     try:
-        pipeline = Pipeline(
-            bundle=bundle,
-            identify=partial(identify, rules=config.agents),
-            ledger=ledger,
-            dispatcher=_dispatcher(config),
-            evidence=Evidence(
-                signer=keys.receipt, issuer=config.issuer, node=config.node, fleet_key=keys.fleet
-            ),
-            show=Verdicts(
-                node=config.node,
-                full=config.receipts_header is ReceiptsHeader.FULL,
-                public_url=config.admin.public_url,
-            ),
-            limits=config.limits,
-            meter=metrics,
-            clock=time.monotonic,
-        )
+        pipeline = _pipeline(config, bundle, ledger, keys, metrics)
         addon = HoldgateAddon(
             keeper=pipeline, tls_contexts=AgentTls(LeafMaker(authority)), barrier_trip=metrics.barrier
         )
@@ -210,6 +194,24 @@ async def _build(config: Config) -> Server:
         proxy=proxy,
         addon=addon,
         admin=admin,
+    )
+
+
+def _pipeline(config: Config, bundle: Bundle, ledger: SqliteLedger, keys: Keys, metrics: Metrics) -> Pipeline:
+    return Pipeline(
+        bundle=bundle,
+        identify=partial(identify, rules=config.agents),
+        ledger=ledger,
+        dispatcher=_dispatcher(config),
+        evidence=Evidence(signer=keys.receipt, issuer=config.issuer, node=config.node, fleet_key=keys.fleet),
+        show=Verdicts(
+            node=config.node,
+            full=config.receipts_header is ReceiptsHeader.FULL,
+            public_url=config.admin.public_url,
+        ),
+        limits=config.limits,
+        meter=metrics,
+        clock=time.monotonic,
     )
 
 
