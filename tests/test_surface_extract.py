@@ -317,3 +317,18 @@ def test_unknown_fields_may_pass_where_the_map_says_so_and_are_digested() -> Non
 )
 def test_what_is_not_in_a_map_is_refused(canonical: CanonicalRequest, expected: Reason) -> None:
     assert reason_of(canonical) == expected
+
+
+def test_a_family_of_headers_is_declared_by_its_prefix_and_counts_in_the_digest() -> None:
+    index = index_of(
+        "hosts: [a.test]\noperations:\n  - {id: A, match: {method: POST, path: /a},"
+        " surface: data.write, effect: commit, headers: [x-meta-*]}"
+    )
+
+    def put(**headers: str) -> str:
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        return recognise(index, request("/a", host="a.test", headers=fields)).digest
+
+    assert put(X_Meta_A="1") != put(X_Meta_A="2") != put(X_Meta_B="2")
+    with pytest.raises(InputError):
+        put(X_Metadata="1")

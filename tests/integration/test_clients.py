@@ -271,3 +271,9 @@ def test_no_secret_is_in_the_state_the_log_or_the_metrics(bench: Bench) -> None:
         data = file.read_bytes()
         for secret in (b"sk_test_demo", b"xoxb-demo", b"sk-demo"):
             assert secret not in data, (file, secret)
+
+
+def test_boto3_metadata_headers_are_a_declared_family(bench: Bench) -> None:
+    pytest.importorskip("boto3")
+    put = 's3.put_object(Bucket="acme-reports", Key="m.txt", Body=b"x", Metadata={"owner": "me", "run": "7"})'
+    assert bench.agent(BOTO.format(call=put)).startswith("OK 200")

@@ -54,7 +54,9 @@ def compile_plan(op: Operation) -> Plan:
     if head.dispatch is not None and head.dispatch.header is not None:
         explicit.add(head.dispatch.header)
     # An inert header has no meaning just because a map lists it; a parameter of that name has.
-    listed = {name for name in (*use.headers, *_names("header", ignored)) if not is_inert(name)}
+    families = [name for name in use.headers if name.endswith("*")]
+    single = [name for name in use.headers if not name.endswith("*")]
+    listed = {name for name in (*single, *_names("header", ignored)) if not is_inert(name)}
     known = explicit | listed
     key_headers = {s.name for s in keys if s.kind == "header"}
     sigv4 = head.principal is not None and _SIGV4 in head.principal.forms
@@ -75,6 +77,7 @@ def compile_plan(op: Operation) -> Plan:
         any_query=queries.everything,
         presigned=sigv4,
         digest_headers=frozenset(digested),
+        header_prefixes=tuple(sorted({name[:-1] for name in families})),
         silent_headers=frozenset(silent | (known & op.map.credentials)),
         digest_drop=drop,
         digest_drop_query=drop_query,

@@ -63,7 +63,7 @@ def declared_headers(plan: Plan, exchange: Exchange) -> list[str]:
     found = []
     digested, silent, strict = plan.digest_headers, plan.silent_headers, plan.effect is not Effect.READ
     for name in exchange.fields:
-        if name in digested:
+        if name in digested or name.startswith(plan.header_prefixes):
             found.append(name)
         elif name in silent or is_inert(name):
             continue

@@ -158,6 +158,14 @@ def header_name(node: Node, what: str) -> str:
     return text.lower()
 
 
+def _declared_header(node: Node) -> str:
+    """A name, or a family of names with one `*` at its end and enough before it to name a vendor."""
+    name = header_name(node, "headers")
+    if "*" in name and (name.index("*") != len(name) - 1 or len(name) < 4 or not name.startswith("x-")):
+        raise node.fail(f"headers: {name!r}: `*` may only end a family such as x-amz-meta-*")
+    return name
+
+
 def _retry_headers(node: Node) -> tuple[tuple[str, str], ...]:
     rows = []
     for name, value in node.open_mapping("retry_headers").items():
@@ -220,7 +228,7 @@ def load_settings(keys: dict[str, Node]) -> Settings:
         body=_body(keys["body"]) if "body" in keys else BodySpec(),
         unknown_params=unknown,
         ignore=_patterns(keys, "ignore"),
-        headers=tuple(header_name(item, "headers") for item in headers),
+        headers=tuple(_declared_header(item) for item in headers),
         volatile=_patterns(keys, "volatile"),
         redact=_patterns(keys, "redact"),
         sensitive=keys["sensitive"].boolean("sensitive") if "sensitive" in keys else None,

@@ -41,6 +41,7 @@ class Plan:
     any_query: bool
     presigned: bool  # SigV4: credentials in the query are refused
     digest_headers: frozenset[str]
+    header_prefixes: tuple[str, ...]  # of headers that a map declares as a family: x-amz-meta-*
     silent_headers: frozenset[str]
     digest_drop: Cover | None  # body fields that are left out of the digest
     digest_drop_query: frozenset[str]
