@@ -332,3 +332,16 @@ def test_a_family_of_headers_is_declared_by_its_prefix_and_counts_in_the_digest(
     assert put(X_Meta_A="1") != put(X_Meta_A="2") != put(X_Meta_B="2")
     with pytest.raises(InputError):
         put(X_Metadata="1")
+
+
+@pytest.mark.parametrize("name", ["X-Api-Key", "X-Api-Sign"])
+def test_sm18_a_credential_in_a_declared_family_is_no_part_of_the_digest(name: str) -> None:
+    index = index_of(
+        "hosts: [a.test]\noperations:\n  - {id: A, match: {method: POST, path: /a}, surface: data.write,"
+        " effect: commit, headers: [x-api-*], volatile: [header.x-api-sign]}"
+    )
+    one, two, other = (
+        recognise(index, request("/a", host="a.test", headers={head: value})).digest
+        for head, value in ((name, "1"), (name, "2"), ("X-Api-Mode", "2"))
+    )
+    assert one == two != other

@@ -63,10 +63,13 @@ def declared_headers(plan: Plan, exchange: Exchange) -> list[str]:
     found = []
     digested, silent, strict = plan.digest_headers, plan.silent_headers, plan.effect is not Effect.READ
     for name in exchange.fields:
-        if name in digested or name.startswith(plan.header_prefixes):
+        if name in digested:
             found.append(name)
         elif name in silent or is_inert(name):
             continue
+        elif name.startswith(plan.header_prefixes):
+            if name not in plan.secret_headers:  # the digest has no key: a credential never enters it
+                found.append(name)
         elif strict:
             raise InputError(Reason.UNKNOWN_PARAMETER, f"header {name!r} is not in the surface map")
         elif name.startswith(_OVERRIDES) or _PLAIN_NAME.fullmatch(name) is None:
