@@ -19,11 +19,12 @@ from holdgate.canonical import CanonicalRequest
 from holdgate.errors import BackendError, InputError, Outcome, Reason
 from holdgate.gate import Decision
 from holdgate.headers import Verdicts
-from holdgate.keys import SigningKey
+from holdgate.keys import SigningKey, key_set
 from holdgate.ledger import OutcomeStatus
 from holdgate.limits import Limits
 from holdgate.message import Listener, Message, Origin, RequestHead
 from holdgate.pipeline import Pipeline
+from holdgate.receipt import verify
 from holdgate.release import Release
 from holdgate.surface.model import Action, Deadlines, Effect, KeyRule, KeySource, Param, Recognised
 
@@ -254,6 +255,23 @@ async def test_p2_a_step_that_hangs_ends_at_the_hold_deadline(monkeypatch: pytes
     assert header(answer, b"holdgate-decision").startswith(b"SILENCE;")
     assert b"gate_timeout" in header(answer, b"holdgate-decision")
     assert (await house.ask()).status == 200
+
+
+async def test_p2_a_decision_made_too_late_is_no_permit(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(), decide_ms=1)
+    now = [0.0]
+
+    def slow(policies: Any, inputs: Any) -> Decision:
+        now[0] += 0.002
+        return house.decision
+
+    monkeypatch.setattr(gate, "decide", slow)
+    house.pipeline.clock = lambda: now[0]
+    answer = await house.ask()
+    assert (answer.status, house.upstream.seen) == (503, [])
+    assert b"gate_timeout" in header(answer, b"holdgate-decision")
+    statement = verify(house.ledger.last.jws, key_set([SigningKey(seed=b"s" * 32).public])).statement
+    assert (statement["outcome"], statement["reason"]) == ("SILENCE", "gate_timeout")
 
 
 async def test_p2_a_broken_store_answers_without_a_receipt(house: House) -> None:
