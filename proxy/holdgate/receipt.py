@@ -111,6 +111,7 @@ def decision_statement(
     replay_of: str = "",
     supersedes: str = "",
     via: str = "",
+    count: int = 1,  # refusals that this receipt stands for: see floods.py
 ) -> dict[str, Any]:
     """The statement of a decision. Empty means unknown and is left out: a receipt has no nulls.
 
@@ -152,6 +153,8 @@ def decision_statement(
         out["supersedes"] = supersedes
     if via:
         out["via"] = via
+    if count > 1:
+        out["count"] = count
     return out
 
 

@@ -149,6 +149,7 @@ _DECISION_OPTIONAL: Final[Mapping[str, _Shape]] = {
     "rules": _list_of(_is_text),
     "actions": _list_of(_record({**_ACTION, "params": _is_params})),
     "actions_digest": _sha256,
+    "count": lambda value: type(value) is int and value >= 2,
     "counts": _list_of(_record({**_ACTION, "count": _is_count})),
     "destination": _destination,
     "idempotency": _record({"source": _one_of(*KeySource), "key_hash": _matches("[0-9a-f]{64}")}),
@@ -225,6 +226,8 @@ def _check_decision(statement: Mapping[str, Any]) -> None:
         raise StatementError("actions and counts exclude each other")
     if "replay_of" in statement and "supersedes" in statement:
         raise StatementError("replay_of and supersedes exclude each other")
+    if "count" in statement and (outcome is not Outcome.SILENCE or "input_digest" in statement):
+        raise StatementError("count stands for requests that were refused unseen by the gate")
     if statement["id"] in (statement.get("replay_of"), statement.get("supersedes")):
         raise StatementError("a receipt cannot point to itself")
     if outcome is Outcome.PERMIT:

@@ -24,7 +24,7 @@ EXTRA = """\
     "api.wrongcert.test:443": {{address: "127.0.0.1:{tls}", tls: true}}
   resolver: ["127.0.0.1:{dns}"]
 limits: {{head_s: 1, body_s: 1, first_byte_s: 1, upstream_total_s: 3, connect_s: 1, hold_s: 5,
-  body_bytes: 65536, held_bytes: 4194304}}"""
+  body_bytes: 65536, held_bytes: 4194304, refusals_per_agent_s: 100000}}"""
 
 
 class Talkative(Instance):

@@ -15,6 +15,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import secrets
 import signal
 import ssl
@@ -156,8 +157,16 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await asyncio.to_thread(server.ledger.close)
 
 
+def _allow_open_files() -> None:
+    """As many connections as the system lets us have: a soft limit of 1,024 is two agents' worth."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def _build(config: Config) -> Server:
     os.umask(0o077)
+    _allow_open_files()
     keys = load_keys(config.state_dir)
     authority = load_ca(config.state_dir)
     bundle = load_bundle(config.surfaces, config.policies)
