@@ -135,6 +135,15 @@ class SqliteReader:
         for row in self._db.execute(sql, (since_index, limit)):
             yield _stored(row)
 
+    def decisions(self, since_index: int = 0, limit: int = -1) -> Iterator[tuple[bytes, bytes | None]]:
+        """Receipts of decisions in log order, each with the input that was recorded, if there is one."""
+        sql = (
+            "SELECT r.jws, i.json FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"
+            " WHERE r.idx >= ? AND r.type = 'decision' ORDER BY r.idx LIMIT ?"
+        )
+        for jws, inputs in self._rows(sql, (since_index, limit)):
+            yield bytes(jws), None if inputs is None else bytes(inputs)
+
     def claims(self) -> Iterator[ClaimRow]:
         """Every claim. Raises ConfigError where a row is not one."""
         for row in self._rows("SELECT * FROM claims ORDER BY key"):
@@ -191,9 +200,9 @@ class SqliteReader:
                 state=state,
             )
 
-    def _rows(self, sql: str) -> Iterator[Any]:
+    def _rows(self, sql: str, values: tuple[int, ...] = ()) -> Iterator[Any]:
         with self._damage():
-            cursor = self._db.execute(sql)
+            cursor = self._db.execute(sql, values)
         while True:
             with self._damage():
                 row = cursor.fetchone()
