@@ -63,6 +63,7 @@ class AuditReport:
     root: str  # hex root over all leaves read
     permits: int
     outcomes: int
+    admin: int
     inputs: int  # recorded inputs that were checked
     problems: tuple[str, ...]  # empty: the log is clean
 
@@ -117,7 +118,7 @@ class _Auditor:
         self._problems: list[str] = []
         self._permits: dict[str, _Permit] = {}
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
-        self._outcomes = self._inputs = self._iat_us = 0
+        self._outcomes = self._inputs = self._admin = self._iat_us = 0
         self._states: dict[str, State] = {}
 
     def problem(self, text: str) -> None:
@@ -131,6 +132,7 @@ class _Auditor:
             root=self.tree.root().hex(),
             permits=len(self._permits),
             outcomes=self._outcomes,
+            admin=self._admin,
             inputs=self._inputs,
             problems=tuple(self._problems),
         )
@@ -153,20 +155,25 @@ class _Auditor:
             self.problem(f"{where}: {error}")
             return
         self._columns(where, record, statement)
-        if statement["type"] == "decision":
+        kind = statement["type"]
+        if kind == "decision":
             self._decision(where, record, statement)
-        else:
+            return
+        if kind == "outcome":
             self._outcome(where, statement)
-            if record.state is not None or record.inputs is not None:
-                self.problem(f"{where}: an outcome with a permit or input beside it")
+        else:
+            self._admin += 1
+        if record.state is not None or record.inputs is not None:
+            self.problem(f"{where}: {kind} receipt with a permit or input beside it")
 
     def _columns(self, where: str, record: LogRecord, statement: Mapping[str, Any]) -> None:
         is_decision = statement["type"] == "decision"
+        reason = {"decision": "reason", "outcome": "status", "admin": "action"}[statement["type"]]
         said = {
             "id": statement["id"],
             "type": statement["type"],
             "outcome": statement["outcome"] if is_decision else "",
-            "reason": statement["reason"] if is_decision else statement["status"],
+            "reason": statement[reason],
             "agent": statement["agent"] if is_decision else "",
             "iat_us": parse_us(statement["iat"]),
         }

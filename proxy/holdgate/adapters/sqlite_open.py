@@ -8,6 +8,7 @@ is re-hashed by `log audit`, not here: a start must not take minutes.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
 from pathlib import Path
@@ -19,7 +20,15 @@ from ..tlog import EMPTY, Checkpoint, TlogError, Tree, leaf_hash, verify_checkpo
 from .sqlite_batch import Head, Node, Permit
 from .sqlite_schema import DB_NAME, SCHEMA, VERSION, connect_writer, unpack
 
-__all__ = ["CHECKPOINT", "files_of", "free_bytes", "prepare", "read_permits", "replace_file"]
+__all__ = [
+    "CHECKPOINT",
+    "files_of",
+    "free_bytes",
+    "lock_directory",
+    "prepare",
+    "read_permits",
+    "replace_file",
+]
 
 CHECKPOINT = Path("log") / "checkpoint"
 
@@ -153,3 +162,18 @@ def replace_file(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def lock_directory(state_dir: Path) -> int:
+    """The descriptor that holds the state directory for this process. Raises ConfigError."""
+    path = state_dir / "ledger.lock"
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot write the state directory: {error.strerror}", file=str(path)) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise ConfigError("another process has this state directory open", file=str(path)) from error
+    return lock

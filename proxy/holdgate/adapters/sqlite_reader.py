@@ -29,8 +29,8 @@ class StoredReceipt:
     index: int
     id: str
     type: str
-    outcome: str  # "" for an outcome receipt
-    reason: str  # an outcome receipt's status
+    outcome: str  # "" unless it is a decision
+    reason: str  # an outcome receipt's status, an admin receipt's action
     agent: str
     surface: str
     iat_us: int
@@ -76,6 +76,14 @@ class SqliteReader:
 
     def get(self, receipt_id: str) -> StoredReceipt | None:
         row = self._db.execute(f"SELECT {_COLUMNS} FROM receipts WHERE id = ?", (receipt_id,)).fetchone()  # noqa: S608
+        return None if row is None else _stored(row)
+
+    def newest_admin(self, action: str) -> StoredReceipt | None:
+        """The latest admin receipt of this action."""
+        row = self._db.execute(
+            f"SELECT {_COLUMNS} FROM receipts WHERE type = 'admin' AND reason = ? ORDER BY idx DESC LIMIT 1",  # noqa: S608
+            (action,),
+        ).fetchone()
         return None if row is None else _stored(row)
 
     def state_of(self, receipt_id: str) -> State | None:

@@ -77,7 +77,7 @@ def _line(result: _Result) -> str:
     if not result.ok:
         return f"INVALID {result.source}: {result.reason}"
     said = result.receipt
-    what = said.get("outcome") or said.get("status", "")
+    what = said.get("outcome") or said.get("status") or said.get("action", "")
     return f"ok {said['id']} {said['type']} {what} {said.get('reason', '')}".rstrip()
 
 
