@@ -30,9 +30,10 @@ from holdgate.audit import AuditInput, AuditReport, LogRecord, audit
 from holdgate.errors import Outcome, Reason
 from holdgate.keys import SigningKey
 from holdgate.ledger import ClaimRow, OutcomeStatus, State
+from holdgate.note import sign_checkpoint, verify_checkpoint
 from holdgate.receipt import input_digest, outcome_statement, sign
 from holdgate.statement import parse_us
-from holdgate.tlog import EMPTY, Tree, leaf_hash, sign_checkpoint, verify_checkpoint
+from holdgate.tlog import EMPTY, Tree, leaf_hash
 
 EXECUTED, NOT_SENT, FAILED, UNKNOWN, RECONCILED = OutcomeStatus
 

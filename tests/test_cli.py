@@ -21,7 +21,10 @@ from holdgate.cli import build_parser, main
 from holdgate.config import load_config
 from holdgate.errors import Outcome, Reason
 from holdgate.ledger import Entry
+from holdgate.note import parse_vkey, sign_checkpoint
 from holdgate.receipt import decision_statement, sign
+from holdgate.tlog import Tree
+from holdgate.tlogproof import parse_proof, verify_proof
 
 SHA = "sha256:" + "0" * 64
 MAP = """\
@@ -580,6 +583,29 @@ def test_log_audit_is_clean_and_finds_an_edit(run, recorded, shop):
 
 
 # --- keys, trust, surfaces, run ---
+
+
+def test_log_prove_prints_a_proof_that_verifies(run, recorded, shop):
+    said = run("log", "prove", recorded[1])
+    assert said.code == 0
+    proof = parse_proof(said.out.encode())
+    jws = run("receipts", "show", "--raw", recorded[1]).out.strip().encode()
+    log = parse_vkey((shop / "state/log/key.vkey").read_text().strip())
+    assert (proof.index, verify_proof(proof, jws, log).size) == (1, 3)
+    assert run("log", "prove", "rcpt_0").code == 2
+    assert run("log", "prove").code == 2
+
+
+def test_log_prove_since_a_checkpoint_tells_growth_from_a_fork(run, recorded, shop):
+    (shop / "earlier").write_text(run("log", "checkpoint").out)
+    said = run("log", "prove", "--since-checkpoint", "earlier")
+    assert (said.code, said.out.split("\n")[0]) == (0, "old 3")
+    keys = load_keys(shop / "state")
+    tree = Tree(size=2, hashes=(bytes(32),))
+    (shop / "fork").write_bytes(sign_checkpoint("holdgate.local/edge-7", tree, keys.log))
+    said = run("log", "prove", "--since-checkpoint", "fork")
+    assert (said.code, said.out) == (1, "")
+    assert "does not begin with the 2 receipts" in said.err
 
 
 def test_keys_list_and_export(run, shop):

@@ -23,9 +23,10 @@ from typing import Any, Final
 from .errors import Outcome
 from .keys import KeySet, PublicKey
 from .ledger import ClaimRow, OutcomeStatus, State
+from .note import Checkpoint, verify_checkpoint
 from .receipt import ReceiptError, input_digest, verify
 from .statement import parse_us
-from .tlog import EMPTY, Checkpoint, TlogError, Tree, leaf_hash, verify_checkpoint
+from .tlog import EMPTY, TlogError, Tree, leaf_hash
 
 __all__ = ["AuditInput", "AuditReport", "LogRecord", "audit"]
 

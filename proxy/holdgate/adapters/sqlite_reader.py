@@ -15,8 +15,9 @@ from typing import Any
 from ..audit import AuditInput, LogRecord
 from ..errors import ConfigError
 from ..ledger import ClaimRow, State
+from .sequencer import CHECKPOINT
 from .sqlite_batch import Permit
-from .sqlite_open import CHECKPOINT, read_permits
+from .sqlite_open import read_permits
 from .sqlite_schema import DB_NAME, VERSION, claim_of, connect_reader
 
 __all__ = ["Page", "SqliteReader", "StoredReceipt"]
