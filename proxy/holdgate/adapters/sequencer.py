@@ -38,7 +38,8 @@ __all__ = ["CHECKPOINT", "LOG", "Sequencer", "edge_of"]
 LOG: Final = Path("log")
 CHECKPOINT: Final = LOG / "checkpoint"
 _INTERVAL_S: Final = 0.5  # between two checkpoints: half of what we promise
-_CHUNK: Final = 256  # leaves read at once: no read holds up a checkpoint of SQLite's for long
+_CHUNK: Final = 64  # leaves at once: under a millisecond of the interpreter, and no long read of SQLite's
+_PAUSE_S: Final = 0.001  # between two chunks, while others have work: the event loop comes first
 _BUFFERED: Final = 64  # full tiles in memory before they are written
 
 
@@ -152,7 +153,8 @@ class Sequencer:
             if len(filled) >= _BUFFERED:
                 self._tiles.write(filled)
                 filled = []
-            time.sleep(0)  # let go of the interpreter: the event loop comes first
+            if self.alive:
+                time.sleep(_PAUSE_S)
         self._tiles.write(filled)
 
     def _sign(self, head: Tree) -> None:

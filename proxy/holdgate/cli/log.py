@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..adapters.keyfiles import load_keys, load_public_keys
@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..keys import PublicKey
 from ..note import Checkpoint, verify_checkpoint
 from ..tlog import TlogError
+from .progress import Progress
 from .shared import Commands, add, config_of, group, print_json
 
 __all__ = ["register"]
@@ -52,7 +53,7 @@ def register(commands: Commands) -> None:
         log,
         "audit",
         _audit,
-        does="verify every receipt, signature, claim, outcome and recorded input against the checkpoint",
+        does="verify every receipt, signature, tile, claim, outcome and input against the checkpoint",
         example="holdgate log audit --since-checkpoint checkpoint-2026-11-20.txt",
         data=True,
     )
@@ -95,15 +96,18 @@ def _audit(args: argparse.Namespace) -> int:
     config = config_of(args)
     origin, log_key = config.issuer, load_keys(config.state_dir).log.public
     earlier = _earlier(args.since_checkpoint, origin, log_key) if args.since_checkpoint else None
-    with SqliteReader(config.state_dir) as reader:
+    with SqliteReader(config.state_dir) as reader, Progress("audit", reader.size, "receipts") as progress:
         report = audit(
             reader.audit_input(),
             origin=origin,
             receipt_keys=load_public_keys(config.state_dir),
             log_key=log_key,
             earlier=earlier,
+            progress=progress.show,
         )
         reader.end_audit()
+        problems = (*report.problems, *reader.integrity_problems())
+    report = replace(report, problems=problems)
     notes = () if earlier is not None else (_UNSEEN,)
     if args.json:
         print_json(asdict(report) | {"clean": report.is_clean, "notes": notes})
