@@ -100,11 +100,12 @@ def _record(required: Mapping[str, _Shape], optional: Mapping[str, _Shape] | Non
     shapes = {**required, **(optional or {})}
 
     def shape(value: Any) -> bool:
-        return (
-            isinstance(value, dict)
-            and value.keys() >= required.keys()
-            and all(name in shapes and shapes[name](item) for name, item in value.items())
-        )
+        if not isinstance(value, dict) or not value.keys() >= required.keys():
+            return False
+        for name, item in value.items():
+            if name not in shapes or not shapes[name](item):
+                return False
+        return True
 
     return shape
 
