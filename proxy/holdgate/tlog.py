@@ -225,7 +225,7 @@ def verify_checkpoint(note: bytes, origin: str, key: PublicKey) -> Checkpoint:
         checkpoint = Checkpoint(
             origin=lines[0], size=int(lines[1]), root=base64.b64decode(lines[2], validate=True)
         )
-    except (UnicodeDecodeError, binascii.Error) as error:
+    except ValueError as error:  # no UTF-8, no ASCII, or no base64
         raise TlogError("not a checkpoint") from error
     if checkpoint.origin != origin or _text(origin, checkpoint.size, checkpoint.root) != text:
         raise TlogError("the checkpoint is of another log, or not canonical")
