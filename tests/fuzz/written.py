@@ -56,7 +56,7 @@ _VALUES: Final[tuple[dict[str, Any], ...]] = (
     {"i": 2**63 - 1, "j": -(2**63), "s": "aé😀", "b": True, "li": [1, 2], "ls": ["a", ""], "m": {"k": 1}}
     | {"p": {"n": 1, "o": 0, "w": "a"}},
 )
-_TYPES: Final = {"bool": bool, "int": int, "string": str}
+_TYPES: Final = {"bool": bool, "int": int, "string": str, "map<string,int>": dict}
 
 
 def condition(data: bytes) -> bool:
