@@ -21,6 +21,7 @@ BAD = {
     "key that is a list": ("[a]: 1\n", 1, "plain strings"),
     "two documents": ("a: 1\n---\nb: 2\n", 1, "exactly one"),
     "empty file": ("", 1, "exactly one"),
+    "byte order mark as indentation": ("a:\n\ufeffb: 1\n", 2, "byte order mark"),
     "not YAML": ("a: [1\n", 2, "not YAML"),
     "nested too deeply": ("[" * 3000 + "]" * 3000, 1, "deep"),
     "too many values": ("[" + "1," * 60_000 + "1]", 1, "too many"),
