@@ -44,6 +44,7 @@ __all__ = [
     "publish",
     "trust_env",
     "uninstall",
+    "with_ca",
     "write_bundle",
     "write_java_store",
     "write_roots",
@@ -116,7 +117,9 @@ def publish(folder: Path, ca_pem: bytes) -> dict[str, str]:
     if re.search(r'["$`\\\s]', str(folder.absolute())):  # each of the three quotes these in its own way
         raise ConfigError("write a path without spaces, quotes, `$` and backslashes", file=str(folder))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            folder.chmod(0o755)  # the umask of a service takes these bits away
         write_roots(folder, ca_pem)
         env = trust_env(folder / "bundle.pem", folder / "ca.pem")
         lines = "".join(f'{name}="{value}"\n' for name, value in env.items())
@@ -146,9 +149,13 @@ def env_lines(env: Mapping[str, str]) -> str:
 
 def write_bundle(path: Path, ca_pem: bytes) -> None:
     """Public roots (certifi's) and our CA, as one PEM file."""
-    # certifi's file may itself have been through install(): do not add the CA twice.
-    roots = _with(Path(certifi.where()).read_bytes(), _certificates(ca_pem), ())
-    replace_file(path, roots, mode=0o644)
+    # certifi's file may itself have been through install(): with_ca() does not add the CA twice.
+    replace_file(path, with_ca(Path(certifi.where()).read_bytes(), ca_pem), mode=0o644)
+
+
+def with_ca(bundle: bytes, ca_pem: bytes) -> bytes:
+    """A PEM bundle as install() would leave it."""
+    return _with(bundle, _certificates(ca_pem), ())
 
 
 def java_store_path(bundle: Path) -> Path:
