@@ -18,10 +18,15 @@ import pytest
 from holdgate.adapters.keyfiles import load_keys
 from holdgate.adapters.sqlite import SqliteLedger
 from holdgate.cli import build_parser, main
+from holdgate.cli.progress import Progress
 from holdgate.config import load_config
 from holdgate.errors import Outcome, Reason
+from holdgate.keys import SigningKey
 from holdgate.ledger import Entry
+from holdgate.note import parse_vkey, sign_checkpoint, vkey
 from holdgate.receipt import decision_statement, sign
+from holdgate.tlog import Tree
+from holdgate.tlogproof import parse_proof, verify_proof
 
 SHA = "sha256:" + "0" * 64
 MAP = """\
@@ -197,7 +202,8 @@ def test_q2_every_command_has_help_with_an_example(run, words):
 
 def test_q2_only_what_is_built_is_there():
     assert {words[0] for words in EVERY} == {
-        *("init", "demo", "run", "check", "test", "explain", "verify", "receipts", "log", "trust", "keys"),
+        *("init", "demo", "run", "check", "test", "explain", "verify", "receipts", "log", "replay"),
+        *("trust", "keys"),
         "surfaces",
         "ca",
     }
@@ -587,6 +593,119 @@ def test_log_audit_is_clean_and_finds_an_edit(run, recorded, shop):
 
 
 # --- keys, trust, surfaces, run ---
+
+
+def test_verify_takes_header_lines_headers_and_folders(run, recorded, shop, monkeypatch):
+    jws = run("receipts", "show", "--raw", recorded[0]).out.strip()
+    assert run("verify", f"Holdgate-Receipt: {jws}").code == 0
+    headers = f"HTTP/1.1 403 Holdgate\r\nHoldgate-Decision: SILENCE\r\nholdgate-receipt: {jws}\r\n\r\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(headers.encode())))
+    said = run("verify", "--json", "-")
+    assert [row["receipt"]["id"] for row in json.loads(said.out)] == [recorded[0]]
+    folder = shop / "kept"
+    (folder / "deep").mkdir(parents=True)
+    for number, place in enumerate((folder / "a.jws", folder / "deep/b.jws")):
+        place.write_text(run("receipts", "show", "--raw", recorded[number]).out)
+    (folder / "a.tlog-proof").write_text("read over: it is no receipt")
+    said = run("verify", folder)
+    assert (said.code, len(said.out.splitlines())) == (0, 2)
+    (folder / "c.jws").write_text(jws[:-2])
+    assert run("verify", folder).code == 1
+    (shop / "empty").mkdir()
+    assert run("verify", shop / "empty").code == 2
+
+
+def test_verify_with_a_proof_needs_no_state(run, recorded, shop, tmp_path, monkeypatch):
+    (shop / "r.jws").write_text(run("receipts", "show", "--raw", recorded[2]).out)
+    (shop / "r.tlog-proof").write_text(run("log", "prove", recorded[2]).out)
+    (shop / "keys.json").write_text(run("keys", "export").out)
+    log_key = (shop / "state/log/key.vkey").read_text().strip()
+    said = run("verify", "--proof", "r.tlog-proof", "--json", "r.jws")
+    assert json.loads(said.out)[0]["log"] == {
+        "origin": "holdgate.local/edge-7", "index": 2, "size": 3, "witnesses": []
+    }  # fmt: skip
+    (shop / "away").mkdir()
+    monkeypatch.chdir(shop / "away")
+    offline = ("verify", "--keys", "../keys.json", "--proof", "../r.tlog-proof", "../r.jws")
+    said = run(*offline, "--log-key", log_key)
+    assert (said.code, said.out.endswith("leaf 2 of 3\n")) == (0, True)
+    (shop / "log.vkey").write_text(log_key + "\n")
+    assert run(*offline, "--log-key", "../log.vkey").code == 0
+    assert run(*offline).code == 2  # no log key, and no configuration here
+    assert run(*offline, "--log-key", log_key, "--witness", log_key).code == 2
+    other = vkey("other.example", SigningKey(seed=bytes(32)).public)
+    assert run(*offline, "--log-key", other).code == 1
+    assert run(*offline, "../r.jws", "--log-key", log_key).code == 2  # a proof is of one receipt
+
+
+def test_verify_with_the_proof_of_another_receipt_fails(run, recorded, shop):
+    (shop / "r.jws").write_text(run("receipts", "show", "--raw", recorded[2]).out)
+    (shop / "other.tlog-proof").write_text(run("log", "prove", recorded[1]).out)
+    said = run("verify", "--proof", "other.tlog-proof", "r.jws")
+    assert (said.code, "not of this receipt" in said.out) == (1, True)
+    (shop / "none.tlog-proof").write_text("hello")
+    assert run("verify", "--proof", "none.tlog-proof", "r.jws").code == 1
+    assert run("verify", "--proof", "missing.tlog-proof", "r.jws").code == 2
+
+
+def test_log_audit_finds_an_edited_tile_and_a_damaged_index(run, recorded, shop):
+    tile = next((shop / "state/log/tile/0/000.p").iterdir())
+    good = tile.read_bytes()
+    tile.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    said = run("log", "audit")
+    assert (said.code, f"leaf 2 ({recorded[2]})" in said.out) == (1, True)
+    tile.write_bytes(good)
+    assert run("log", "audit").code == 0
+    path = shop / "state/ledger.db"
+    data = path.read_bytes()
+    at = data.rindex(recorded[1].encode(), 0, len(data))  # in the index of ids, which no row is read from
+    places = [at]
+    while (at := data.rfind(recorded[1].encode(), 0, at)) >= 0:
+        places.append(at)
+    for place in places:
+        path.write_bytes(data[: place + 8] + b"?" + data[place + 9 :])
+        assert run("log", "audit").code != 0
+    path.write_bytes(data)
+    assert run("log", "audit").code == 0
+
+
+def test_progress_is_for_terminals_only(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream in (Terminal(), io.StringIO()):
+        moments = itertools.count(0.0, 1.0)
+        monkeypatch.setattr("holdgate.cli.progress.time.monotonic", lambda moments=moments: next(moments))
+        with Progress("audit", 1000, "receipts", stream=stream) as progress:
+            progress.show(256)
+        if stream.isatty():
+            assert "] 26% 256 receipts, 256/s, 3 s left" in stream.getvalue().replace("]  26%", "] 26%")
+        else:
+            assert stream.getvalue() == ""
+
+
+def test_log_prove_prints_a_proof_that_verifies(run, recorded, shop):
+    said = run("log", "prove", recorded[1])
+    assert said.code == 0
+    proof = parse_proof(said.out.encode())
+    jws = run("receipts", "show", "--raw", recorded[1]).out.strip().encode()
+    log = parse_vkey((shop / "state/log/key.vkey").read_text().strip())
+    assert (proof.index, verify_proof(proof, jws, log).size) == (1, 3)
+    assert run("log", "prove", "rcpt_0").code == 2
+    assert run("log", "prove").code == 2
+
+
+def test_log_prove_since_a_checkpoint_tells_growth_from_a_fork(run, recorded, shop):
+    (shop / "earlier").write_text(run("log", "checkpoint").out)
+    said = run("log", "prove", "--since-checkpoint", "earlier")
+    assert (said.code, said.out.split("\n")[0]) == (0, "old 3")
+    keys = load_keys(shop / "state")
+    tree = Tree(size=2, hashes=(bytes(32),))
+    (shop / "fork").write_bytes(sign_checkpoint("holdgate.local/edge-7", tree, keys.log))
+    said = run("log", "prove", "--since-checkpoint", "fork")
+    assert (said.code, said.out) == (1, "")
+    assert "does not begin with the 2 receipts" in said.err
 
 
 def test_keys_list_and_export(run, shop):

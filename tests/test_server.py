@@ -33,7 +33,8 @@ from holdgate.bundle import load_bundle
 from holdgate.config import Address, Config, load_config
 from holdgate.demo.instance import Instance
 from holdgate.errors import ConfigError
-from holdgate.tlog import EMPTY, leaf_hash, sign_checkpoint
+from holdgate.note import sign_checkpoint
+from holdgate.tlog import EMPTY, leaf_hash
 
 STRIPE = "api.stripe.com:443"
 

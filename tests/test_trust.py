@@ -198,7 +198,7 @@ def test_b2_a_failed_write_leaves_the_old_file(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("holdgate.adapters.durable.os.fsync", full)
+    monkeypatch.setattr("holdgate.adapters.trust.os.fsync", full)
     with pytest.raises(ConfigError, match="No space left"):
         install([bundle], ca.pem)
     assert contents(tmp_path) == {bundle: CERTIFICATE}

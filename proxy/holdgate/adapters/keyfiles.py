@@ -115,7 +115,7 @@ def _secret(path: Path, purpose: str) -> bytes:
 
 def _encode(purpose: str, secret: bytes) -> bytes:
     text = b64url(secret).decode()
-    row: dict[str, str] = {"purpose": purpose}
+    row: dict[str, str | int] = {"purpose": purpose}
     if purpose == "fleet":
         row |= {"kty": "oct", "k": text}
     else:
