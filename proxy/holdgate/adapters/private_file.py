@@ -39,13 +39,19 @@ def read_private(path: Path, what: str) -> bytes:
 
 
 def write_new(path: Path, data: bytes, mode: int) -> None:
-    """Make a file that must not exist yet. Raises FileExistsError, OSError."""
+    """Make a file that must not exist yet. Raises FileExistsError, OSError.
+
+    It belongs to the owner of its folder: what root makes there, Holdgate's own user must be able to read.
+    """
     # Complete and durable under another name first; link() then fails rather than overwrite.
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # the umask may have taken bits away
+            if os.geteuid() == 0:
+                owner = path.parent.stat()
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
             file.write(data)
             file.flush()
             os.fsync(descriptor)
