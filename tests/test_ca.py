@@ -68,7 +68,7 @@ def test_c1_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("holdgate.adapters.durable.os.fsync", full)
+    monkeypatch.setattr("holdgate.adapters.private_file.os.fsync", full)
     with pytest.raises(ConfigError, match="No space left"):
         create_ca(tmp_path, "n")
     assert list(tmp_path.iterdir()) == []

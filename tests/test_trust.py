@@ -198,7 +198,7 @@ def test_b2_a_failed_write_leaves_the_old_file(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("holdgate.adapters.durable.os.fsync", full)
+    monkeypatch.setattr("holdgate.adapters.trust.os.fsync", full)
     with pytest.raises(ConfigError, match="No space left"):
         install([bundle], ca.pem)
     assert contents(tmp_path) == {bundle: CERTIFICATE}
@@ -277,6 +277,7 @@ def test_what_is_published_can_be_read_by_others_and_sourced(
     folder = tmp_path / "trust"
     modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
     assert modes == dict.fromkeys(("ca.pem", "bundle.pem", "bundle.p12", "env"), 0o644)
+    assert folder.stat().st_mode & 0o777 == 0o755
     script = "set -a; . ./env; unset PWD; env"
     shell = subprocess.run(
         ["sh", "-c", script],

@@ -46,7 +46,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ..errors import ConfigError
 from ..subtrees import covers
 from .ca_certificate import BACKDATE, key_usage, make_ca, permitted_names
-from .durable import read_private, sync_folder, write_new
+from .durable import sync_folder
+from .private_file import read_private, write_new
 
 __all__ = ["CertificateAuthority", "KeyPair", "Leaf", "LeafMaker", "create_ca", "key_pair", "load_ca"]
 

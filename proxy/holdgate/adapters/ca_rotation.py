@@ -36,7 +36,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ..errors import ConfigError
 from .ca import key_pair, load_ca
 from .ca_certificate import BACKDATE, make_ca, permitted_names
-from .durable import read_private, replace_file, sync_folder, write_new
+from .durable import replace_file, sync_folder
+from .private_file import read_private, write_new
 from .trust import write_roots
 
 __all__ = ["Standing", "State", "list_cas", "retire", "rotate", "switch"]
@@ -129,7 +130,7 @@ def retire(
         if gone is not None:
             # Kept by name, so that `trust --install` can take it out of the stores that it is in.
             retired = dict.fromkeys([*_roots(folder / "retired.pem"), gone])
-            replace_file(folder / "retired.pem", _pem(retired), mode=0o644)
+            replace_file(folder / "retired.pem", _pem(retired))
         write_roots(folder, _pem(kept))
         old.unlink()
         sync_folder(folder)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..keys import KeyDocumentError, KeySet, SigningKey, b64url, jwks, key_set, parse_jwks, unb64url
-from .durable import read_private, write_new
+from .private_file import read_private, write_new
 
 __all__ = ["Keys", "create_keys", "load_keys", "load_public_keys"]
 

@@ -16,6 +16,7 @@ Invariants (tests/test_trust.py):
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 import shutil
@@ -33,7 +34,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, pkcs12
 
 from ..errors import ConfigError
-from .durable import replace_file
+from .durable import sync_folder
 
 __all__ = [
     "Change",
@@ -44,6 +45,7 @@ __all__ = [
     "publish",
     "trust_env",
     "uninstall",
+    "with_ca",
     "write_bundle",
     "write_java_store",
     "write_roots",
@@ -103,7 +105,7 @@ def write_roots(folder: Path, ca_pem: bytes) -> None:
     """What `folder` gives to clients: ca.pem (ours alone), bundle.pem and bundle.p12 (public roots too)."""
     own = b"".join(one.public_bytes(Encoding.PEM) for one in _certificates(ca_pem))
     # Ours first: a crash leaves the others older, never something that nobody signs with.
-    replace_file(folder / "ca.pem", own, mode=0o644)
+    _replace(folder / "ca.pem", own, mode=0o644)
     write_bundle(folder / "bundle.pem", own)
     write_java_store(java_store_path(folder / "bundle.pem"), own)
 
@@ -116,11 +118,13 @@ def publish(folder: Path, ca_pem: bytes) -> dict[str, str]:
     if re.search(r'["$`\\\s]', str(folder.absolute())):  # each of the three quotes these in its own way
         raise ConfigError("write a path without spaces, quotes, `$` and backslashes", file=str(folder))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            folder.chmod(0o755)  # the umask of a service takes these bits away
         write_roots(folder, ca_pem)
         env = trust_env(folder / "bundle.pem", folder / "ca.pem")
         lines = "".join(f'{name}="{value}"\n' for name, value in env.items())
-        replace_file(folder / "env", lines.encode(), mode=0o644)
+        _replace(folder / "env", lines.encode(), mode=0o644)
     except OSError as error:
         raise ConfigError(f"cannot write: {error.strerror}", file=str(error.filename or folder)) from error
     return env
@@ -146,9 +150,13 @@ def env_lines(env: Mapping[str, str]) -> str:
 
 def write_bundle(path: Path, ca_pem: bytes) -> None:
     """Public roots (certifi's) and our CA, as one PEM file."""
-    # certifi's file may itself have been through install(): do not add the CA twice.
-    roots = _with(Path(certifi.where()).read_bytes(), _certificates(ca_pem), ())
-    replace_file(path, roots, mode=0o644)
+    # certifi's file may itself have been through install(): with_ca() does not add the CA twice.
+    _replace(path, with_ca(Path(certifi.where()).read_bytes(), ca_pem), mode=0o644)
+
+
+def with_ca(bundle: bytes, ca_pem: bytes) -> bytes:
+    """A PEM bundle as install() would leave it."""
+    return _with(bundle, _certificates(ca_pem), ())
 
 
 def java_store_path(bundle: Path) -> Path:
@@ -162,7 +170,7 @@ def write_java_store(path: Path, ca_pem: bytes) -> None:
     entries = [pkcs12.PKCS12Certificate(root, f"root-{i}".encode()) for i, root in enumerate(_public_roots())]
     entries += [pkcs12.PKCS12Certificate(one, _alias(one).encode()) for one in own]
     encryption = BestAvailableEncryption(_STORE_PASSWORD.encode())
-    replace_file(path, pkcs12.serialize_java_truststore(entries, encryption), mode=0o644)
+    _replace(path, pkcs12.serialize_java_truststore(entries, encryption), mode=0o644)
 
 
 def _public_roots() -> list[x509.Certificate]:
@@ -244,7 +252,7 @@ def _change_pem(store: Path, add: Certificates, drop: Certificates) -> Touched:
         raise ConfigError("not a PEM bundle: there is no certificate in it", file=str(store))
     after = _with(before, add, drop)
     if after != before:
-        replace_file(store, after, mode=store.stat().st_mode & 0o7777)
+        _replace(store, after, mode=store.stat().st_mode & 0o7777)
     return _touched(store, changed=after != before, added=bool(add))
 
 
@@ -258,7 +266,7 @@ def _change_anchors(folder: Path, add: Certificates, drop: Certificates) -> Touc
     for certificate in add:
         path, pem = folder / f"{_alias(certificate)}.crt", certificate.public_bytes(Encoding.PEM)
         if not path.is_file() or path.read_bytes() != pem:
-            replace_file(path, pem, mode=0o644)
+            _replace(path, pem, mode=0o644)
             changed = True
     # An image's folder is given to the image's own tool later; the machine's own is done now. It is also done
     # when nothing changed: an earlier run may have ended in between.
@@ -292,7 +300,7 @@ def _change_java(store: Path, add: Certificates, drop: Certificates) -> Touched:
                 raise ConfigError(f"keytool failed: {text[0] if text else done.returncode}", file=str(store))
             changed = True
         if changed:
-            replace_file(store, copy.read_bytes(), mode=store.stat().st_mode & 0o7777)
+            _replace(store, copy.read_bytes(), mode=store.stat().st_mode & 0o7777)
     return _touched(store, changed=changed, added=bool(add))
 
 
@@ -364,3 +372,22 @@ def _blocks(certificate: x509.Certificate) -> tuple[bytes, bytes]:
 def _appended(bundle: bytes, certificate: x509.Certificate) -> bytes:
     whole, joined = _blocks(certificate)
     return bundle + (whole if bundle.endswith(b"\n") else joined)
+
+
+def _replace(path: Path, data: bytes, *, mode: int) -> None:
+    """Write beside `path` under a name that nobody can guess, keep its owner, rename over it, durably."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            if path.exists() and os.geteuid() == 0:
+                owner = path.stat()
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        Path(name).replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
