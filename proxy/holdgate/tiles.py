@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from .tlog import (
@@ -238,11 +239,13 @@ def _subtrees(levels: Sequence[Sequence[bytes]]) -> Iterator[bytes]:
 
 def inclusion_from_tiles(index: int, size: int, read: Callable[[Tile], bytes]) -> tuple[bytes, ...]:
     """The audit path of leaf `index` in the tree of `size` leaves (RFC 6962 2.1.1). Raises TlogError."""
+    read = cache(read)  # neighbours in a path are neighbours in a tile
     return tuple(_range_root(low, high, size, read) for low, high in inclusion_ranges(index, size))
 
 
 def consistency_from_tiles(old_size: int, size: int, read: Callable[[Tile], bytes]) -> tuple[bytes, ...]:
     """The proof that the first `old_size` leaves are a prefix of `size` (RFC 6962 2.1.2), or TlogError."""
+    read = cache(read)
     return tuple(_range_root(low, high, size, read) for low, high in consistency_ranges(old_size, size))
 
 
