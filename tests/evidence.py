@@ -20,7 +20,7 @@ from holdgate.ledger import (
     appraise,
     op_key,
 )
-from holdgate.receipt import decision_statement, input_digest, sign
+from holdgate.receipt import admin_statement, decision_statement, input_digest, sign
 from holdgate.surface.model import Action, Effect, Param
 
 RECEIPT_KEY = SigningKey(seed=bytes(range(32)))
@@ -84,6 +84,36 @@ def permit_statement(**changes: Any) -> dict[str, Any]:
         "via": "execute",
     }
     return decision_statement(**(facts | changes))
+
+
+def coverage_details(**changes: Any) -> dict[str, Any]:
+    """What a coverage receipt says when everything that is required is closed."""
+    facts: dict[str, Any] = {
+        "run": "0" * 31 + "1",
+        "closed": True,
+        "rows": {"closed": ["tcp4.22", "udp4.53"], "not_applicable": ["tcp6.22"], "open": ["icmp4"]},
+        "required": ["tcp4.22", "tcp6.22"],
+        "report": DIGEST,
+        "netns": 4026531840,
+        "uid": 65534,
+        "agent": "refund-bot",
+        "rules": OTHER_DIGEST,
+    }
+    return facts | changes
+
+
+def coverage_statement(**changes: Any) -> dict[str, Any]:
+    """An admin receipt's statement; `changes` are admin_statement's arguments."""
+    facts: dict[str, Any] = {
+        "receipt_id": receipt_id(3),
+        "issuer": ORIGIN,
+        "iat_us": T0 + 2,
+        "node": NODE,
+        "action": "coverage",
+        "by": "local",
+        "details": coverage_details(),
+    }
+    return admin_statement(**(facts | changes))
 
 
 class RefundJudge:

@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 from joserfc import jws as jose
 from joserfc.jwk import OKPKey
 
-from evidence import KEYS, OTHER_KEY, RECEIPT_KEY, REFUND, T0, permit_statement, receipt_id
+from evidence import (
+    KEYS,
+    OTHER_KEY,
+    RECEIPT_KEY,
+    REFUND,
+    T0,
+    coverage_details,
+    coverage_statement,
+    permit_statement,
+    receipt_id,
+)
 from holdgate.errors import Outcome, Reason
 from holdgate.jcs import JcsError, dumps
 from holdgate.keys import b64url, key_set, parse_jwks, unb64url
@@ -34,7 +44,7 @@ from holdgate.receipt import (
     trigguard_view,
     verify,
 )
-from holdgate.statement import OUTCOME_OF, format_us, parse_us
+from holdgate.statement import OUTCOME_OF, StatementError, format_us, parse_us
 from holdgate.surface.model import Action, Effect, Param
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
@@ -295,6 +305,24 @@ def test_an_outcome_receipt_verifies(status: OutcomeStatus) -> None:
     )
     assert "http_status" not in statement
     assert verify(sign(statement, RECEIPT_KEY), KEYS).statement["status"] == status
+
+
+# --- admin receipts ---
+
+
+def test_an_admin_receipt_verifies_and_is_made_only_of_what_it_may_say() -> None:
+    found = verify(sign(coverage_statement(), RECEIPT_KEY), KEYS)
+    assert (found.type, found.statement["action"], found.statement["by"]) == ("admin", "coverage", "local")
+    for changes in ({"action": "bundle.deleted"}, {"by": "a\nb"}, {"details": {"closed": True}}):
+        with pytest.raises(StatementError):
+            coverage_statement(**changes)
+
+
+@pytest.mark.parametrize("name", sorted(coverage_details()))
+def test_r2_every_detail_of_a_coverage_has_a_shape(name: str) -> None:
+    for wrong in ({}, [], "x" * 2000, -1, None):
+        with pytest.raises(StatementError):
+            coverage_statement(details=coverage_details(**{name: wrong}))
 
 
 # --- ids and times ---

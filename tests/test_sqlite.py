@@ -28,6 +28,7 @@ from evidence import (
     RECEIPT_KEY,
     T0,
     RefundJudge,
+    coverage_details,
     open_ledger,
     ticking,
 )
@@ -36,9 +37,10 @@ from holdgate.adapters import sqlite as sqlite_adapter
 from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
 from holdgate.audit import AuditReport, audit
 from holdgate.errors import BackendError, ConfigError, InputError, Outcome, Reason
-from holdgate.ledger import Binding, ClaimRow, Entry, OutcomeStatus, Recorded, State, Verdict
+from holdgate.ledger import AdminNote, Binding, ClaimRow, Entry, OutcomeStatus, Recorded, State, Verdict
 from holdgate.note import verify_checkpoint, vkey
 from holdgate.receipt import verify
+from holdgate.statement import StatementError
 from holdgate.tlog import EMPTY, leaf_hash
 
 EXECUTED, NOT_SENT, UNKNOWN = OutcomeStatus.EXECUTED, OutcomeStatus.NOT_SENT, OutcomeStatus.UNKNOWN
@@ -86,6 +88,42 @@ async def test_s1_receipts_are_leaves_in_commit_order_under_one_root(tmp_path: P
         checkpoint = verify_checkpoint(reader.checkpoint(), ORIGIN, LOG_KEY.public)
     assert (checkpoint.size, checkpoint.root) == (20, tree.root())
     assert (tmp_path / "log" / "key.vkey").read_text() == vkey(ORIGIN, LOG_KEY.public) + "\n"
+
+
+async def test_s1_an_admin_receipt_is_a_leaf_like_the_others(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    note = AdminNote(action="coverage", by="local", details=coverage_details())
+    first, noted, _ = await asyncio.gather(
+        ledger.record(RefundJudge("a")), ledger.note(note), ledger.record(RefundJudge("b"))
+    )
+    assert (first.index, noted.index, ledger.size) == (0, 1, 3)
+    ledger.record_outcome(first.entry.receipt_id, EXECUTED, 200, delivered=True)
+    await _settled(ledger)
+    with SqliteReader(tmp_path) as reader:
+        stored = reader.newest_admin("coverage")
+        assert stored is not None and (stored.id, stored.iat_us) == (noted.receipt_id, noted.iat_us)
+        assert verify(stored.jws, KEYS).statement["details"] == coverage_details()
+        assert reader.newest_admin("keys.rotate") is None
+    ledger.close()
+    report = _audit(tmp_path)
+    assert (report.problems, report.admin, report.size) == ((), 1, 5)
+    open_ledger(tmp_path).close()
+
+
+async def test_s2_a_note_that_no_receipt_may_make_fails_alone(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    with pytest.raises(StatementError):
+        await ledger.note(AdminNote(action="coverage", by="local", details={"closed": True}))
+    names = sorted(f"row.number{number}" for number in range(900))
+    large = coverage_details(rows={"closed": names}, required=names[:1])
+    results = await asyncio.gather(
+        ledger.note(AdminNote(action="coverage", by="local", details=large)),
+        ledger.record(RefundJudge("a")),
+        return_exceptions=True,
+    )
+    assert isinstance(results[0], BackendError) and "larger than 8192 bytes" in str(results[0])
+    assert isinstance(results[1], Recorded) and ledger.size == 1
+    ledger.close()
 
 
 async def test_s1_one_group_judges_serially(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ class AuditReport:
     root: str  # hex root over all leaves read
     permits: int
     outcomes: int
+    admin: int
     inputs: int  # recorded inputs that were checked
     problems: tuple[str, ...]  # empty: the log is clean
 
@@ -156,7 +157,7 @@ class _Auditor:
         self._ids: deque[str] = deque(maxlen=WIDTH)  # of the newest leaves, to name what a tile got wrong
         self._permits: dict[str, _Permit] = {}
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
-        self._outcomes = self._inputs = self._iat_us = 0
+        self._outcomes = self._inputs = self._admin = self._iat_us = 0
 
     def problem(self, text: str) -> None:
         if len(self._problems) < _MAX_PROBLEMS:
@@ -172,6 +173,7 @@ class _Auditor:
             root=self.edge.tree.root().hex(),
             permits=len(self._permits),
             outcomes=self._outcomes,
+            admin=self._admin,
             inputs=self._inputs,
             problems=tuple(self._problems),
         )
@@ -202,7 +204,8 @@ class _Auditor:
             self._columns(record, statement, statement["outcome"], statement["reason"], statement["agent"])
             self._decision(record, statement)
         else:
-            self._columns(record, statement, "", statement.get("status", ""), "")
+            what = statement.get("status") or statement.get("action", "")
+            self._columns(record, statement, "", what, "")
             self._after(record, statement)
 
     def _revoked(self, kid: str) -> int:
@@ -307,9 +310,11 @@ class _Auditor:
     def _after(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         """Anything but a decision."""
         if record.permit is not None or record.inputs is not None:
-            self._at(record, f"an {statement['type']} with a permit or input beside it")
+            self._at(record, f"{statement['type']} receipt with a permit or input beside it")
         if statement["type"] == "outcome":
             self._outcome(record, statement)
+        else:
+            self._admin += 1
 
     def _outcome(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         self._outcomes += 1

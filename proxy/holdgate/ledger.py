@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from .errors import Outcome, Reason
 
@@ -35,6 +35,7 @@ __all__ = [
     "DISPATCHABLE",
     "OUTCOMES",
     "SOURCES",
+    "AdminNote",
     "Arrival",
     "Attempt",
     "Binding",
@@ -43,6 +44,7 @@ __all__ = [
     "Event",
     "Judge",
     "Ledger",
+    "Noted",
     "OutcomeStatus",
     "Recorded",
     "State",
@@ -151,6 +153,24 @@ class Recorded:
     entry: Entry
     index: int  # leaf index in the log
     durable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminNote:
+    """Something that an operator did or found out, to be written into the log."""
+
+    action: str  # one of those that statement.py knows
+    by: str
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noted:
+    """An AdminNote that is durable. Only stores make one."""
+
+    receipt_id: str
+    iat_us: int
+    index: int
 
 
 class Judge(Protocol):

@@ -36,6 +36,7 @@ __all__ = [
     "ReceiptError",
     "Verified",
     "actions_digest",
+    "admin_statement",
     "decision_statement",
     "input_digest",
     "new_receipt_id",
@@ -111,6 +112,7 @@ def decision_statement(
     replay_of: str = "",
     supersedes: str = "",
     via: str = "",
+    count: int = 1,  # refusals that this receipt stands for: see floods.py
 ) -> dict[str, Any]:
     """The statement of a decision. Empty means unknown and is left out: a receipt has no nulls.
 
@@ -152,6 +154,8 @@ def decision_statement(
         out["supersedes"] = supersedes
     if via:
         out["via"] = via
+    if count > 1:
+        out["count"] = count
     return out
 
 
@@ -178,6 +182,32 @@ def outcome_statement(
     }
     if http_status:
         out["http_status"] = http_status
+    return out
+
+
+def admin_statement(
+    *,
+    receipt_id: str,
+    issuer: str,
+    iat_us: int,
+    node: str,
+    action: str,
+    by: str,  # who did it: `local` for a command on this host
+    details: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The statement of something that an operator did or found out. Raises StatementError."""
+    out: dict[str, Any] = {
+        "v": 1,
+        "type": "admin",
+        "id": receipt_id,
+        "iss": issuer,
+        "iat": format_us(iat_us),
+        "node": node,
+        "action": action,
+        "by": by,
+        "details": details,
+    }
+    check_statement(out)
     return out
 
 

@@ -18,7 +18,14 @@ from .errors import HoldgateError, Outcome, Reason
 from .ledger import OutcomeStatus
 from .surface.model import Effect, KeySource
 
-__all__ = ["OUTCOME_OF", "StatementError", "check_statement", "format_us", "parse_us"]
+__all__ = [
+    "OUTCOME_OF",
+    "StatementError",
+    "check_admin",
+    "check_statement",
+    "format_us",
+    "parse_us",
+]
 
 type _Shape = Callable[[Any], object]
 
@@ -150,6 +157,7 @@ _DECISION_OPTIONAL: Final[Mapping[str, _Shape]] = {
     "rules": _list_of(_is_text),
     "actions": _list_of(_record({**_ACTION, "params": _is_params})),
     "actions_digest": _sha256,
+    "count": lambda value: type(value) is int and value >= 2,
     "counts": _list_of(_record({**_ACTION, "count": _is_count})),
     "destination": _destination,
     "idempotency": _record({"source": _one_of(*KeySource), "key_hash": _matches("[0-9a-f]{64}")}),
@@ -170,7 +178,33 @@ _OUTCOME: Final[Mapping[str, _Shape]] = {
 _OUTCOME_OPTIONAL: Final[Mapping[str, _Shape]] = {
     "http_status": lambda value: type(value) is int and 100 <= value <= 599,
 }
-_TYPES: Final = {"decision": (_DECISION, _DECISION_OPTIONAL), "outcome": (_OUTCOME, _OUTCOME_OPTIONAL)}
+# What an operator's action may say about itself, by action: a new action is a new row here and in SPEC.md.
+_names: Final = _list_of(_matches(r"[a-z0-9_.]{1,48}"))
+_ADMIN_DETAILS: Final[Mapping[str, _Shape]] = {
+    "coverage": _record(
+        {
+            "run": _matches("[0-9a-f]{32}"),
+            "closed": _is_bool,
+            "rows": _record({}, dict.fromkeys(("closed", "not_applicable", "open", "unproven"), _names)),
+            "report": _sha256,
+            "netns": _is_count,
+            "uid": _is_count,
+        },
+        {"required": _names, "agent": _is_text, "rules": _sha256},
+    ),
+}
+_ADMIN: Final[Mapping[str, _Shape]] = {
+    **_COMMON,
+    "type": _one_of("admin"),
+    "action": _one_of(*_ADMIN_DETAILS),
+    "by": _is_text,
+    "details": lambda value: isinstance(value, dict),
+}
+_TYPES: Final[Mapping[str, tuple[Mapping[str, _Shape], Mapping[str, _Shape]]]] = {
+    "decision": (_DECISION, _DECISION_OPTIONAL),
+    "outcome": (_OUTCOME, _OUTCOME_OPTIONAL),
+    "admin": (_ADMIN, {}),
+}
 
 # --- rules between fields ---
 
@@ -195,7 +229,7 @@ def check_statement(statement: Any) -> None:
     """Raise StatementError unless this is a statement that Holdgate makes."""
     kind = statement.get("type") if isinstance(statement, dict) else None
     if not isinstance(kind, str) or kind not in _TYPES:
-        raise StatementError("not a decision or outcome statement")
+        raise StatementError("not a decision, outcome or admin statement")
     required, optional = _TYPES[kind]
     for name in required:
         if name not in statement:
@@ -208,8 +242,34 @@ def check_statement(statement: Any) -> None:
             raise StatementError(f"the field {name} does not have its shape")
     if kind == "decision":
         _check_decision(statement)
+    elif kind == "admin":
+        check_admin(statement["action"], statement["by"], statement["details"])
     elif statement["of"] == statement["id"]:
         raise StatementError("an outcome cannot be its own")
+
+
+def check_admin(action: str, by: str, details: Mapping[str, Any]) -> None:
+    """Raise StatementError unless an admin receipt may say this."""
+    if action not in _ADMIN_DETAILS or not _is_text(by):
+        raise StatementError("not an action that has admin receipts, or nobody who did it")
+    if not _ADMIN_DETAILS[action](details):
+        raise StatementError(f"the details are not those of {action}")
+    if action == "coverage":
+        _check_coverage(details)
+
+
+def _check_coverage(details: Mapping[str, Any]) -> None:
+    """A summary that says "closed" must follow from its own rows."""
+    rows: Mapping[str, list[str]] = details["rows"]
+    ids = [name for names in rows.values() for name in names]
+    if len(ids) != len(set(ids)) or any(names != sorted(names) for names in rows.values()):
+        raise StatementError("a row is there twice, or the rows are not sorted")
+    required = details.get("required", [])
+    if required != sorted(set(required)) or not set(required) <= set(ids):
+        raise StatementError("the required rows are not sorted, or not among the rows")
+    settled = {*rows.get("closed", ()), *rows.get("not_applicable", ())}
+    if details["closed"] != (bool(rows.get("closed")) and set(required) <= settled):
+        raise StatementError("`closed` is not what the rows say")
 
 
 def _check_decision(statement: Mapping[str, Any]) -> None:
@@ -226,6 +286,8 @@ def _check_decision(statement: Mapping[str, Any]) -> None:
         raise StatementError("actions and counts exclude each other")
     if "replay_of" in statement and "supersedes" in statement:
         raise StatementError("replay_of and supersedes exclude each other")
+    if "count" in statement and (outcome is not Outcome.SILENCE or "input_digest" in statement):
+        raise StatementError("count stands for requests that were refused unseen by the gate")
     if statement["id"] in (statement.get("replay_of"), statement.get("supersedes")):
         raise StatementError("a receipt cannot point to itself")
     if outcome is Outcome.PERMIT:

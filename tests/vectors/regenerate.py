@@ -26,6 +26,8 @@ from evidence import (
     RECEIPT_KEY,
     REFUND,
     T0,
+    coverage_details,
+    coverage_statement,
     permit_statement,
     receipt_id,
 )
@@ -89,6 +91,18 @@ def valid() -> dict[str, dict[str, Any]]:
         ),
         "outcome-executed": outcome(),
         "outcome-unknown": outcome(status=OutcomeStatus.UNKNOWN, http_status=0),
+        "admin-coverage": coverage_statement(),
+        "admin-coverage-open": coverage_statement(
+            details={
+                "run": "f" * 32,
+                "closed": False,
+                "rows": {"open": ["tcp6.443"], "unproven": ["control.proxy"]},
+                "required": ["control.proxy", "tcp6.443"],
+                "report": DIGEST,
+                "netns": 1,
+                "uid": 0,
+            }
+        ),
     }
 
 
@@ -169,7 +183,31 @@ def _statements() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "outcome-of-itself", done | {"of": done["id"]}
     yield "outcome-with-a-decision", done | {"outcome": "PERMIT"}
     yield "outcome-with-status-0", done | {"http_status": 0}
+    yield from _admin()
     yield "outcome-without-of", {key: item for key, item in done.items() if key != "of"}
+
+
+def _admin() -> Iterator[tuple[str, dict[str, Any]]]:
+    said = coverage_statement()
+
+    def details(**changes: Any) -> dict[str, Any]:
+        return said | {"details": coverage_details(**changes)}
+
+    yield "admin-action-unknown", said | {"action": "keys.stolen"}
+    yield "admin-with-an-outcome", said | {"outcome": "PERMIT"}
+    yield "admin-by-nobody", said | {"by": ""}
+    yield "admin-without-details", {key: item for key, item in said.items() if key != "details"}
+    yield "admin-with-an-unknown-detail", details(note="x")
+    yield (
+        "coverage-without-report",
+        said | {"details": {key: item for key, item in coverage_details().items() if key != "report"}},
+    )
+    yield "coverage-closed-with-a-required-row-open", details(required=["icmp4", "tcp4.22"])
+    yield "coverage-closed-without-a-closed-row", details(rows={"not_applicable": ["tcp4.22", "tcp6.22"]})
+    yield "coverage-open-with-every-required-row-closed", details(closed=False)
+    yield "coverage-with-a-row-in-two-states", details(rows={"closed": ["tcp4.22"], "open": ["tcp4.22"]})
+    yield "coverage-with-a-required-row-that-is-nowhere", details(required=["tcp4.99"])
+    yield "coverage-with-an-unknown-state", details(rows={"closed": ["tcp4.22", "tcp6.22"], "fine": ["x"]})
 
 
 def files() -> dict[str, str]:

@@ -7,6 +7,7 @@ Invariants (tests/test_agent_tls.py):
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from cachetools import LRUCache
@@ -16,7 +17,10 @@ from .ca import Leaf, LeafMaker
 
 __all__ = ["AgentTls"]
 
+log = logging.getLogger("holdgate.tls")
+
 _CONTEXTS = 1024
+_SHOWN_PROTOCOLS = 8
 
 
 class AgentTls:
@@ -46,7 +50,14 @@ def _server_context(leaf: Leaf) -> SSL.Context:
     return context
 
 
-def _select_alpn(_connection: SSL.Connection, offered: list[bytes]) -> Any:
+def _select_alpn(connection: SSL.Connection, offered: list[bytes]) -> Any:
+    if b"http/1.1" in offered:
+        return b"http/1.1"
     # Without an overlap the handshake goes on without ALPN; what then is not HTTP/1.1 is refused where the
-    # refusal gets a receipt.
-    return b"http/1.1" if b"http/1.1" in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+    # refusal gets a receipt. A client that wants HTTP/2 only gives up here, so the log says what to look for.
+    log.warning(
+        "an agent offers no http/1.1 for %r, only %r: HTTP/2 is not spoken here",
+        connection.get_servername(),
+        offered[:_SHOWN_PROTOCOLS],
+    )
+    return SSL.NO_OVERLAPPING_PROTOCOLS

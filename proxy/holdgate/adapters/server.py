@@ -15,6 +15,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import secrets
 import signal
 import ssl
@@ -37,6 +38,7 @@ from ..headers import Verdicts
 from ..pipeline import Pipeline
 from .admin.state import AdminServer
 from .agent_tls import AgentTls
+from .bundle_store import keep_bundle
 from .ca import LeafMaker, load_ca
 from .dispatch import HttpDispatcher, tls_context
 from .engine import build_engine
@@ -93,6 +95,7 @@ class Server:
             # In a thread: parsing takes about a second, and agents are being served.
             bundle = await asyncio.to_thread(load_bundle, self.config.surfaces, self.config.policies)
             check_connect_to(self.config, bundle)
+            await asyncio.to_thread(_keep, self.config, bundle)
         except ConfigError as error:
             log.error("reload refused, %s stays active: %s", self.pipeline.bundle.digest, error)
             return
@@ -156,12 +159,21 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await asyncio.to_thread(server.ledger.close)
 
 
+def _allow_open_files() -> None:
+    """As many connections as the system lets us have: a soft limit of 1,024 is two agents' worth."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def _build(config: Config) -> Server:
     os.umask(0o077)
+    _allow_open_files()
     keys = load_keys(config.state_dir)
     authority = load_ca(config.state_dir)
     bundle = load_bundle(config.surfaces, config.policies)
     check_connect_to(config, bundle)
+    _keep(config, bundle)
     metrics = Metrics()
     ledger = SqliteLedger.open(
         config.state_dir,
@@ -195,6 +207,10 @@ async def _build(config: Config) -> Server:
         addon=addon,
         admin=admin,
     )
+
+
+def _keep(config: Config, bundle: Bundle) -> None:
+    keep_bundle(config.state_dir, bundle, surfaces=config.surfaces, policies=config.policies)
 
 
 def _pipeline(config: Config, bundle: Bundle, ledger: SqliteLedger, keys: Keys, metrics: Metrics) -> Pipeline:

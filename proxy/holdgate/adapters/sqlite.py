@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import queue
 import sqlite3
@@ -29,17 +28,18 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from ..errors import BackendError, ConfigError, HoldgateError, InputError, Outcome, Reason
+from ..errors import BackendError, ConfigError, HoldgateError, Outcome, Reason
 from ..keys import SigningKey
-from ..ledger import Entry, Judge, OutcomeStatus, Recorded, State
+from ..ledger import AdminNote, Judge, Noted, OutcomeStatus, Recorded, State
 from ..note import vkey
+from ..statement import check_admin
 from ..tlog import TlogError, Tree
 from .durable import replace_file
 from .sequencer import LOG, Sequencer
-from .sqlite_batch import Batch, Node, OutcomeNote, Permit
-from .sqlite_open import Prepared, files_of, free_bytes, prepare, read_permits
+from .sqlite_batch import Batch, Node, OutcomeNote, Permit, Written
+from .sqlite_open import Prepared, files_of, free_bytes, lock_directory, prepare, read_permits
 from .sqlite_reader import SqliteReader, StoredReceipt
 from .sqlite_schema import DB_NAME
 
@@ -50,14 +50,14 @@ _FILES_S: Final = 0.02  # two stat() calls at every commit would be felt
 _CLOSE: Final = object()
 _CLOSED: Final = "the ledger is closed"
 
-type _Result = tuple[_Pending, Recorded | HoldgateError]
+type _Result = tuple[_Pending, Recorded | Noted | HoldgateError]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pending:
-    judge: Judge
+    work: Judge | AdminNote
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Recorded]
+    future: asyncio.Future[Any]  # of Recorded for a Judge, of Noted for a note
 
 
 class SqliteLedger:
@@ -123,7 +123,7 @@ class SqliteLedger:
             clock_us=clock_us,
             nonce16=nonce16,
         )
-        lock = _lock(state_dir)
+        lock = lock_directory(state_dir)
         try:
             if free(state_dir) < headroom_bytes:
                 raise ConfigError(f"less than {headroom_bytes >> 20} MiB free", file=str(state_dir))
@@ -169,8 +169,19 @@ class SqliteLedger:
             return True
 
     async def record(self, judge: Judge) -> Recorded:
+        recorded: Recorded = await self._ask(judge)
+        return recorded
+
+    async def note(self, note: AdminNote) -> Noted:
+        """Write an admin receipt; durable when it returns. Raises StatementError before anything is queued
+        when no receipt may say this, BackendError as record() does."""
+        check_admin(note.action, note.by, note.details)
+        noted: Noted = await self._ask(note)
+        return noted
+
+    async def _ask(self, work: Judge | AdminNote) -> Any:
         loop = asyncio.get_running_loop()
-        pending = _Pending(judge=judge, loop=loop, future=loop.create_future())
+        pending = _Pending(work=work, loop=loop, future=loop.create_future())
         self._queue.put(pending)
         # Asked after the put: a writer that died before it never answers, one that dies later does.
         if not self._alive:
@@ -207,13 +218,13 @@ class SqliteLedger:
 
     # --- loop side ---
 
-    def _abandon(self, recorded: Recorded) -> None:
-        if recorded.entry.outcome is Outcome.PERMIT:
+    def _abandon(self, recorded: Recorded | Noted) -> None:
+        if isinstance(recorded, Recorded) and recorded.entry.outcome is Outcome.PERMIT:
             self.record_outcome(recorded.entry.receipt_id, OutcomeStatus.NOT_SENT, 0, delivered=False)
 
     def _settle(self, results: Iterable[_Result]) -> None:
         for pending, result in results:
-            if isinstance(result, Recorded):
+            if isinstance(result, Recorded | Noted):
                 if pending.future.cancelled():
                     self._abandon(result)
                 elif not pending.future.done():
@@ -269,7 +280,7 @@ class SqliteLedger:
         self._check_files()
         is_full = self._is_full = self._nearly_full()
         refused: list[_Result] = []
-        judged: list[tuple[_Pending, Entry, int]] = []
+        worked: list[tuple[_Pending, Written]] = []
         self._db.execute("BEGIN IMMEDIATE")
         batch = Batch(self._db, self._node, self._head, self._live)
         for item in group:
@@ -277,21 +288,18 @@ class SqliteLedger:
                 batch.outcome(item)
             elif isinstance(item, _Pending):
                 # What is left of the disk is for outcomes: they were promised.
-                verdict = _full() if is_full else _judge(batch, item.judge)
+                verdict = _full() if is_full else batch.attempt(item.work)
                 if isinstance(verdict, HoldgateError):
                     refused.append((item, verdict))
                 else:
-                    judged.append((item, *verdict))
+                    worked.append((item, verdict))
         if batch.is_empty:
             self._db.execute("ROLLBACK")
             return refused
         batch.write()
         self._db.execute("COMMIT")
         self._advance(batch)
-        done: list[_Result] = [
-            (item, Recorded(entry=entry, index=index, durable=True)) for item, entry, index in judged
-        ]
-        return done + refused
+        return [(item, _durable(written)) for item, written in worked] + refused
 
     def _check_files(self) -> None:
         # SQLite goes on writing to a file that was deleted or moved away; nobody would ever find it again.
@@ -361,30 +369,13 @@ class SqliteLedger:
         self._sequencer.publish()
 
 
-def _judge(batch: Batch, judge: Judge) -> tuple[Entry, int] | HoldgateError:
-    try:
-        return batch.judge(judge)
-    except sqlite3.Error:
-        raise
-    except (InputError, BackendError) as error:
-        return error
-    except Exception as error:  # noqa: BLE001  (a judge is ours, but one bug must not stop the store)
-        return BackendError(Reason.INTERNAL_ERROR, f"judge: {type(error).__name__}: {error}")
+def _durable(written: Written) -> Recorded | Noted:
+    """Called after the COMMIT."""
+    if isinstance(written, Noted):
+        return written
+    entry, index = written
+    return Recorded(entry=entry, index=index, durable=True)
 
 
 def _full() -> HoldgateError:
     return BackendError(Reason.STORE_UNAVAILABLE, "the disk of the state directory is nearly full")
-
-
-def _lock(state_dir: Path) -> int:
-    path = state_dir / "ledger.lock"
-    try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"cannot write the state directory: {error.strerror}", file=str(path)) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise ConfigError("another process has this state directory open", file=str(path)) from error
-    return lock

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ..errors import BackendError, Outcome, Reason
+from ..errors import BackendError, HoldgateError, InputError, Outcome, Reason
 from ..keys import SigningKey
 from ..ledger import (
     SOURCES,
+    AdminNote,
     ClaimRow,
     Entry,
     Judge,
+    Noted,
     OutcomeStatus,
     State,
     bind,
@@ -26,13 +28,15 @@ from ..ledger import (
     settle,
     settle_claim,
 )
-from ..receipt import MAX_BYTES, new_receipt_id, outcome_statement, sign
+from ..receipt import MAX_BYTES, admin_statement, new_receipt_id, outcome_statement, sign
 from ..tlog import Tree, leaf_hash
 from .sqlite_schema import PUT_CLAIM, PUT_PERMIT, PUT_RECEIPT, claim_of, pack, row_of
 
 _INT64: Final = 2**63
 
-__all__ = ["Batch", "Head", "Node", "OutcomeNote", "Permit"]
+__all__ = ["Batch", "Head", "Node", "OutcomeNote", "Permit", "Written"]
+
+type Written = tuple[Entry, int] | Noted  # in a transaction that is still open
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,17 @@ class Batch:
     @property
     def is_empty(self) -> bool:
         return not self._receipts
+
+    def attempt(self, work: Judge | AdminNote) -> Written | HoldgateError:
+        """What the COMMIT will make durable, or why nothing will be. Raises sqlite3.Error only."""
+        try:
+            return self.note(work) if isinstance(work, AdminNote) else self.judge(work)
+        except sqlite3.Error:
+            raise
+        except (InputError, BackendError) as error:
+            return error
+        except Exception as error:  # noqa: BLE001  (a judge is ours, but one bug must not stop the store)
+            return BackendError(Reason.INTERNAL_ERROR, f"judge: {type(error).__name__}: {error}")
 
     def judge(self, judge: Judge) -> tuple[Entry, int]:
         """The entry that `judge` makes, and its leaf index. Whatever is raised concerns this request only."""
@@ -149,6 +164,23 @@ class Batch:
                 self._claims[key] = settle_claim(
                     row, permit.receipt_id, note.status, http_status, delivered=note.delivered
                 )
+
+    def note(self, note: AdminNote) -> Noted:
+        """Write an admin receipt. Whatever is raised concerns this note only."""
+        now_us = self._now_us()
+        receipt_id = new_receipt_id(now_us, self._node.nonce16())
+        statement = admin_statement(
+            receipt_id=receipt_id,
+            issuer=self._node.origin,
+            iat_us=now_us,
+            node=self._node.name,
+            action=note.action,
+            by=note.by,
+            details=note.details,
+        )
+        jws = sign(statement, self._node.key)
+        index = self._append(receipt_id, ("admin", "", note.action, "", ""), now_us, jws)
+        return Noted(receipt_id=receipt_id, iat_us=now_us, index=index)
 
     def write(self) -> None:
         """Insert everything. The caller commits."""

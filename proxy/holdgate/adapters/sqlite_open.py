@@ -8,6 +8,7 @@ here: a start must not take minutes. Only where tiles are lost everything is rea
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from .sequencer import CHECKPOINT, LOG, edge_of
 from .sqlite_batch import Head, Node, Permit
 from .sqlite_schema import DB_NAME, SCHEMA, VERSION, connect_writer, unpack
 
-__all__ = ["files_of", "free_bytes", "prepare", "read_permits"]
+__all__ = ["files_of", "free_bytes", "lock_directory", "prepare", "read_permits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -143,3 +144,18 @@ def files_of(state_dir: Path) -> tuple[tuple[int, int], ...]:
 def free_bytes(path: Path) -> int:
     info = os.statvfs(path)
     return info.f_bavail * info.f_frsize
+
+
+def lock_directory(state_dir: Path) -> int:
+    """The descriptor that holds the state directory for this process. Raises ConfigError."""
+    path = state_dir / "ledger.lock"
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot write the state directory: {error.strerror}", file=str(path)) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise ConfigError("another process has this state directory open", file=str(path)) from error
+    return lock

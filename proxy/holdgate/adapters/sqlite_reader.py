@@ -31,8 +31,8 @@ class StoredReceipt:
     index: int
     id: str
     type: str
-    outcome: str  # "" for an outcome receipt
-    reason: str  # an outcome receipt's status
+    outcome: str  # "" unless it is a decision
+    reason: str  # an outcome receipt's status, an admin receipt's action
     agent: str
     surface: str
     iat_us: int
@@ -78,6 +78,14 @@ class SqliteReader:
 
     def get(self, receipt_id: str) -> StoredReceipt | None:
         row = self._db.execute(f"SELECT {_COLUMNS} FROM receipts WHERE id = ?", (receipt_id,)).fetchone()  # noqa: S608
+        return None if row is None else _stored(row)
+
+    def newest_admin(self, action: str) -> StoredReceipt | None:
+        """The latest admin receipt of this action."""
+        row = self._db.execute(
+            f"SELECT {_COLUMNS} FROM receipts WHERE type = 'admin' AND reason = ? ORDER BY idx DESC LIMIT 1",  # noqa: S608
+            (action,),
+        ).fetchone()
         return None if row is None else _stored(row)
 
     def state_of(self, receipt_id: str) -> State | None:
@@ -136,6 +144,15 @@ class SqliteReader:
         sql = f"SELECT {_COLUMNS} FROM receipts WHERE idx >= ? ORDER BY idx LIMIT ?"  # noqa: S608
         for row in self._db.execute(sql, (since_index, limit)):
             yield _stored(row)
+
+    def decisions(self, since_index: int = 0, limit: int = -1) -> Iterator[tuple[bytes, bytes | None]]:
+        """Receipts of decisions in log order, each with the input that was recorded, if there is one."""
+        sql = (
+            "SELECT r.jws, i.json FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"
+            " WHERE r.idx >= ? AND r.type = 'decision' ORDER BY r.idx LIMIT ?"
+        )
+        for jws, inputs in self._rows(sql, (since_index, limit)):
+            yield bytes(jws), None if inputs is None else bytes(inputs)
 
     def claims(self) -> Iterator[ClaimRow]:
         """Every claim. Raises ConfigError where a row is not one."""
@@ -203,9 +220,9 @@ class SqliteReader:
                 permit=permit,
             )
 
-    def _rows(self, sql: str) -> Iterator[Any]:
+    def _rows(self, sql: str, values: tuple[int, ...] = ()) -> Iterator[Any]:
         with self._damage():
-            cursor = self._db.execute(sql)
+            cursor = self._db.execute(sql, values)
         while True:
             with self._damage():
                 row = cursor.fetchone()

@@ -38,6 +38,7 @@ CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), origin TEXT NOT NULL
 CREATE TABLE receipts (idx INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, type TEXT NOT NULL,
   outcome TEXT NOT NULL, reason TEXT NOT NULL, agent TEXT NOT NULL, surface TEXT NOT NULL,
   iat_us INTEGER NOT NULL, jws BLOB NOT NULL) STRICT;
+CREATE INDEX receipts_admin ON receipts (reason, idx) WHERE type = 'admin';
 CREATE TABLE permits (idx INTEGER PRIMARY KEY, id TEXT NOT NULL, state TEXT NOT NULL, owner TEXT NOT NULL,
   http_status INTEGER NOT NULL, claims TEXT NOT NULL) STRICT;
 CREATE INDEX permits_open ON permits (idx) WHERE state IN ('dispatching', 'unknown');

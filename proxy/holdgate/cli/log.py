@@ -120,7 +120,10 @@ def _print(report: AuditReport, notes: tuple[str, ...]) -> None:
     for problem in report.problems:
         print(f"PROBLEM {problem}")
     print(f"{report.size} receipts, {report.signed} under the checkpoint, root {report.root}")
-    print(f"{report.permits} permits, {report.outcomes} outcomes, {report.inputs} recorded inputs")
+    print(
+        f"{report.permits} permits, {report.outcomes} outcomes, {report.admin} admin,"
+        f" {report.inputs} recorded inputs"
+    )
     for note in notes:
         print(f"note: {note}")
     print("clean" if report.is_clean else f"{len(report.problems)} problems")

@@ -142,7 +142,7 @@ def _line(result: _Result) -> str:
     if not found.ok or found.statement is None:
         return f"INVALID {result.source}: {found.reason}"
     said = found.statement
-    what = said.get("outcome") or said.get("status", "")
+    what = said.get("outcome") or said.get("status") or said.get("action", "")
     line = f"ok {said['id']} {said['type']} {what} {said.get('reason', '')}".rstrip()
     if found.inclusion is None:
         return line
