@@ -35,6 +35,7 @@ from holdgate.adjudicate import Evidence
 from holdgate.agents import Agent
 from holdgate.bundle import Bundle, load_bundle
 from holdgate.errors import Outcome
+from holdgate.explain import document, explain
 from holdgate.headers import Verdicts
 from holdgate.keys import SigningKey
 from holdgate.limits import Limits
@@ -151,8 +152,6 @@ def whole(data: bytes) -> bool:
     tls = not steer[0] & 1
     host = HOSTS[(steer[0] >> 1) % len(HOSTS)] if tls else "web.ok.test"
     origin = origin_of(0 if tls else 1, host)
-    if not tls and sent.startswith(b"CONNECT "):
-        return False  # next is mitmproxy's TLS layer; what comes inside is the TLS half of this target
     line = _loop().run_until_complete(_said(origin, sent, steer[1:]))
     _check_evidence(line)
     at = b"" if tls else b"http://web.ok.test"
@@ -230,6 +229,33 @@ def _is_the_same(arrived: bytes, request: bytes) -> bool:
     )
 
 
+# --- explain --------------------------------------------------------------------------------------
+
+
+def explained(data: bytes) -> bool:
+    """`holdgate explain` is total, and says of one whole request what the product decides about it."""
+    told = explain(data, lambda _: AGENT, _bundle(), LIMITS, fleet_key=b"f" * 32, now_us=1)
+    must(bool(document(told)), "nothing to show", data)
+    request, decision = told.request, told.decision
+    if request is None or b"\r\n" not in data.partition(b"\n\n")[0]:
+        return False
+    kind = 0 if request.scheme == "https" else 1
+    if request.port not in (80, 443):
+        return False
+    line = _loop().run_until_complete(_said(origin_of(kind, request.host), data, b"\1\2"))
+    entry = line.ledger.entries[0]
+    decided = (entry.outcome, entry.reason)
+    must((decision.outcome, decision.reason) == decided, "explained otherwise", decision, decided, data)
+    must(bool(line.recorder.sent) == (decision.outcome is Outcome.PERMIT), "sent or not", decision, data)
+    return decision.outcome is Outcome.PERMIT
+
+
+def explained_seeds() -> Iterator[bytes]:
+    yield from (request for _, request in arena_requests())
+    yield from attacks("plain")[::3]
+    yield b"GET /v1/search?q=a HTTP/1.1\nHost: api.ok.test\n\n"
+
+
 def seeds() -> Iterator[bytes]:
     for kind, request in arena_requests():
         rpc = 4 if b"Host: rpc." in request else 0
@@ -257,11 +283,15 @@ _ROUTES: Final = (
     b"Content-Encoding: br\r\n", b"Expect: 100-continue\r\n", b"%2e%2e/",
 )  # fmt: skip
 
+_WORDS: Final = (
+    *_ROUTES, *HTTP_WORDS, *JSON_WORDS[:8], *FORM_WORDS[:8], *XML_WORDS[:8], *MULTIPART_WORDS[:8],
+)  # fmt: skip
 TARGETS: Final = {
     "whole": Target(
         run=whole,
         seeds=seeds,
-        words=(*_ROUTES, *HTTP_WORDS, *JSON_WORDS[:8], *FORM_WORDS[:8], *XML_WORDS[:8], *MULTIPART_WORDS[:8]),
+        words=_WORDS,
         runs=800,
     ),
+    "explained": Target(run=explained, seeds=explained_seeds, words=_WORDS, runs=250),
 }
