@@ -130,6 +130,11 @@ def test_t3_any_changed_byte_is_refused() -> None:
             verify_checkpoint(note[:cut], ORIGIN, LOG_KEY.public)
 
 
+def test_t3_a_root_that_is_not_ascii_is_refused() -> None:
+    with pytest.raises(TlogError):
+        verify_checkpoint(f"{ORIGIN}\n5\né\n\n— {ORIGIN} AAAA\n".encode(), ORIGIN, LOG_KEY.public)
+
+
 def test_t3_another_origin_or_key_is_refused() -> None:
     note = sign_checkpoint(ORIGIN, _tree(5), LOG_KEY)
     for origin, key in ((ORIGIN + "x", LOG_KEY), (ORIGIN, OTHER_KEY)):

@@ -219,6 +219,26 @@ def test_a_crash_is_kept_with_a_way_to_repeat_it(
     assert run.main(["--replay", str(tmp_path / "other-crash")]) == 2
 
 
+LIBFUZZER: Final = """\
+#2\tINITED cov: 9 ft: 10 corp: 2/3b exec/s: 0 rss: 90Mb
+#700\tNEW    cov: 12 ft: 14 corp: 5/20b lim: 4 exec/s: 0 rss: 90Mb
+#1234\tDONE   cov: 12 ft: 14 corp: 5/20b lim: 4 exec/s: 0 rss: 90Mb
+stat::number_of_executed_units: 1234
+"""
+
+
+def test_what_libfuzzer_says_becomes_a_row_and_a_note(tmp_path: Path) -> None:
+    fine = run._result(LIBFUZZER, 0)
+    assert run._row(fine) == "     1,234 executions  coverage 9 -> 12, corpus 5  ok"
+    crash = tmp_path / "json-crash-1"
+    broken = run._result(f"Violation: x\n{LIBFUZZER}artifact_prefix='a'; Test unit written to {crash}\n", 77)
+    assert run._row(broken).endswith("  CRASH") and broken.crash == crash
+    note = (tmp_path / "json-crash-1.txt").read_text()
+    assert f"run.py --replay {crash}\n" in note and "Violation: x" in note
+    # A run that ends badly and wrote nothing is no success either.
+    assert "FAILED: exit 1\nno such module" in run._row(run._result("no such module", 1))
+
+
 def test_a_target_that_is_not_there_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run.main(["nosuch"])
