@@ -17,8 +17,9 @@ from fuzz import run
 from fuzz.base import Target, Violation
 from fuzz.mutate import inputs
 from fuzz.targets import TARGETS
-from holdgate import canonical, gate, http1, http1_grammar
+from holdgate import canonical, gate, http1, http1_grammar, relay
 from holdgate.adapters import dnswire
+from holdgate.answer import DispatchError
 from holdgate.cel import closures
 from holdgate.content import form, multipart, strictjson, xml
 from holdgate.errors import Outcome, Reason
@@ -156,8 +157,28 @@ def denied_ones_permitted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gate, "decide", lenient)
 
 
+def a_step_that_raises(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(extract, "_exact", lambda value: {}[value])
+
+
 def bodies_not_covered(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(extract, "check_body", lambda plan, exchange: None)
+
+
+def forged_headers_pass(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(relay, "upstream_headers", lambda headers: headers)
+
+
+def a_cut_stream_ends_well(patch: pytest.MonkeyPatch) -> None:
+    strict = relay._Relayed.next
+
+    async def lenient(self: Any) -> bytes:
+        try:
+            return await strict(self)
+        except DispatchError:
+            return b""
+
+    patch.setattr(relay._Relayed, "next", lenient)
 
 
 PLANTED: Final[list[tuple[str, Callable[[pytest.MonkeyPatch], None]]]] = [
@@ -180,6 +201,9 @@ PLANTED: Final[list[tuple[str, Callable[[pytest.MonkeyPatch], None]]]] = [
     ("whole", length_beats_coding),
     ("whole", last_key_wins),
     ("whole", bodies_not_covered),
+    ("whole", a_step_that_raises),
+    ("answered", forged_headers_pass),
+    ("answered", a_cut_stream_ends_well),
 ]
 
 
