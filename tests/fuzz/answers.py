@@ -1,4 +1,4 @@
-"""What an upstream says, through pipeline and door to the agent: framing, decision and cuts, as h11 reads them."""
+"""What an upstream says, through pipeline and door to the agent: framing, decision and cuts, by h11."""
 
 from __future__ import annotations
 
@@ -35,17 +35,14 @@ def answered(data: bytes) -> bool:
     must(names.count(b"holdgate-decision") == 1, "not one decision", head, raw)
     forged = [name for name in names if re.match(rb"(?:holdgate|tg|x-trigguard)[-_]", name)]
     must(forged == [b"holdgate-decision"], "reserved names from upstream", forged, raw)
-    if head.status_code == exchange.head.status:
-        must(
-            not ended or (complete and got == body),
-            "another body, or a cut one that ends well",
-            got,
-            body,
-            raw,
-        )
-        must(ended or not complete, "a complete answer was cut", got, raw)
-    else:
-        must(head.status_code in (502, 504), "another status", head, exchange.head)
+    if not complete and head.status_code in (502, 504):  # ours, in place of what was cut before it began
+        return False
+    if exchange.head.status == 407:
+        must(head.status_code == 502, "a proxy challenge passes", head)
+        return False
+    must(head.status_code == exchange.head.status, "another status", head, exchange.head)
+    must(ended == complete, "a cut answer ends well, or a complete one does not", head, got, raw)
+    must(not complete or got == body, "another body", got, body, raw)
     return complete
 
 
