@@ -63,6 +63,7 @@ def test_y1_no_text_raises_anything_else(text: str) -> None:
         pytest.param("true", True, id="true"),
         pytest.param("false", False, id="false"),
         pytest.param("-7", -7, id="integer"),
+        pytest.param("-0", "-0", id="minus zero"),
         pytest.param("null", None, id="null"),
         pytest.param("9" * 30, "9" * 30, id="too long for an integer"),
     ],

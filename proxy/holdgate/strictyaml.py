@@ -26,7 +26,7 @@ __all__ = ["Node", "load", "load_file"]
 
 _MAX_NODES: Final = 50_000
 _MAX_DEPTH: Final = 64
-_INT: Final = re.compile(r"-?(0|[1-9][0-9]*)\Z")
+_INT: Final = re.compile(r"(0|-?[1-9][0-9]*)\Z")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

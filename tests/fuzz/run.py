@@ -35,8 +35,10 @@ NO_ATHERIS: Final = (
     "There are wheels for CPython 3.12 to 3.14 on Linux x86-64 (glibc), which `make fuzz` installs;\n"
     "elsewhere it would have to be built with Clang."
 )
-# libFuzzer's own lines: "#2 INITED cov: 9 ft: 9 ...", "#7 DONE cov: 9 ft: 9 corp: 3/3b ...".
-_STATUS: Final = re.compile(r"^#(\d+)\s+(\w+)\s+cov: (\d+) ft: (\d+)(?: corp: (\d+))?", re.MULTILINE)
+# libFuzzer's own lines: "#2 INITED cov: 9 ft: 9 ...", "#7 DONE cov: 9 ft: 9 corp: 3/3b ...", and so on.
+_STATUS: Final = re.compile(r"^#(\d+)\s+(\w+)\s+cov: (\d+) ft: \d+(?: corp: (\d+))?", re.MULTILINE)
+_EXECUTIONS: Final = re.compile(r"number_of_executed_units:\s*(\d+)")
+_WRITTEN: Final = re.compile(r"Test unit written to (\S+)")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,6 @@ def _row(result: Result) -> str:
 
 def _run(name: str, seconds: int, how: str) -> Result:
     FOUND.mkdir(exist_ok=True)
-    before = set(FOUND.iterdir())
     command = [sys.executable, str(Path(__file__).resolve()), name, "--seconds", str(seconds), "--one", how]
     # libFuzzer ends its process without cleaning up, so its temporary files are ours to remove.
     with tempfile.TemporaryDirectory(prefix="holdgate-fuzz-") as folder:
@@ -116,27 +117,28 @@ def _run(name: str, seconds: int, how: str) -> Result:
             errors="replace",
             check=False,
         )
-    output = done.stdout + done.stderr
-    new = [path for path in sorted(FOUND.iterdir()) if path not in before and path.suffix != ".txt"]
-    crash = new[0] if new else None
+    return _result(done.stdout + done.stderr, done.returncode)
+
+
+def _result(output: str, code: int) -> Result:
+    """What the child said, in libFuzzer's words or in those of seeded()."""
+    written = _WRITTEN.search(output)
+    crash = Path(written[1]) if written else None
     if crash is not None and not _note_of(crash).exists():
         _note_of(crash).write_text(_note(crash, output[-20_000:]), encoding="utf-8")
-    status = [
-        (int(runs), kind, int(cov), int(corp or 0)) for runs, kind, cov, _, corp in _STATUS.findall(output)
-    ]
-    counted = re.search(r"stat::number_of_executed_units:\s*(\d+)", output) or re.search(
-        r"(\d+) runs", output
+    rows = _STATUS.findall(output)
+    executions = _EXECUTIONS.search(output)
+    coverage = None
+    if rows:
+        begun = next((row for row in rows if row[1] == "INITED"), rows[0])
+        coverage = int(begun[2]), int(rows[-1][2])
+    return Result(
+        executions=int(executions[1] if executions else rows[-1][0] if rows else 0),
+        coverage=coverage,
+        corpus=int(rows[-1][3] or 0) if rows else 0,
+        crash=crash,
+        failed=f"FAILED: exit {code}\n{output[-2000:]}" if code != 0 and crash is None else "",
     )
-    executions = int(counted[1]) if counted else status[-1][0] if status else 0
-    coverage = (
-        (next((row[2] for row in status if row[1] == "INITED"), status[0][2]), status[-1][2])
-        if status
-        else None
-    )
-    failed = ""
-    if crash is None and done.returncode != 0:
-        failed = f"FAILED: exit {done.returncode}\n{output[-2000:]}"
-    return Result(executions, coverage, status[-1][3] if status else 0, crash, failed)
 
 
 def _note_of(crash: Path) -> Path:
@@ -212,7 +214,7 @@ def seeded(name: str, target: Any, seconds: float, found: Path) -> int:
             if time.monotonic() >= deadline:
                 break
         rounds += 1
-    print(f"{runs} runs")
+    print(f"number_of_executed_units: {runs}")
     return 0
 
 
@@ -221,7 +223,7 @@ def _keep(name: str, data: bytes, runs: int, found: Path) -> int:
     found.mkdir(exist_ok=True)
     crash.write_bytes(data)
     _note_of(crash).write_text(_note(crash, traceback.format_exc()), encoding="utf-8")
-    print(f"{runs} runs")
+    print(f"Test unit written to {crash}\nnumber_of_executed_units: {runs}")
     return 1
 
 

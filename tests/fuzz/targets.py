@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fuzz import asked, signed, values, whole, wire, wrapped, written
+from fuzz import answers, asked, signed, values, whole, wire, wrapped, written
 from fuzz.base import Target
 
 __all__ = ["TARGETS"]
@@ -17,4 +17,5 @@ TARGETS: Final[dict[str, Target]] = {
     **written.TARGETS,
     **signed.TARGETS,
     **whole.TARGETS,
+    **answers.TARGETS,
 }

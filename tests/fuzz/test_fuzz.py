@@ -17,8 +17,9 @@ from fuzz import run
 from fuzz.base import Target, Violation
 from fuzz.mutate import inputs
 from fuzz.targets import TARGETS
-from holdgate import canonical, gate, http1, http1_grammar
+from holdgate import canonical, gate, http1, http1_grammar, relay
 from holdgate.adapters import dnswire
+from holdgate.answer import DispatchError
 from holdgate.cel import closures
 from holdgate.content import form, multipart, strictjson, xml
 from holdgate.errors import Outcome, Reason
@@ -156,8 +157,28 @@ def denied_ones_permitted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gate, "decide", lenient)
 
 
+def a_step_that_raises(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(extract, "_exact", lambda value: {}[value])
+
+
 def bodies_not_covered(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(extract, "check_body", lambda plan, exchange: None)
+
+
+def forged_headers_pass(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(relay, "upstream_headers", lambda headers: headers)
+
+
+def a_cut_stream_ends_well(patch: pytest.MonkeyPatch) -> None:
+    strict = relay._Relayed.next
+
+    async def lenient(self: Any) -> bytes:
+        try:
+            return await strict(self)
+        except DispatchError:
+            return b""
+
+    patch.setattr(relay._Relayed, "next", lenient)
 
 
 PLANTED: Final[list[tuple[str, Callable[[pytest.MonkeyPatch], None]]]] = [
@@ -180,6 +201,9 @@ PLANTED: Final[list[tuple[str, Callable[[pytest.MonkeyPatch], None]]]] = [
     ("whole", length_beats_coding),
     ("whole", last_key_wins),
     ("whole", bodies_not_covered),
+    ("whole", a_step_that_raises),
+    ("answered", forged_headers_pass),
+    ("answered", a_cut_stream_ends_well),
 ]
 
 
@@ -217,6 +241,26 @@ def test_a_crash_is_kept_with_a_way_to_repeat_it(
     (tmp_path / "broken-fine").write_bytes(b"a")
     assert run.main(["--replay", str(tmp_path / "broken-fine")]) == 0
     assert run.main(["--replay", str(tmp_path / "other-crash")]) == 2
+
+
+LIBFUZZER: Final = """\
+#2\tINITED cov: 9 ft: 10 corp: 2/3b exec/s: 0 rss: 90Mb
+#700\tNEW    cov: 12 ft: 14 corp: 5/20b lim: 4 exec/s: 0 rss: 90Mb
+#1234\tDONE   cov: 12 ft: 14 corp: 5/20b lim: 4 exec/s: 0 rss: 90Mb
+stat::number_of_executed_units: 1234
+"""
+
+
+def test_what_libfuzzer_says_becomes_a_row_and_a_note(tmp_path: Path) -> None:
+    fine = run._result(LIBFUZZER, 0)
+    assert run._row(fine) == "     1,234 executions  coverage 9 -> 12, corpus 5  ok"
+    crash = tmp_path / "json-crash-1"
+    broken = run._result(f"Violation: x\n{LIBFUZZER}artifact_prefix='a'; Test unit written to {crash}\n", 77)
+    assert run._row(broken).endswith("  CRASH") and broken.crash == crash
+    note = (tmp_path / "json-crash-1.txt").read_text()
+    assert f"run.py --replay {crash}\n" in note and "Violation: x" in note
+    # A run that ends badly and wrote nothing is no success either.
+    assert "FAILED: exit 1\nno such module" in run._row(run._result("no such module", 1))
 
 
 def test_a_target_that_is_not_there_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import gzip
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from functools import cache
 from typing import Any, Final
 
@@ -33,8 +33,10 @@ from holdgate.adapters.dispatch import HttpDispatcher
 from holdgate.adapters.gate_layer import GateLayer, HoldgateHoldHook, HoldgateRelayHook
 from holdgate.adjudicate import Evidence
 from holdgate.agents import Agent
+from holdgate.answer import DispatchError
 from holdgate.bundle import Bundle, load_bundle
-from holdgate.errors import Outcome
+from holdgate.errors import Outcome, Reason
+from holdgate.explain import document, explain
 from holdgate.headers import Verdicts
 from holdgate.keys import SigningKey
 from holdgate.limits import Limits
@@ -43,7 +45,7 @@ from holdgate.pipeline import Pipeline
 from holdgate.receipt import verify
 from holdgate.release import Release
 
-__all__ = ["TARGETS"]
+__all__ = ["LIMITS", "TARGETS", "check_evidence", "conversation", "talk"]
 
 LIMITS: Final = Limits(body_bytes=32_768, head_s=1, body_s=1)
 SIGNER: Final = SigningKey(seed=bytes(range(32)))
@@ -57,15 +59,18 @@ HOSTS: Final = ("api.ok.test", "web.ok.test", "rpc.ok.test", "api.denied.test", 
 class Recorder(HttpDispatcher):
     """The outer door up to its bytes: all its own checks, then a list instead of a connection."""
 
-    def __init__(self, clock_us: Any) -> None:
+    def __init__(self, clock_us: Any, answer: FakeExchange | None) -> None:
         nothing: Any = None
         super().__init__(
             resolver=nothing, limits=LIMITS, clock_us=clock_us, public_tls=nothing, private_tls=nothing
         )
         self.sent: list[bytes] = []
+        self.answer = answer  # None: 200 and two bytes, every time
 
     async def dispatch(self, release: Release) -> Any:
         self.sent.append(b"".join(self._request_bytes(release)))
+        if self.answer is not None:
+            return self.answer
         head = ResponseHead(status=200, reason=b"OK", headers=((b"Content-Type", b"text/plain"),))
         return FakeExchange(head=head, length=2, pieces=[b"ok"])
 
@@ -73,9 +78,9 @@ class Recorder(HttpDispatcher):
 class Connection:
     """One agent's connection: a real GateLayer over a real Pipeline, its hooks run one by one."""
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: Origin, answer: FakeExchange | None = None) -> None:
         self.ledger = MemoryLedger()
-        self.recorder = Recorder(lambda: self.ledger.now_us)
+        self.recorder = Recorder(lambda: self.ledger.now_us, answer)
         self.meter = FakeMeter()
         self.keeper = Pipeline(
             bundle=_bundle(),
@@ -116,7 +121,10 @@ class Connection:
                 command.held.answer = await command.held.ask()
                 await self.give(events.HookCompleted(command, None))
             elif isinstance(command, HoldgateRelayHook):
-                command.relay.piece = await command.relay.stream.next()
+                try:
+                    command.relay.piece = await command.relay.stream.next()
+                except DispatchError:
+                    pass  # as in the addon: the piece stays None, the answer is cut
                 await self.give(events.HookCompleted(command, None))
 
     async def say(self, data: bytes, cuts: bytes) -> None:
@@ -145,6 +153,11 @@ def _loop() -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
+def conversation(said: Coroutine[Any, Any, Connection]) -> Connection:
+    """Run talk() to its end."""
+    return _loop().run_until_complete(said)
+
+
 # --- the property -----------------------------------------------------------------------------
 
 
@@ -154,10 +167,8 @@ def whole(data: bytes) -> bool:
     tls = not steer[0] & 1
     host = HOSTS[(steer[0] >> 1) % len(HOSTS)] if tls else "web.ok.test"
     origin = origin_of(0 if tls else 1, host)
-    if not tls and sent.startswith(b"CONNECT "):
-        return False  # next is mitmproxy's TLS layer; what comes inside is the TLS half of this target
-    line = _loop().run_until_complete(_said(origin, sent, steer[1:]))
-    _check_evidence(line)
+    line = conversation(talk(origin, sent, steer[1:]))
+    check_evidence(line)
     at = b"" if tls else b"http://web.ok.test"
     requests = _readings(sent, at, host.encode())
     arrived = list(line.recorder.sent)
@@ -169,13 +180,13 @@ def whole(data: bytes) -> bool:
     return bool(line.recorder.sent)
 
 
-async def _said(origin: Origin, sent: bytes, cuts: bytes) -> Connection:
-    line = Connection(origin)
+async def talk(origin: Origin, sent: bytes, cuts: bytes, answer: FakeExchange | None = None) -> Connection:
+    line = Connection(origin, answer)
     await line.say(sent, cuts)
     return line
 
 
-def _check_evidence(line: Connection) -> None:
+def check_evidence(line: Connection) -> None:
     entries = line.ledger.entries
     permits = [entry for entry in entries if entry.outcome is Outcome.PERMIT]
     # Small enough to need no thread, one at a time: nothing joins another's flight.
@@ -187,6 +198,8 @@ def _check_evidence(line: Connection) -> None:
         "outcomes",
         line.ledger.outcomes,
     )
+    # Whatever is raised on the way ends in this reason: for an agent it is a refusal, for us a crash.
+    must(all(entry.reason is not Reason.INTERNAL_ERROR for entry in entries), "internal error", entries)
     for entry in entries:
         said = verify(entry.jws, {SIGNER.kid: SIGNER.public}).statement
         must(
@@ -233,11 +246,51 @@ def _is_the_same(arrived: bytes, request: bytes) -> bool:
     )
 
 
+# --- explain --------------------------------------------------------------------------------------
+
+
+def explained(data: bytes) -> bool:
+    """`holdgate explain` is total, and says of one whole request what the product decides about it."""
+    told = explain(data, lambda _: AGENT, _bundle(), LIMITS, fleet_key=b"f" * 32, now_us=1)
+    must(bool(document(told)), "nothing to show", data)
+    request, decision = told.request, told.decision
+    if request is None or b"\r\n" not in data.partition(b"\n\n")[0]:
+        return False
+    kind = 0 if request.scheme == "https" else 1
+    if request.port not in (80, 443):
+        return False
+    line = conversation(talk(origin_of(kind, request.host), data, b"\1\2"))
+    check_evidence(line)
+    entry = line.ledger.entries[0]
+    decided = (entry.outcome, entry.reason)
+    must((decision.outcome, decision.reason) == decided, "explained otherwise", decision, decided, data)
+    must(bool(line.recorder.sent) == (decision.outcome is Outcome.PERMIT), "sent or not", decision, data)
+    return decision.outcome is Outcome.PERMIT
+
+
+def explained_seeds() -> Iterator[bytes]:
+    yield from (request for _, request in arena_requests())
+    yield from attacks("plain")[::3]
+    yield b"GET /v1/search?q=a HTTP/1.1\nHost: api.ok.test\n\n"
+
+
+def _large() -> Iterator[bytes]:
+    """More than a receipt or a header can hold."""
+    line = b"POST /v1/%b HTTP/1.1\r\nHost: api.ok.test\r\nContent-Type: application/%b\r\n%b"
+    body = b"amount=5&recipient=" + b"%0a" * 8000
+    yield b"\0\1\1" + line % (b"charges", b"x-www-form-urlencoded", b"Content-Length: 24019\r\n\r\n") + body
+    body = b'{"amount":5,"recipient":"' + b"\\u0001" * 4000 + b'"}'
+    yield b"\0\1\1" + line % (b"transfers", b"json", b"Content-Length: 24027\r\n\r\n") + body
+    secret = b"Authorization: Bearer " + b"k" * 50_000 + b"\r\nContent-Length: 8\r\n\r\namount=5"
+    yield b"\0\1\1" + line % (b"charges", b"x-www-form-urlencoded", secret)
+
+
 def seeds() -> Iterator[bytes]:
     for kind, request in arena_requests():
         rpc = 4 if b"Host: rpc." in request else 0
         yield bytes([kind | rpc, 1, 2]) + request
         yield bytes([kind | rpc, 3, 4]) + request + request
+    yield from _large()
     yield from (b"\0\5\5" + data for data in attacks("tls"))
     both = b"Content-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n"
     head = b"POST /v1/search HTTP/1.1\r\nHost: api.ok.test\r\nContent-Type: application/json\r\n"
@@ -260,11 +313,15 @@ _ROUTES: Final = (
     b"Content-Encoding: br\r\n", b"Expect: 100-continue\r\n", b"%2e%2e/",
 )  # fmt: skip
 
+_WORDS: Final = (
+    *_ROUTES, *HTTP_WORDS, *JSON_WORDS[:8], *FORM_WORDS[:8], *XML_WORDS[:8], *MULTIPART_WORDS[:8],
+)  # fmt: skip
 TARGETS: Final = {
     "whole": Target(
         run=whole,
         seeds=seeds,
-        words=(*_ROUTES, *HTTP_WORDS, *JSON_WORDS[:8], *FORM_WORDS[:8], *XML_WORDS[:8], *MULTIPART_WORDS[:8]),
+        words=_WORDS,
         runs=800,
     ),
+    "explained": Target(run=explained, seeds=explained_seeds, words=_WORDS, runs=250),
 }

@@ -18,7 +18,7 @@ from holdgate.http1 import ClientReader, ServerReader, WireError
 from holdgate.limits import Limits
 from holdgate.message import Listener, Origin, RequestHead
 
-__all__ = ["HTTP_WORDS", "TARGETS", "attacks", "read_requests"]
+__all__ = ["CLIENT_WORDS", "HTTP_WORDS", "TARGETS", "attacks", "read_requests"]
 
 LIMITS: Final = Limits(header_bytes=4096, headers=20)
 BODY_LIMIT: Final = 2000

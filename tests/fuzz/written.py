@@ -22,9 +22,11 @@ from holdgate.config import Config, load_config
 from holdgate.errors import ConfigError
 from holdgate.files import packaged
 from holdgate.policy import PolicySet, load_policies
+from holdgate.policytest import TestReport, run_tests
 from holdgate.strictyaml import Node, load
 from holdgate.surface.index import SurfaceIndex
 from holdgate.surface.load import load_map
+from policy_fakes import FakeIndex
 
 try:  # Google's CEL, where its wheel is installed; without it the other properties are still checked
     from cel_expr_python import cel as google
@@ -294,6 +296,48 @@ POLICY_WORDS: Final = (
 )  # fmt: skip
 
 
+def policy_test(data: bytes) -> bool:
+    """Only ConfigError; and a case passes exactly when it got what it expects."""
+    policies = _refunds()
+    report: TestReport | None = _from_file(
+        data, "p_test.yaml", lambda path: run_tests([path], policies, FakeIndex())
+    )
+    if report is None:
+        return False
+    names = [result.name for result in report.results]
+    must(len(set(names)) == len(names), "two cases of one name", names)
+    must(report.ok == (bool(names) and all(result.passed for result in report.results)), "ok", report)
+    for result in report.results:
+        outcome = result.got.split(" ")[0]
+        must(
+            not result.passed or result.expected.split(" ")[0] == outcome,
+            "passed with another outcome",
+            result,
+        )
+    return True
+
+
+@cache
+def _refunds() -> PolicySet:
+    return load_policies([TESTS / "data" / "policies"], FakeIndex())
+
+
+def policy_test_seeds() -> Iterator[bytes]:
+    whole = (TESTS / "data" / "policies" / "refunds_test.yaml").read_bytes()
+    head, mark, cases = whole.partition(b"    - name: ")
+    yield whole
+    for case in cases.split(mark):
+        yield head + mark + case
+
+
+TEST_WORDS: Final = (
+    *YAML_WORDS[:12], b"matrix: {params.amount: [1, 2]}", b"expect: {outcome: PERMIT}",
+    b"with: {params: {amount: 1}}", b"null", b"expect_each: [PERMIT, DENY]", b"clock: {now: x}",
+    b"2026-03-02T23:00:00Z", b"approvals: [{}]", b"agent: {}", b"request_file: x", b"rules: [a]",
+    b"reason: permit_rule", b"surface: payments.refund", b"action: {operation: x}",
+)  # fmt: skip
+
+
 def configuration(data: bytes) -> bool:
     """Only ConfigError, and what loads names what it must name."""
     loaded: Config | None = _from_file(data, "holdgate.yaml", load_config)
@@ -345,5 +389,6 @@ TARGETS: Final = {
     "strict_yaml": Target(run=strict_yaml, seeds=yaml_seeds, words=YAML_WORDS, runs=400),
     "surface_map": Target(run=surface_map, seeds=map_seeds, words=MAP_WORDS, runs=120),
     "policy": Target(run=policy, seeds=policy_seeds, words=POLICY_WORDS, runs=200),
+    "policy_test": Target(run=policy_test, seeds=policy_test_seeds, words=TEST_WORDS, runs=150),
     "configuration": Target(run=configuration, seeds=configuration_seeds, words=CONFIG_WORDS, runs=200),
 }
