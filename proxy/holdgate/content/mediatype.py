@@ -1,10 +1,10 @@
 """A Content-Type value becomes (essence, parameters), or is refused.
 
 RFC 9110 8.3.1 without its leniencies: no empty parameters, no parameter twice, no backslash
-escapes inside quotes (readers disagree about each of them).
+escapes inside quotes, no extended names (readers disagree about each of them).
 
 Invariants (tests/test_content_mediatype.py):
-  MT1  No parameter occurs twice, and every name is in lower case.
+  MT1  No parameter occurs twice, in any notation, and every name is in lower case.
   MT2  A charset is UTF-8, US-ASCII or absent: no other reading of the bytes is possible.
 """
 
@@ -43,6 +43,9 @@ def parse_media_type(value: str) -> tuple[str, Params]:
         name = param[1].lower()
         if name in params:
             raise InputError(Reason.MALFORMED_REQUEST, f"Content-Type names {name!r} twice")
+        if "*" in name:
+            # RFC 2231: to Django, for one, `boundary*=` and `charset*0=` replace `boundary=` and `charset=`.
+            raise InputError(Reason.MALFORMED_REQUEST, f"Content-Type has the extended parameter {name!r}")
         params[name] = param[2] if param[2] is not None else param[3]
         position = param.end()
     charset = params.get("charset")
