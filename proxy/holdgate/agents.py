@@ -153,6 +153,8 @@ def _basic(encoded: bytes) -> tuple[bytes, bytes]:
         decoded = base64.b64decode(encoded, validate=True)
     except binascii.Error:
         raise InputError(Reason.UNKNOWN_AGENT, "Proxy-Authorization is not base64") from None
+    if base64.b64encode(decoded) != encoded:
+        raise InputError(Reason.UNKNOWN_AGENT, "Proxy-Authorization is not canonical base64")
     name, colon, token = decoded.partition(b":")
     if not colon:
         raise InputError(Reason.UNKNOWN_AGENT, "Proxy-Authorization is not id:token")
