@@ -55,6 +55,9 @@ def test_values_that_real_clients_send(value: str, expected: object) -> None:
         "a/b\n",
         "ä/b",
         "a/" + "b" * 600,
+        "a/b; charset*=utf-8''utf-16",
+        "a/b; charset*0=utf; charset*1=-16",
+        "multipart/form-data; boundary=a; boundary*=utf-8''b",
     ],
 )
 def test_malformed_values_are_refused(value: str) -> None:
