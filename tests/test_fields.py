@@ -24,7 +24,7 @@ REFUSED = "X-HTTP-Method-Override X-HTTP-Method X-Method-Override _method".split
 
 def read(*headers: tuple[bytes, bytes]) -> FieldSet | Reason:
     try:
-        return read_fields((HOST, *headers))
+        return read_fields((HOST, *headers), tls=True)
     except InputError as error:
         return error.reason
 
@@ -69,7 +69,7 @@ def test_f2_a_header_that_decides_occurs_once(name: bytes) -> None:
 
 def test_f2_no_host_is_refused() -> None:
     with pytest.raises(InputError):
-        read_fields(((b"Accept", b"*/*"),))
+        read_fields(((b"Accept", b"*/*"),), tls=True)
 
 
 def test_f2_other_repeated_names_are_named_and_have_no_value() -> None:
@@ -91,7 +91,8 @@ def test_f3_inert_is_never_removed_refused_or_a_credential() -> None:
 
 def test_f3_sdk_telemetry_and_tracing_are_inert() -> None:
     names = (
-        "x-stripe-client-user-agent amz-sdk-request traceparent x-stainless-os sec-fetch-mode x-b3-traceid"
+        "x-stripe-client-user-agent amz-sdk-request traceparent x-stainless-os sec-fetch-mode x-b3-traceid "
+        "x-ms-client-request-id x-elastic-client-meta x-fern-language mime-version npm-command"
     )
     assert all(map(is_inert, names.split()))
 
@@ -116,6 +117,18 @@ def test_connection_names_only_hop_by_hop_headers(value: bytes, reason: Reason |
 
 def test_an_upgrade_is_left_out_but_a_nominated_one_is_refused() -> None:
     assert isinstance(read((b"Upgrade", b"h2c")), FieldSet)
+    h2c = (
+        HOST,
+        (b"Connection", b"Upgrade, HTTP2-Settings"),
+        (b"Upgrade", b"h2c"),
+        (b"HTTP2-Settings", b"AA"),
+    )
+    assert read_fields(h2c, tls=False).sent == (), (
+        "Java's HttpClient and curl --http2 offer it and go on without"
+    )
+    assert read(*h2c[1:]) is Reason.UNSUPPORTED_PROTOCOL, "inside TLS nobody may (RFC 7540 3.2)"
+    with pytest.raises(InputError):
+        read_fields((*h2c, (b"Upgrade", b"websocket")), tls=False)
     upgrade = [(b"Upgrade", b"websocket"), (b"Connection", b"keep-alive, Upgrade")]
     assert read(*upgrade) is read(*reversed(upgrade)) is Reason.UNSUPPORTED_PROTOCOL
     # The nomination is found whichever of two Connection lines has it.

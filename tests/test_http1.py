@@ -102,6 +102,11 @@ ACCEPTED = [
     pytest.param(post(b"Connection: Keep-Alive, TE\r\nTE: trailers\r\n"), b"", id="known connection options"),
     pytest.param(post(b"Connection: upgrade\r\n"), b"", id="connection upgrade without Upgrade"),
     pytest.param(
+        post(b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"),
+        b"",
+        id="an offer of h2c, which fields.py judges",
+    ),
+    pytest.param(
         post(b"Expect: 100-Continue\r\nContent-Length: 1\r\n", b"a"), b"a", id="expect 100-continue"
     ),
     pytest.param(b"CONNECT api.ok.test:443 HTTP/1.1\r\n" + HOST + b"\r\n", b"", id="CONNECT"),

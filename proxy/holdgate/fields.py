@@ -28,13 +28,28 @@ INERT_HEADERS: Final = frozenset(
     accept accept-charset accept-encoding accept-language cache-control content-encoding
     content-language content-type date dnt pragma priority save-data sec-gpc user-agent
     upgrade-insecure-requests
-    amz-sdk-invocation-id amz-sdk-request x-amz-user-agent x-client-request-id x-goog-api-client
-    x-stripe-client-telemetry x-stripe-client-user-agent
-    b3 baggage newrelic sentry-trace traceparent tracestate uber-trace-id x-amzn-trace-id
+    amz-sdk-invocation-id amz-sdk-request x-amz-sdk-checksum-algorithm x-amz-user-agent x-amzn-query-mode
+    client-request-id commandname parametersetname return-client-request-id
+    x-client-cpu x-client-current-telemetry x-client-last-telemetry x-client-os x-client-request-id
+    x-client-sku x-client-ver x-ms-client-request-id x-ms-correlation-request-id x-ms-lib-capability
+    x-ms-return-client-request-id
+    mime-version npm-command npm-in-ci npm-session
+    x-client-info x-elastic-client-meta x-goog-api-client x-opaque-id x-openai-client-user-agent
+    x-stripe-client-telemetry x-stripe-client-user-agent x-twilio-client x-vault-request
+    b3 baggage elastic-apm-traceparent newrelic sentry-trace traceparent tracestate uber-trace-id
+    x-amzn-trace-id
     x-cloud-trace-context x-correlation-id x-ot-span-context x-request-id
     """.split()
 )
-_INERT_PREFIXES: Final = ("sec-fetch-", "sec-ch-", "x-b3-", "x-datadog-", "x-stainless-")
+_INERT_PREFIXES: Final = (
+    "sec-fetch-",
+    "sec-ch-",
+    "x-b3-",
+    "x-datadog-",
+    "x-fern-",
+    "x-instana-",
+    "x-stainless-",
+)
 
 
 def is_inert(name: str) -> bool:
@@ -137,13 +152,13 @@ def _judge(name: bytes) -> tuple[str, _Fate]:
     return lower, _Fate.KEEP
 
 
-def read_fields(headers: Headers) -> FieldSet:
-    """Judge every header once, in order. Raises InputError."""
+def read_fields(headers: Headers, *, tls: bool) -> FieldSet:
+    """Judge every header once, in order; `tls`: they came inside TLS. Raises InputError."""
     sent: list[tuple[bytes, bytes]] = []
     values: dict[str, str] = {}
     repeated: set[str] = set()
     structural: dict[str, str] = {}
-    upgrade = False
+    upgrade = ""
     for header in headers:
         name, fate = _judge(header[0])
         value = _text(header[1])
@@ -153,7 +168,8 @@ def read_fields(headers: Headers) -> FieldSet:
                 repeated.add(name)
             values[name] = value
         elif fate is _Fate.DROP:
-            upgrade = upgrade or name == "upgrade"
+            if name == "upgrade":
+                upgrade = f"{upgrade},{value}"
         elif fate is _Fate.ONCE:
             if name in values:
                 raise InputError(Reason.MALFORMED_REQUEST, f"{name} occurs more than once")
@@ -170,7 +186,10 @@ def read_fields(headers: Headers) -> FieldSet:
             structural[name] = f"{structural[name]},{value}" if name in structural else value
     for name in repeated:
         del values[name]
-    _check_structural(structural, values, upgrade)
+    # RFC 9110 7.8: an upgrade may be ignored. Java and curl offer h2c with a request without TLS and go on in
+    # HTTP/1.1; inside TLS nobody may (RFC 7540 3.2), and any other protocol is a tunnel that is wanted.
+    tunnel = upgrade.lower() != ",h2c" or tls if upgrade else False
+    _check_structural(structural, values, tunnel)
     return FieldSet(
         host=structural["host"],
         sent=tuple(sent),
@@ -192,7 +211,7 @@ def _text(raw: bytes) -> str:
     return value
 
 
-def _check_structural(structural: dict[str, str], values: dict[str, str], upgrade: bool) -> None:
+def _check_structural(structural: dict[str, str], values: dict[str, str], tunnel: bool) -> None:
     if "host" not in structural:
         raise InputError(Reason.MALFORMED_REQUEST, "no Host header")
     connection = structural.get("connection")
@@ -201,7 +220,7 @@ def _check_structural(structural: dict[str, str], values: dict[str, str], upgrad
         if not tokens <= _CONNECTION_TOKENS:
             raise InputError(Reason.MALFORMED_REQUEST, "Connection names a header that is not hop-by-hop")
         # Upgrade alone is only an offer that we leave out; nominated, it asks for a tunnel.
-        if upgrade and "upgrade" in tokens:
+        if tunnel and "upgrade" in tokens:
             raise InputError(Reason.UNSUPPORTED_PROTOCOL, "protocol upgrade")
     expect = structural.get("expect")
     if expect is not None and expect.lower() != "100-continue":

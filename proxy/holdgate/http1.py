@@ -184,7 +184,9 @@ class ServerReader:
         self._read_connection(found)
 
     def _read_connection(self, found: dict[bytes, bytes]) -> None:
-        if b"upgrade" in found or b"http2-settings" in found:
+        # An offer of h2c may be ignored; whether it may be made at all, fields.py knows (not inside TLS).
+        upgrade = found.get(b"upgrade", b"h2c")
+        if upgrade.lower() != b"h2c" or (b"http2-settings" in found and b"upgrade" not in found):
             raise InputError(Reason.UNSUPPORTED_PROTOCOL, "protocol upgrades are not carried")
         expect = found.get(b"expect")
         if expect is not None and expect.lower() != b"100-continue":

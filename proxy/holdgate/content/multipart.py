@@ -4,8 +4,8 @@ RFC 7578 as browsers, requests, curl and OkHttp write it, and nothing else: read
 multipart disagree about nearly everything beyond that (WAFFLED, 2025).
 
 Invariants (tests/test_content_multipart.py):
-  MP1  The delimiter occurs only as a delimiter line; no preamble, no epilogue, CRLF only.
-  MP2  Every part has one quoted `name`, and no name occurs twice unless the caller says so.
+  MP1  The delimiter occurs only as a delimiter line; no preamble, no epilogue but an empty line, CRLF only.
+  MP2  Every part has one quoted `name`; no name occurs twice unless the caller says so or it is a list `a[]`.
   MP3  No name or file name has an escape, so there is one way to read it.
   MP4  No part is itself multipart or transfer-encoded.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import InputError, Reason
-from .mediatype import parse_media_type
+from .mediatype import check_charset, parse_media_type
 
 __all__ = ["Part", "boundary_of", "parse_multipart"]
 
@@ -26,6 +26,8 @@ _MAX_HEAD_BYTES: Final = 4096
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,\-./:=?]{1,70}")
 _HEADER: Final = re.compile(r"([0-9A-Za-z\-]+):[ \t]*([^\x00-\x1f\x7f-\x9f]*)")
 _DISPOSITION: Final = re.compile(r'form-data; ?name="([^"\\]+)"(?:; ?filename="([^"\\]*)")?')
+# RFC 2045 6.2: none of these is an encoding. Apache HttpClient and OkHttp write them.
+_IDENTITY: Final = ("7bit", "8bit", "binary")
 # Browsers escape quote, CR and LF like this; some servers undo it and some do not.
 _ESCAPE: Final = re.compile(r"%(?:22|0[ad])", re.IGNORECASE)
 
@@ -55,7 +57,8 @@ def parse_multipart(data: bytes, *, boundary: str, repeat: frozenset[str] = froz
         raise InputError(Reason.TOO_LARGE, f"more than {_MAX_PARTS} parts")
     first, *pieces = data.split(delimiter)
     # The delimiter anywhere else makes a piece that does not start or end with CRLF.
-    if first or len(pieces) < 2 or pieces.pop() not in (b"--", b"--\r\n"):
+    # (An epilogue of one empty line is what form-data-encoder writes; every reader passes over it.)
+    if first or len(pieces) < 2 or pieces.pop() not in (b"--", b"--\r\n", b"--\r\n\r\n"):
         raise InputError(Reason.BAD_BODY, "multipart does not begin and end with its delimiter")
     parts: list[Part] = []
     names: set[str] = set()
@@ -63,7 +66,7 @@ def parse_multipart(data: bytes, *, boundary: str, repeat: frozenset[str] = froz
         if not (piece.startswith(b"\r\n") and piece.endswith(b"\r\n") and len(piece) >= 4):
             raise InputError(Reason.BAD_BODY, "a multipart delimiter is not on a line of its own")
         part = _part(piece[2:-2])
-        if part.name in names and part.name not in repeat:
+        if part.name in names and part.name not in repeat and not part.name.endswith("[]"):
             raise InputError(Reason.DUPLICATE_PARAMETER, f"part {part.name!r} occurs more than once")
         names.add(part.name)
         parts.append(part)
@@ -81,10 +84,13 @@ def _part(piece: bytes) -> Part:
         raise InputError(Reason.BAD_BODY, "a part's Content-Length is wrong")
     name, filename = _disposition(headers.pop("content-disposition", ""))
     content_type = headers.pop("content-type", None)
+    if headers.get("content-transfer-encoding") in _IDENTITY:
+        del headers["content-transfer-encoding"]
     if headers:
         raise InputError(Reason.BAD_BODY, f"a part has the header {min(headers)!r}")
     if content_type is not None:
-        essence, _ = parse_media_type(content_type)
+        essence, params = parse_media_type(content_type)
+        check_charset(params, data)
         if essence.startswith(("multipart/", "message/")):
             raise InputError(Reason.BAD_BODY, "a part is itself a container")
     return Part(name=name, filename=filename, content_type=content_type, data=data)
