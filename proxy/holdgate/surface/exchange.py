@@ -19,6 +19,7 @@ from ..content.aws import decode_aws_chunked
 from ..content.coding import decode_coding
 from ..content.form import parse_form
 from ..content.multipart import Part, boundary_of, parse_multipart
+from ..content.related import parse_related
 from ..content.strictjson import parse_json
 from ..content.xml import parse_xml
 from ..errors import InputError, Reason
@@ -239,8 +240,10 @@ class Exchange:
                 return tree
             case "xml":
                 return parse_xml(self.data)
-            case "multipart":
+            case "multipart" | "related":
                 boundary = boundary_of(() if self.media is None else self.media.params)
+                if kind == "related":
+                    return parse_related(self.data, boundary=boundary)
                 return _record(parse_multipart(self.data, boundary=boundary, repeat=plan.repeat), plan.repeat)
             case _:
                 return {}
@@ -261,7 +264,7 @@ def kind_of(essence: str) -> str:
         return "json"
     if essence.endswith(("/xml", "+xml")):
         return "xml"
-    return "multipart" if essence == "multipart/form-data" else "opaque"
+    return {"multipart/form-data": "multipart", "multipart/related": "related"}.get(essence, "opaque")
 
 
 def _record(parts: tuple[Part, ...], repeat: frozenset[str]) -> dict[str, Any]:

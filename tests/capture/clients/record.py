@@ -1,9 +1,9 @@
 """Record the raw requests of real clients, in many languages, as `tests/data/clients/CLIENT/CALL.http[.xz]`.
 
-A namespace of its own (`unshare`, as root) has a loopback interface and nothing else. There every name of
-HOSTS is 127.0.0.1, ports 443 and 80 belong to a recording server, and its throw-away certificate stands in
-the place of every trust store. So the clients run as they are, against the vendors' names, without a proxy and
-without a way out. Credentials are fake.
+A namespace of its own (`unshare`, as root) has a loopback interface and nothing else. There every
+name of HOSTS is 127.0.0.1, ports 443 and 80 belong to a recording server, and its throw-away certificate
+stands in the place of every trust store. So the clients run as they are, without a proxy and
+without a way out, and name the vendors. Credentials are fake.
 
     PYTHONPATH=tests:tests/capture python tests/capture/clients/record.py \\
         --python VENV/bin/python --node NODE_FOLDER [CLIENT ...]
