@@ -27,7 +27,8 @@ def read(data: bytes) -> object:
 
 
 def test_mr1_metadata_and_what_identifies_the_medium() -> None:
-    about = {"content_type": "text/csv", "bytes": 4, "sha256": hashlib.sha256(b"a,b\n").hexdigest()}
+    digest = hashlib.sha256(b"a,b\n").hexdigest()
+    about = {"content_type": "text/csv", "bytes": 4, "sha256": f"sha256:{digest}"}
     found = {"metadata": {"name": "a"}, "media": about}
     assert read(body(META, MEDIA)) == read(body(META, MEDIA, end=b"--X--")) == found
     assert read(body(META, b"MIME-Version: 1.0\r\nContent-Transfer-Encoding: binary\r\n" + MEDIA)) == found
@@ -37,7 +38,7 @@ def test_mr1_metadata_and_what_identifies_the_medium() -> None:
 def test_mr1_every_byte_of_the_medium_is_in_its_digest(data: bytes) -> None:
     if b"--X" not in data:
         found = parse_related(body(META, b"Content-Type: a/b\r\n\r\n" + data), boundary="X")
-        assert found["media"]["sha256"] == hashlib.sha256(data).hexdigest()
+        assert found["media"]["sha256"] == "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def parse_related(data: bytes, *, boundary: str) -> dict[str, Any]:
     (first_type, metadata), (media_type, media) = [_part(*part) for part in parts]
     if parse_media_type(first_type)[0] != "application/json":
         raise InputError(Reason.BAD_BODY, "the first part of multipart/related is not JSON")
-    about = {"content_type": media_type, "bytes": len(media), "sha256": hashlib.sha256(media).hexdigest()}
+    digest = hashlib.sha256(media).hexdigest()
+    about = {"content_type": media_type, "bytes": len(media), "sha256": f"sha256:{digest}"}
     return {"metadata": parse_json(metadata), "media": about}
 
 

@@ -163,7 +163,7 @@ def _pypi(method: str, target: str, path: str, headers: dict[str, str]) -> Answe
     file = "acme_tool-1.0-py3-none-any.whl"
     entry = {
         "filename": file,
-        "url": f"https://pypi.example.org/files/{file}",
+        "url": f"https://files.pypi.example.org/packages/ab/cd/{file}",
         "hashes": {"sha256": hashlib.sha256(wheel).hexdigest()},
     }
     listed = {"meta": {"api-version": "1.0"}, "name": "acme-tool", "files": [entry]}

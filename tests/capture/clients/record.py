@@ -48,7 +48,7 @@ HOSTS = """
     acme.blob.core.windows.net login.microsoftonline.com
     kube.example.org api.twilio.com api.sendgrid.com api.github.com uploads.github.com github.com
     vault.example.org es.example.org influx.example.org minio.example.org oci.example.org
-    pypi.example.org npm.example.org
+    pypi.example.org files.pypi.example.org npm.example.org
 """.split()
 GIT = {
     "user.name": "agent",
