@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -113,10 +113,17 @@ def _chunks(source: _Source, at: int) -> tuple[bytes, int]:
             return bytes(body), at
 
 
-class RawServer:
-    """Plain HTTP/1.1 on a free loopback port: keeps every request, answers `{}`."""
+def empty(request: RawRequest) -> bytes:
+    """200 and `{}`."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+    return head + (b"" if request.method == b"HEAD" else b"{}")
 
-    def __init__(self) -> None:
+
+class RawServer:
+    """Plain HTTP/1.1 on a free loopback port: keeps every request, answers as told."""
+
+    def __init__(self, answer: Callable[[RawRequest], bytes] = empty) -> None:
+        self._answer = answer
         self.requests: list[RawRequest] = []
         self.connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -145,8 +152,6 @@ class RawServer:
             try:
                 for request in requests_of(connection):
                     self.requests.append(request)
-                    body = b"" if request.method == b"HEAD" else b"{}"
-                    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
-                    connection.sendall(head + body)
+                    connection.sendall(self._answer(request))
             except OSError:
                 return

@@ -1,7 +1,7 @@
-"""What the recording server answers: the least that each client takes for an answer, by host and path.
+"""Answers of stand-in vendors to raw requests: the least that each client takes for one, by host and path.
 
-Where the vendor's program is at hand it answers itself: `git http-backend` for github.com. Bodies are those
-of tests/capture/replies.py where they suit.
+`git http-backend` itself answers for github.com. Used where clients are recorded (tests/capture/clients) and
+where they run behind an instance (tests/integration).
 """
 
 from __future__ import annotations
@@ -14,43 +14,30 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from rawserver import RawRequest
 
-from replies import reply
-
-__all__ = ["answer"]
+__all__ = ["answer", "written"]
 
 type Answer = tuple[int, dict[str, str], bytes]
 
 _JSON = "application/json"
-_FOUND = {"id": "1", "name": "x", "object": "thing", "data": [], "items": [], "ok": True, "status": "ok"}
 
 
-def answer(head: bytes, body: bytes, repositories: Path) -> bytes:
-    """A complete response to one request; `body` has its transfer coding off."""
-    lines = head.split(b"\r\n")
-    method, target, _ = (word.decode() for word in lines[0].split(b" ", 2))
-    pairs = [line.partition(b":") for line in lines[1:]]
-    headers = {name.decode().lower(): value.strip().decode("utf-8", "replace") for name, _, value in pairs}
+def answer(request: RawRequest, repositories: Path) -> bytes | None:
+    """A complete response, None where no vendor of these is asked; repositories of git are in that folder."""
+    method, target = request.method.decode(), request.target.decode()
+    headers = {name.decode().lower(): value.decode("utf-8", "replace") for name, value in request.headers}
     host = headers.get("host", "")
-    path = target.partition("?")[0]
     if host == "github.com":
-        return written(*_git(method, target, headers, body, repositories), method)
+        return written(*_git(method, target, headers, request.body, repositories), method)
     for suffix, answers in _BY_HOST.items():
         if host.endswith(suffix):
-            found = answers(method, target, path, headers)
-            if found is not None:
-                return written(*found, method)
-    if host.endswith(
-        ("stripe.com", "slack.com", "openai.com", "anthropic.com", "fhir.example.org", "amazonaws.com")
-    ):
-        return _known(reply(head + b"\r\n\r\n" + body), method)
-    return written(*_json(_FOUND), method)
+            return written(*answers(method, target, target.partition("?")[0], headers), method)
+    return None
 
 
 def written(status: int, headers: dict[str, str], body: bytes, method: str) -> bytes:
@@ -59,10 +46,6 @@ def written(status: int, headers: dict[str, str], body: bytes, method: str) -> b
     if method == "HEAD" or status in (204, 304):
         body = b""
     return f"HTTP/1.1 {status} OK\r\n{lines}\r\n".encode() + body
-
-
-def _known(response: bytes, method: str) -> bytes:
-    return response.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if method == "HEAD" else response
 
 
 def _json(value: object, status: int = 200, **headers: str) -> Answer:
