@@ -158,7 +158,7 @@ def read_fields(headers: Headers, *, tls: bool) -> FieldSet:
     values: dict[str, str] = {}
     repeated: set[str] = set()
     structural: dict[str, str] = {}
-    upgrade = ""
+    upgrade = None
     for header in headers:
         name, fate = _judge(header[0])
         value = _text(header[1])
@@ -169,7 +169,7 @@ def read_fields(headers: Headers, *, tls: bool) -> FieldSet:
             values[name] = value
         elif fate is _Fate.DROP:
             if name == "upgrade":
-                upgrade = f"{upgrade},{value}"
+                upgrade = value if upgrade is None else f"{upgrade},{value}"
         elif fate is _Fate.ONCE:
             if name in values:
                 raise InputError(Reason.MALFORMED_REQUEST, f"{name} occurs more than once")
@@ -186,10 +186,8 @@ def read_fields(headers: Headers, *, tls: bool) -> FieldSet:
             structural[name] = f"{structural[name]},{value}" if name in structural else value
     for name in repeated:
         del values[name]
-    # RFC 9110 7.8: an upgrade may be ignored. Java and curl offer h2c with a request without TLS and go on in
-    # HTTP/1.1; inside TLS nobody may (RFC 7540 3.2), and any other protocol is a tunnel that is wanted.
-    tunnel = upgrade.lower() != ",h2c" or tls if upgrade else False
-    _check_structural(structural, values, tunnel)
+    _check_structural(structural, values)
+    _check_upgrade(upgrade, structural.get("connection", ""), tls=tls)
     return FieldSet(
         host=structural["host"],
         sent=tuple(sent),
@@ -211,7 +209,7 @@ def _text(raw: bytes) -> str:
     return value
 
 
-def _check_structural(structural: dict[str, str], values: dict[str, str], tunnel: bool) -> None:
+def _check_structural(structural: dict[str, str], values: dict[str, str]) -> None:
     if "host" not in structural:
         raise InputError(Reason.MALFORMED_REQUEST, "no Host header")
     connection = structural.get("connection")
@@ -219,9 +217,6 @@ def _check_structural(structural: dict[str, str], values: dict[str, str], tunnel
         tokens = {token.strip(" \t").lower() for token in connection.split(",")}
         if not tokens <= _CONNECTION_TOKENS:
             raise InputError(Reason.MALFORMED_REQUEST, "Connection names a header that is not hop-by-hop")
-        # Upgrade alone is only an offer that we leave out; nominated, it asks for a tunnel.
-        if tunnel and "upgrade" in tokens:
-            raise InputError(Reason.UNSUPPORTED_PROTOCOL, "protocol upgrade")
     expect = structural.get("expect")
     if expect is not None and expect.lower() != "100-continue":
         raise InputError(Reason.MALFORMED_REQUEST, "Expect is not 100-continue")
@@ -229,3 +224,13 @@ def _check_structural(structural: dict[str, str], values: dict[str, str], tunnel
     if authorization is not None and authorization.partition(" ")[0].lower() in _HANDSHAKES:
         # These authenticate the connection, not the request: a pooled connection would lend it.
         raise InputError(Reason.UNSUPPORTED_PROTOCOL, "connection-bound authentication scheme")
+
+
+def _check_upgrade(upgrade: str | None, connection: str, *, tls: bool) -> None:
+    # Upgrade alone is only an offer that we leave out; nominated, it asks for a tunnel.
+    if upgrade is None or "upgrade" not in {token.strip(" \t").lower() for token in connection.split(",")}:
+        return
+    # RFC 9110 7.8: an upgrade may be ignored. Java and curl offer h2c with a request without TLS and go on in
+    # HTTP/1.1; inside TLS nobody may (RFC 7540 3.2), and any other protocol is a tunnel that is wanted.
+    if tls or upgrade.lower() != "h2c":
+        raise InputError(Reason.UNSUPPORTED_PROTOCOL, "protocol upgrade")
