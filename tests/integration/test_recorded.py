@@ -7,7 +7,6 @@ that are refused by design stand in refused.yaml with the reason, and reach nobo
 from __future__ import annotations
 
 import http.client
-import lzma
 import shutil
 import socket
 import ssl
@@ -20,9 +19,8 @@ import pytest
 from holdgate.demo.instance import Instance
 from holdgate.strictyaml import load_file
 from rawserver import RawRequest, RawServer, parse
+from recordings import CLIENTS, RECORDED, content, name_of
 
-CLIENTS = Path(__file__).parents[1] / "data" / "clients"
-RECORDED = sorted([*CLIENTS.glob("*/*.http"), *CLIENTS.glob("*/*.http.xz")])
 REFUSED: dict[str, dict[str, str]] = load_file(CLIENTS / "refused.yaml").plain()["refused"]
 # What is between two neighbours on the wire, and not part of the message.
 HOP_BY_HOP = {
@@ -38,15 +36,6 @@ spec:
   surface: generic.{name}
   rules: [{{id: all, effect: permit, when: always, unsafe_allow_all: true}}]
 """
-
-
-def name_of(path: Path) -> str:
-    """`client/call` of a recording."""
-    return f"{path.parent.name}/{path.name.removesuffix('.xz').removesuffix('.http')}"
-
-
-def content(path: Path) -> bytes:
-    return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
 
 
 @pytest.fixture(scope="module")

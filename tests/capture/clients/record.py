@@ -60,15 +60,13 @@ GIT = {
     "safe.directory": "*",
 }
 SHELL: dict[str, dict[str, str]] = yaml.safe_load((HERE / "shell_calls.yaml").read_text(encoding="utf-8"))
+JAVA = "java -Djavax.net.ssl.trustStore=$TRUST -Djavax.net.ssl.trustStorePassword=changeit"
+JARS = "/usr/share/java/*"  # Debian's libhttpclient-java, libhttpmime-java, libokhttp-java
 PROGRAMS = {
-    "java-httpclient": (
-        "java",
-        "java -Djavax.net.ssl.trustStore=$TRUST -Djavax.net.ssl.trustStorePassword=changeit Calls.java",
-    ),
-    "java-urlconnection": (
-        "java",
-        "java -Djavax.net.ssl.trustStore=$TRUST -Djavax.net.ssl.trustStorePassword=changeit Calls.java",
-    ),
+    "java-httpclient": ("java", f"{JAVA} Calls.java"),
+    "java-urlconnection": ("java", f"{JAVA} Calls.java"),
+    "apache-httpclient": ("java", f"{JAVA} -cp '{JARS}' Libraries.java"),
+    "okhttp": ("java", f"{JAVA} -cp '{JARS}' Libraries.java"),
     "go": ("go", "$GO_CALLS"),
     "ruby": ("ruby", "ruby calls.rb"),
     "php-curl": ("php", "php calls.php"),
