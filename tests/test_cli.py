@@ -528,6 +528,19 @@ def test_receipts_filters(run, recorded):
     assert run("receipts", "show", "rcpt_none").code == 2
 
 
+def test_receipts_export_sends_the_rest_on_the_next_call(run, recorded, shop):
+    words = ("receipts", "export", "--cursor", "soc.cursor", "--output", "out.jsonl", "--format", "ocsf")
+    assert run(*words, "--limit", 2).code == 0
+    assert run(*words).code == 0
+    assert run(*words).code == 0
+    lines = [json.loads(line) for line in (shop / "out.jsonl").read_text().splitlines()]
+    assert [line["metadata"]["uid"] for line in lines] == recorded
+    (shop / "soc.cursor").write_text('{"origin": "holdgate.local/edge-7", "next": 4}')
+    assert run(*words).code == 2
+    for wrong in (("--syslog", "nowhere"), ("--http", "http://soc.example/"), ("--syslog", "localhost:1")):
+        assert run("receipts", "export", *wrong).code == 2
+
+
 def test_receipts_before_the_first_run_say_so(run, shop):
     said = run("receipts", "list")
     assert said.code == 2 and "ledger" in said.err

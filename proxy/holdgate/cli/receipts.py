@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from ..adapters.admin.shapes import decode_jws, export_row
 from ..adapters.sqlite_reader import SqliteReader, StoredReceipt
 from ..errors import ConfigError, Outcome
 from ..statement import format_us
+from .export import register_export
 from .shared import (
     Commands,
     add,
     config_of,
-    first_index,
     group,
     print_json,
     print_table,
@@ -33,7 +32,7 @@ def register(commands: Commands) -> None:
     )
     _register_list(receipts)
     _register_show(receipts)
-    _register_export(receipts)
+    register_export(receipts)
 
 
 def _register_list(receipts: Commands) -> None:
@@ -64,19 +63,6 @@ def _register_show(receipts: Commands) -> None:
     )
     show.add_argument("id", metavar="ID")
     show.add_argument("--raw", action="store_true", help="print the JWS as it was signed")
-
-
-def _register_export(receipts: Commands) -> None:
-    export = add(
-        receipts,
-        "export",
-        _export,
-        does="print receipts in log order, one JSON object per line",
-        example="holdgate receipts export --since 1000 --limit 500 > receipts.jsonl",
-    )
-    export.add_argument("--raw", action="store_true", help="print the JWS alone, one per line")
-    export.add_argument("--since", default="0", metavar="INDEX|TIME")
-    export.add_argument("--limit", type=whole_number, default=-1, metavar="N")
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -125,11 +111,4 @@ def _show(args: argparse.Namespace) -> int:
     else:
         print_json(decode_jws(stored.jws))
         print(f"log index {stored.index}" + (f", state {state.value}" if state else ""))
-    return 0
-
-
-def _export(args: argparse.Namespace) -> int:
-    with SqliteReader(config_of(args).state_dir) as reader:
-        for stored in reader.export(first_index(reader, args.since), args.limit):
-            print(stored.jws.decode("ascii") if args.raw else json.dumps(export_row(stored)))
     return 0
