@@ -554,7 +554,7 @@ def test_verify_refuses_what_was_changed(run, recorded, shop):
     assert json.loads(result.out) == [
         {"source": "forged.jws", "ok": False, "reason": "the signature is wrong"}
     ]
-    for text in ("rubbish", "{}", '{"jws": 1}', "eyJ.eyJ.x"):
+    for text in ("rubbish", "{}", '{"jws": 1}', r'{"jws": "\ud800"}', "eyJ.eyJ.x"):
         (shop / "forged.jws").write_text(text)
         assert run("verify", "forged.jws").code == 1
     (shop / "forged.jws").write_text("\n")

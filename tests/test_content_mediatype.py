@@ -66,6 +66,12 @@ def test_mt1_a_parameter_occurs_once(value: str) -> None:
     assert read(value) is MALFORMED
 
 
+@pytest.mark.parametrize("spelled", ["charset*=utf-16''x", "charset*0=utf-", "boundary*0*=x", "a*=b"])
+def test_mt2_a_charset_or_boundary_has_no_second_spelling(spelled: str) -> None:
+    # RFC 2231: Python's email parser, for one, takes these for `charset` and `boundary`.
+    assert read(f"a/b; {spelled}") is MALFORMED
+
+
 @pytest.mark.parametrize("charset", ["utf-7", "utf-16", "iso-8859-1", "utf8", '""', "utf-8x"])
 def test_mt2_another_charset_is_refused(charset: str) -> None:
     assert read(f"application/json; charset={charset}") is UNSUPPORTED

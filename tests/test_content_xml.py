@@ -56,6 +56,7 @@ def test_documents(data: bytes, expected: object) -> None:
         pytest.param(b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>', id="external DTD"),
         pytest.param(b"<a>1<!-- -->00</a>", id="comment inside a value"),
         pytest.param(b"<a><![CDATA[1]]></a>", id="CDATA"),
+        pytest.param(b'<a xmlns:p="u}v"><p:b/></a>', id="brace in a namespace"),
         pytest.param(b"<a><?php x?></a>", id="processing instruction"),
         pytest.param(b"<?php x?><a/>", id="processing instruction first"),
         pytest.param(b"<a/><?x?>", id="processing instruction last"),

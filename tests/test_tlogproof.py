@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +100,28 @@ def test_a_consistency_proof_is_the_body_of_a_witness_request() -> None:
         "note",
         "",
     ]
+
+
+# --- vectors ---
+
+VECTORS = Path(__file__).parent / "vectors" / "log"
+sys.path.insert(0, str(VECTORS.parent))
+import regenerate_log  # noqa: E402  (a script beside its vectors, not a module)
+
+
+@pytest.mark.parametrize("path", sorted(VECTORS.glob("valid/*.json")), ids=lambda path: path.stem)
+def test_tp2_a_valid_vector_verifies(path: Path) -> None:
+    found = regenerate_log.found_in(json.loads(path.read_text()))
+    assert found.ok and found.inclusion is not None
+
+
+@pytest.mark.parametrize("path", sorted(VECTORS.glob("invalid/*.json")), ids=lambda path: path.stem)
+def test_tp2_an_invalid_vector_is_refused_for_its_reason(path: Path) -> None:
+    row = json.loads(path.read_text())
+    assert regenerate_log.found_in(row).reason == row["reason"] != ""
+
+
+def test_the_vectors_are_those_that_the_script_writes() -> None:
+    stored = {str(path.relative_to(VECTORS)): path.read_text() for path in VECTORS.rglob("*.json")}
+    assert stored == regenerate_log.files()
+    assert len(stored) > 25

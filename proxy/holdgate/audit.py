@@ -139,12 +139,12 @@ def audit(
     for record in given.records:
         auditor.compare(checkpoints)
         auditor.leaf(record)
-        if not auditor.edge.tree.size % _STEP:
-            progress(auditor.edge.tree.size)
+        if not auditor.edge.size % _STEP:
+            progress(auditor.edge.size)
     auditor.compare(checkpoints)
     auditor.tiles(auditor.edge.partials())
     for left in checkpoints:
-        auditor.problem(f"the log ends at {auditor.edge.tree.size}, but {left.size} leaves were signed")
+        auditor.problem(f"the log ends at {auditor.edge.size}, but {left.size} leaves were signed")
     auditor.claims(given.claims)
     return auditor.report()
 
@@ -164,11 +164,11 @@ class _Auditor:
             self._problems.append(text)
 
     def _at(self, record: LogRecord, text: str) -> None:
-        self.problem(f"leaf {self.edge.tree.size - 1}: {text} ({record.id})")
+        self.problem(f"leaf {self.edge.size - 1}: {text} ({record.id})")
 
     def report(self) -> AuditReport:
         return AuditReport(
-            size=self.edge.tree.size,
+            size=self.edge.size,
             signed=self.signed,
             root=self.edge.tree.root().hex(),
             permits=len(self._permits),
@@ -180,13 +180,13 @@ class _Auditor:
 
     def compare(self, checkpoints: list[Checkpoint]) -> None:
         """Compare with every checkpoint of this size, and forget it."""
-        for checkpoint in [item for item in checkpoints if item.size == self.edge.tree.size]:
+        for checkpoint in [item for item in checkpoints if item.size == self.edge.size]:
             checkpoints.remove(checkpoint)
             if checkpoint.root != self.edge.tree.root():
                 self.problem(f"the first {checkpoint.size} leaves are not those that were signed")
 
     def leaf(self, record: LogRecord) -> None:
-        index = self.edge.tree.size
+        index = self.edge.size
         self._ids.append(record.id)
         filled = self.edge.append(record.jws)
         if record.index != index:
@@ -273,7 +273,7 @@ class _Auditor:
         first = (tile.index * WIDTH + place) * span
         if span > 1:
             return f"the hash of leaves {first} to {first + span - 1}"
-        behind = self.edge.tree.size - first  # 1: the newest leaf
+        behind = self.edge.size - first  # 1: the newest leaf
         return f"leaf {first}" + (f" ({self._ids[-behind]})" if behind <= len(self._ids) else "")
 
     # --- decisions, outcomes, claims ---

@@ -76,8 +76,8 @@ class Pipeline:
     meter: Meter
     clock: Callable[[], float]  # monotonic seconds
     canonicalise: Callable[[Message], CanonicalRequest] = canonicalise
-    vouches_for: Callable[[str], bool] | None = None  # the hosts of a constrained CA; None: of any
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep
+    vouches_for: Callable[[str], bool] | None = None  # the hosts of a constrained CA; None: of any
     held_bytes: int = 0
     in_flight: int = 0
     flights: dict[str, Flight] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from .tlog import (
@@ -152,13 +153,18 @@ def prefix_of(tile: Tile, data: bytes) -> bytes:
 class Edge:
     """The right edge of a log: what is in its partial tiles. Not a value: append() changes it."""
 
-    def __init__(self, tree: Tree, levels: list[list[bytes]], entries: list[bytes]) -> None:
-        self.tree = tree
+    def __init__(self, size: int, levels: list[list[bytes]], entries: list[bytes]) -> None:
+        self.size = size
         self._levels, self._entries = levels, entries
 
     @classmethod
     def empty(cls) -> Edge:
-        return cls(EMPTY, [], [])
+        return cls(0, [], [])
+
+    @property
+    def tree(self) -> Tree:
+        """The tree over all leaves so far: each bit of a tile's width is one of its perfect subtrees."""
+        return Tree(size=self.size, hashes=tuple(_subtrees(self._levels)))
 
     @classmethod
     def restore(cls, size: int, read: Callable[[Tile], bytes]) -> Edge:
@@ -177,12 +183,12 @@ class Edge:
             entries = unpack_entries(prefix_of(bundle, read(bundle)))
             if [leaf_hash(entry) for entry in entries] != levels[0]:
                 raise TlogError(f"{bundle.path} is not what its hashes say")
-        return cls(Tree(size=size, hashes=tuple(_subtrees(levels))), levels, list(entries))
+        return cls(size, levels, list(entries))
 
     def append(self, leaf: bytes) -> tuple[tuple[Tile, bytes], ...]:
         """Add one leaf; returns the tiles that this filled."""
-        index, node = self.tree.size, leaf_hash(leaf)
-        self.tree = self.tree.append(node)
+        index, node = self.size, leaf_hash(leaf)
+        self.size += 1
         self._entries.append(leaf)
         filled: list[tuple[Tile, bytes]] = []
         if len(self._entries) == WIDTH:
@@ -206,11 +212,11 @@ class Edge:
         """The tiles that are not full, with their contents."""
         found = []
         if self._entries:
-            bundle = Tile(level=ENTRIES, index=self.tree.size // WIDTH, width=len(self._entries))
+            bundle = Tile(level=ENTRIES, index=self.size // WIDTH, width=len(self._entries))
             found.append((bundle, pack_entries(self._entries)))
         for level, hashes in enumerate(self._levels):
             if hashes:
-                index = self.tree.size >> _BITS * (level + 1)
+                index = self.size >> _BITS * (level + 1)
                 found.append((Tile(level=level, index=index, width=len(hashes)), b"".join(hashes)))
         return tuple(found)
 
@@ -238,11 +244,13 @@ def _subtrees(levels: Sequence[Sequence[bytes]]) -> Iterator[bytes]:
 
 def inclusion_from_tiles(index: int, size: int, read: Callable[[Tile], bytes]) -> tuple[bytes, ...]:
     """The audit path of leaf `index` in the tree of `size` leaves (RFC 6962 2.1.1). Raises TlogError."""
+    read = cache(read)  # neighbours in a path are neighbours in a tile
     return tuple(_range_root(low, high, size, read) for low, high in inclusion_ranges(index, size))
 
 
 def consistency_from_tiles(old_size: int, size: int, read: Callable[[Tile], bytes]) -> tuple[bytes, ...]:
     """The proof that the first `old_size` leaves are a prefix of `size` (RFC 6962 2.1.2), or TlogError."""
+    read = cache(read)
     return tuple(_range_root(low, high, size, read) for low, high in consistency_ranges(old_size, size))
 
 

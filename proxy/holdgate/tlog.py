@@ -87,10 +87,15 @@ type Range = tuple[int, int]  # leaves first to last-but-one
 
 def root_of(hashes: Sequence[bytes]) -> bytes:
     """The Merkle tree hash over the leaf (or subtree) hashes `hashes`."""
-    tree = EMPTY
-    for item in hashes:
-        tree = tree.append(item)
-    return tree.root()
+    if not hashes:
+        return EMPTY.root()
+    # Pairs, level by level; an odd last one goes up as it is. That is the tree of RFC 6962 2.1.
+    level = list(hashes)
+    while len(level) > 1:
+        pairs = zip(level[::2], level[1::2], strict=False)
+        last = level[-1:] if len(level) % 2 else []
+        level = [_sha256(b"\x01" + left + right).digest() for left, right in pairs] + last
+    return level[0]
 
 
 def _split(size: int) -> int:

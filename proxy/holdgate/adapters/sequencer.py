@@ -125,7 +125,7 @@ class Sequencer:
 
     def publish(self) -> None:
         """Bring tiles and checkpoint up to what is committed. Raises TlogError, OSError, sqlite3.Error."""
-        head, start = self._head(), self._edge.tree.size
+        head, start = self._head(), self._edge.size
         if head.size < self._signed:
             raise TlogError(f"{self._signed} receipts were signed, and the ledger has {head.size}")
         if head.size == start == self._signed and self._note is not None:
@@ -141,7 +141,7 @@ class Sequencer:
 
     def _extend(self, db: sqlite3.Connection, size: int) -> None:
         filled: list[tuple[Tile, bytes]] = []
-        while (at := self._edge.tree.size) < size:
+        while (at := self._edge.size) < size:
             rows = db.execute(
                 "SELECT jws FROM receipts WHERE idx >= ? AND idx < ? ORDER BY idx",
                 (at, min(size, at + _CHUNK)),

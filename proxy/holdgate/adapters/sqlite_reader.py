@@ -23,6 +23,7 @@ from .tilestore import TileStore
 
 __all__ = ["Page", "SqliteReader", "StoredReceipt"]
 
+_STATES = {state.value: state for state in State}
 _COLUMNS = "idx, id, type, outcome, reason, agent, surface, iat_us, jws"
 
 
@@ -204,8 +205,7 @@ class SqliteReader:
             " LEFT JOIN permits p ON p.idx = r.idx ORDER BY r.idx"
         )
         for row in self._rows(sql):
-            with self._damage():
-                permit = None if row[10] is None else _permit_row(*row[10:])
+            permit = None if row[10] is None else self._permit_row(*row[10:])
             yield LogRecord(
                 index=row[0],
                 id=row[1],
@@ -220,15 +220,16 @@ class SqliteReader:
                 permit=permit,
             )
 
+    def _permit_row(self, receipt_id: str, state: str, http_status: int, claims: str) -> PermitRow:
+        if state not in _STATES:
+            raise ConfigError(f"the ledger was edited: no state {state!r}", file=str(self._dir))
+        return PermitRow(
+            id=receipt_id, state=_STATES[state], http_status=http_status, claims=tuple(claims.split())
+        )
+
     def _rows(self, sql: str, values: tuple[int, ...] = ()) -> Iterator[Any]:
         with self._damage():
-            cursor = self._db.execute(sql, values)
-        while True:
-            with self._damage():
-                row = cursor.fetchone()
-            if row is None:
-                return
-            yield row
+            yield from self._db.execute(sql, values)
 
     @contextlib.contextmanager
     def _damage(self) -> Iterator[None]:
@@ -236,10 +237,6 @@ class SqliteReader:
             yield
         except (sqlite3.Error, ValueError) as error:
             raise ConfigError(f"the ledger is damaged or was edited: {error}", file=str(self._dir)) from error
-
-
-def _permit_row(receipt_id: str, state: str, http_status: int, claims: str) -> PermitRow:
-    return PermitRow(id=receipt_id, state=State(state), http_status=http_status, claims=tuple(claims.split()))
 
 
 def _stored(row: tuple[int, str, str, str, str, str, str, int, bytes]) -> StoredReceipt:

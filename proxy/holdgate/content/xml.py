@@ -137,4 +137,7 @@ class _Builder:
 
 def _expand(qualified: str) -> tuple[str, str]:
     namespace, _, name = qualified.rpartition(_SEPARATOR)
+    # No URI holds a brace, and some readers write names as `{uri}name` themselves.
+    if "{" in namespace or "}" in namespace:
+        raise InputError(Reason.BAD_BODY, "an XML namespace is not a URI")
     return namespace, name
