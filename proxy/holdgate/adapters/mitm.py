@@ -196,8 +196,7 @@ class HoldgateAddon:
         # Left in a tunnel or on the transparent listener before TLS or HTTP: no layer of ours saw the end.
         left = None
         if self.waiting.pop(client, None) is not None:
-            error = InputError(Reason.UNSUPPORTED_PROTOCOL, "closed before TLS or HTTP was established")
-            left = self.keeper.refuse(self._origin(client, tls=False), error, b"")
+            left = self.keeper.refuse(self._origin(client, tls=False), self.keeper.unheard(client.sni), b"")
         self.tunnels.pop(client.id, None)
         self.surplus.discard(client.id)
         source = _source(client)
