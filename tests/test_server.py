@@ -321,7 +321,7 @@ def idle() -> Any:
         "pipeline": SimpleNamespace(in_flight=1),
         "addon": SimpleNamespace(busy=False),
         "engine": engine,
-        **dict.fromkeys(("ledger", "metrics", "proxy", "admin")),
+        **dict.fromkeys(("ledger", "metrics", "proxy", "admin", "boundary")),
     }
     made: Any = Server(**parts)
     made.said = said

@@ -29,7 +29,6 @@ from mitmproxy import exceptions, master
 from mitmproxy.addons import proxyserver
 
 from ..adjudicate import Evidence
-from ..agents import identify
 from ..bundle import Bundle, load_bundle
 from ..config import Address, Config, ReceiptsHeader
 from ..errors import ConfigError
@@ -37,7 +36,10 @@ from ..headers import Verdicts
 from ..pipeline import Pipeline
 from .admin.state import AdminServer
 from .agent_tls import AgentTls
+from .boundary import Boundary
 from .ca import LeafMaker, load_ca
+from .client_certs import Identity
+from .control import ControlServer
 from .dispatch import HttpDispatcher, tls_context
 from .engine import build_engine
 from .keyfiles import Keys, load_keys
@@ -69,6 +71,7 @@ class Server:
     proxy: proxyserver.Proxyserver
     addon: HoldgateAddon
     admin: AdminServer
+    boundary: Boundary
     draining: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -86,6 +89,12 @@ class Server:
                 host, port, *_ = instance.listen_addrs[0]
                 return Address(host=host, port=port)
         return None
+
+    def status(self) -> dict[str, str | int]:
+        """What a command on this host may want to know."""
+        named = {"explicit": self.explicit, "transparent": self.transparent, "admin": self.admin.address}
+        bound = {name: str(address) for name, address in named.items() if address is not None}
+        return {**bound, "barrier_trips": self.metrics.barrier_trips}
 
     async def reload(self) -> None:
         """Load the bundle again; a bundle that does not load changes nothing (SV3)."""
@@ -140,17 +149,24 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
             ready(server)
 
     server.addon.on_running = running
+    control = ControlServer(
+        config.state_dir, ledger=server.ledger, status=server.status, noted=server.boundary.noted
+    )
     gc.collect()
     gc.freeze()  # maps and policies live as long as the process: no collection needs to walk them
     try:
         await server.admin.start()
+        await control.start()
         await server.engine.run()
+    except OSError as error:
+        raise ConfigError(f"cannot make the control socket: {error}", file=str(config.state_dir)) from error
     except SystemExit:  # the engine's way to end a start that failed; it has logged why
         raise ConfigError("cannot listen; the lines above say why", file=str(config.path)) from None
     finally:
         server.admin.ready = False
         for task in list(server.tasks):
             task.cancel()
+        await control.stop()
         await server.pipeline.dispatcher.close()
         await server.admin.stop()
         await asyncio.to_thread(server.ledger.close)
@@ -173,15 +189,25 @@ async def _build(config: Config) -> Server:
         nonce16=partial(secrets.token_bytes, 16),
     )
     try:
-        pipeline = _pipeline(config, bundle, ledger, keys, metrics)
+        identity = Identity(config.agents)
+        pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
         addon = HoldgateAddon(
-            keeper=pipeline, tls_contexts=AgentTls(LeafMaker(authority)), barrier_trip=metrics.barrier
+            keeper=pipeline,
+            tls_contexts=AgentTls(LeafMaker(authority), identity.issuers),
+            barrier_trip=metrics.barrier,
         )
         try:
             engine, proxy = build_engine(addon, config.listen, config.limits)
         except exceptions.OptionsError as error:
             raise ConfigError(f"listen: {error}", file=str(config.path)) from error
-        admin = AdminServer(config, ledger=ledger, metrics=metrics, pipeline=pipeline)
+        boundary = Boundary.read(config)
+        admin = AdminServer(
+            config,
+            ledger=ledger,
+            metrics=metrics,
+            pipeline=pipeline,
+            boundary=lambda: boundary.gap(clock_us()),
+        )
     except BaseException:
         ledger.close()
         raise
@@ -194,13 +220,16 @@ async def _build(config: Config) -> Server:
         proxy=proxy,
         addon=addon,
         admin=admin,
+        boundary=boundary,
     )
 
 
-def _pipeline(config: Config, bundle: Bundle, ledger: SqliteLedger, keys: Keys, metrics: Metrics) -> Pipeline:
+def _pipeline(
+    config: Config, bundle: Bundle, ledger: SqliteLedger, keys: Keys, metrics: Metrics, identity: Identity
+) -> Pipeline:
     return Pipeline(
         bundle=bundle,
-        identify=partial(identify, rules=config.agents),
+        identify=identity,
         ledger=ledger,
         dispatcher=_dispatcher(config),
         evidence=Evidence(signer=keys.receipt, issuer=config.issuer, node=config.node, fleet_key=keys.fleet),
