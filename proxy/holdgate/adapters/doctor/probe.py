@@ -155,10 +155,7 @@ def _ip(probe: dict[str, Any], timeout_s: float, found: dict[str, Any]) -> None:
 
 def _resolve(probe: dict[str, Any], timeout_s: float, found: dict[str, Any]) -> None:
     """Ask every configured resolver for a name that nobody has. One that only refuses asks nobody else."""
-    try:
-        servers = re.findall(r"^\s*nameserver\s+(\S+)", Path("/etc/resolv.conf").read_text(), re.MULTILINE)
-    except OSError:
-        servers = []
+    servers = _resolvers()
     labels = b"".join(bytes([len(part)]) + part.encode() for part in probe["args"][0].split("."))
     query = b"\x12\x34\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
     said = []
@@ -167,6 +164,13 @@ def _resolve(probe: dict[str, Any], timeout_s: float, found: dict[str, Any]) -> 
         said.append(f"{server}: {code}")
         found["done"] = found["done"] or (code not in ("no answer", "rcode 5") and not own)
     found["detail"] = ", ".join(said) or "no resolver is configured"
+
+
+def _resolvers() -> list[str]:
+    try:
+        return re.findall(r"^\s*nameserver\s+(\S+)", Path("/etc/resolv.conf").read_text(), re.MULTILINE)
+    except OSError:
+        return []
 
 
 def _ask(server: str, query: bytes, timeout_s: float) -> tuple[str, bool]:
@@ -263,12 +267,16 @@ def _connects(path: str, timeout_s: float) -> bool:
 def _loopback(probe: dict[str, Any], timeout_s: float, found: dict[str, Any]) -> None:
     """Services of other users that listen in this namespace and can be connected to on loopback."""
     reached = []
+    # The resolver is judged by what it answers: row dns.resolver.
+    known = {53} if any(server.startswith(("127.", "::1")) for server in _resolvers()) else set()
     for name, host in (("tcp", "127.0.0.1"), ("tcp6", "::1")):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
                 words = line.split()
                 port = int(words[1].rpartition(":")[2], 16)
-                if words[3] == "0A" and int(words[7]) != os.getuid() and _serves(host, port, timeout_s):
+                if words[3] != "0A" or int(words[7]) == os.getuid() or port in known:
+                    continue
+                if _serves(host, port, timeout_s):
                     reached.append(f"{host}:{port}")
     found["done"], found["detail"] = (
         bool(reached),
