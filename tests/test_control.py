@@ -17,7 +17,7 @@ import pytest
 from evidence import coverage_details, open_ledger
 from holdgate.adapters import control
 from holdgate.adapters.control import ControlServer, ask
-from holdgate.errors import BackendError
+from holdgate.errors import BackendError, ConfigError
 from holdgate.ledger import AdminNote, Noted
 
 NOTE = {"ask": "note", "action": "coverage", "details": coverage_details()}
@@ -127,3 +127,12 @@ async def test_a_socket_that_a_killed_process_left_is_replaced(tmp_path: Path) -
     assert ask(tmp_path, NOTE) is None
     async with serving(tmp_path, open_ledger(tmp_path)):
         assert (await asked(tmp_path, NOTE))["index"] == 0
+
+
+async def test_a_socket_that_cannot_be_made_ends_the_start(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file where the directory should be")
+    ledger = open_ledger(tmp_path)
+    with pytest.raises(ConfigError, match="control socket"):
+        async with serving(tmp_path, ledger):
+            pass
+    ledger.close()

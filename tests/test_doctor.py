@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from holdgate.adapters.doctor import probe as probe_script
 from holdgate.adapters.doctor import prover
 from holdgate.adapters.doctor.prover import HERE, UNKNOWN_UID, Options, Run, _try, _Witness
+from holdgate.cli import main
 from holdgate.coverage import State
 from holdgate.errors import ConfigError
 from holdgate.escape import CELLS, NETWORK, REQUIRED, Judge, Probe, Targets, token_of
@@ -50,7 +52,8 @@ def config(tmp_path: Path) -> Any:
 
 def options(**changes: Any) -> Options:
     facts: dict[str, Any] = {
-        "proving": True, "probe_at": HERE, "witness_at": (), "targets": NOWHERE, "timeout_s": 0.5,
+        "proving": True, "probe_at": HERE, "witness_at": (), "witnesses": (), "targets": NOWHERE,
+        "timeout_s": 0.5,
     }  # fmt: skip
     return Options(**(facts | changes))
 
@@ -159,7 +162,7 @@ def _free_ports(count: int) -> list[int]:
 
 def test_an_open_path_is_seen_by_the_witness(config: Any, witness: Callable[[], _Witness]) -> None:
     targets = replace(NOWHERE, witness4="127.0.0.1")
-    run = Run(config, options(targets=targets, witness_at=HERE), REQUIRED)
+    run = Run(config, options(targets=targets, witness_at=HERE, witnesses=("127.0.0.1",)), REQUIRED)
     rows = {row.id: row for row in run.examine(lambda uid: {"gate.disk": (State.CLOSED, "fine")}).rows}
     for name in (
         "tcp4.22",
@@ -179,7 +182,7 @@ def test_dr2_a_witness_that_died_has_watched_nothing(
     config: Any, witness: Callable[[], _Witness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets = replace(NOWHERE, witness4="127.0.0.1")
-    run = Run(config, options(targets=targets, witness_at=HERE), REQUIRED)
+    run = Run(config, options(targets=targets, witness_at=HERE, witnesses=("127.0.0.1",)), REQUIRED)
     real = prover._try
 
     def try_then_kill(command: Any, probes: Any, timeout_s: float) -> Any:
@@ -199,7 +202,11 @@ def test_a_witness_that_does_not_start_is_the_operators_mistake(
     config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(
-        config, options(targets=replace(NOWHERE, witness4="127.0.0.1"), witness_at=("false",)), REQUIRED
+        config,
+        options(
+            targets=replace(NOWHERE, witness4="127.0.0.1"), witness_at=("false",), witnesses=("127.0.0.1",)
+        ),
+        REQUIRED,
     )
     prover_start = prover._START_S
     try:
@@ -214,3 +221,45 @@ def test_tokens_of_another_run_are_not_ours() -> None:
     watch = _Witness(process=None)  # type: ignore[arg-type]
     watch.tokens = {token_of(RUN, "tcp4.22"), token_of("f" * 32, "tcp4.25")}
     assert watch.rows(RUN) == {"tcp4.22"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(("--witness", "203.0.113.9"), "go together", id="a witness that nobody starts"),
+        pytest.param(("--witness-at", "true"), "go together", id="a witness without an address"),
+        pytest.param(("--witness", "a.example"), "does not appear to be", id="a name"),
+        pytest.param(
+            ("--witness", "1.1.1.1,2.2.2.2", "--witness-at", "true"), "each family", id="two of one"
+        ),
+        pytest.param(("--probe-at", ""), "a command is needed", id="no command"),
+        pytest.param(("--probe-at", "x 'y"), "invalid", id="half a command"),
+        pytest.param(("--proxy", "localhost"), "HOST:PORT", id="no port"),
+        pytest.param(("--timeout", "nan"), "seconds", id="no number"),
+        pytest.param(("--timeout", "0"), "seconds", id="no time"),
+        pytest.param(("--with-restarts", "true"), "does not run", id="nothing to kill"),
+    ],
+)
+def test_a_wrong_call_is_a_usage_error(
+    words: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(tmp_path / "gate")]) == 0
+    at = () if "--probe-at" in words else ("--probe-at", "false")
+    config = str(tmp_path / "gate" / "holdgate.yaml")
+    code = main(["doctor", "-c", config, "--timeout", "0.1", *at, *words])
+    assert (code, message in capsys.readouterr().err) == (2, True)
+
+
+def test_without_a_running_process_the_result_is_written_by_the_command_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(tmp_path / "gate")]) == 0
+    config = str(tmp_path / "gate" / "holdgate.yaml")
+    capsys.readouterr()
+    assert main(["doctor", "--prove", "-c", config, "--timeout", "0.1", "--probe-at", "false"]) == 1
+    shown = capsys.readouterr().out
+    assert "NOT CLOSED" in shown and "receipt rcpt_" in shown
+    assert main(["receipts", "list", "-c", config, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["receipts"]
+    assert (row["receipt"]["type"], row["receipt"]["details"]["closed"]) == ("admin", False)
+    assert main(["log", "audit", "-c", config]) == 0

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from ..errors import BackendError, HoldgateError, Reason
+from ..errors import BackendError, ConfigError, HoldgateError, Reason
 from ..ledger import AdminNote, Noted
 
 __all__ = ["ControlServer", "ask"]
@@ -56,15 +56,19 @@ class ControlServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen. The ledger's lock is held, so a socket that is there belongs to nobody. Raises OSError."""
+        """Listen. The ledger's lock is held, so a socket that is there is nobody's. Raises ConfigError."""
         path = self._dir / _PLACE
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.unlink(missing_ok=True)
-        with _short(path) as name:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.bind(name)
-        path.chmod(0o600)
-        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=_MAX_BYTES)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            path.unlink(missing_ok=True)
+            with _short(path) as name:
+                sock.bind(name)
+            path.chmod(0o600)
+            self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=_MAX_BYTES)
+        except OSError as error:
+            sock.close()
+            raise ConfigError(f"cannot make the control socket: {error}", file=str(path)) from error
 
     async def stop(self) -> None:
         if self._server is not None:

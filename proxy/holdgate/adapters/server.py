@@ -158,8 +158,6 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await server.admin.start()
         await control.start()
         await server.engine.run()
-    except OSError as error:
-        raise ConfigError(f"cannot make the control socket: {error}", file=str(config.state_dir)) from error
     except SystemExit:  # the engine's way to end a start that failed; it has logged why
         raise ConfigError("cannot listen; the lines above say why", file=str(config.path)) from None
     finally:

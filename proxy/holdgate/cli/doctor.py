@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
 from ..adapters.boundary import COVERAGE
@@ -45,31 +46,9 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--prove", action="store_true", help="accept proof only, and sign the result into the log"
     )
+    _add_places(parser)
     parser.add_argument(
-        "--probe-at",
-        type=_command,
-        default=HERE,
-        metavar="COMMAND",
-        help="runs Python from standard input where the agent stands (default: here, as you)",
-    )
-    parser.add_argument(
-        "--witness", default="", metavar="IPV4[,IPV6]", help="addresses of the witness, beyond the boundary"
-    )
-    parser.add_argument(
-        "--witness-at",
-        type=_command,
-        default=(),
-        metavar="COMMAND",
-        help="runs Python from standard input on the witness, as root if it can",
-    )
-    parser.add_argument(
-        "--proxy",
-        default="",
-        metavar="HOST:PORT",
-        help="the explicit listener as the agent reaches it (default: listen.explicit; `none`)",
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=2.0, metavar="SECONDS", help="per probe (default: 2)"
+        "--timeout", type=_seconds, default=2.0, metavar="SECONDS", help="per probe (default: 2)"
     )
     parser.add_argument(
         "--with-restarts",
@@ -80,20 +59,77 @@ def register(commands: Commands) -> None:
     )
 
 
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--probe-at",
+        type=_command,
+        default=HERE,
+        metavar="COMMAND",
+        help="runs Python from standard input where the agent stands (default: here, as you)",
+    )
+    parser.add_argument(
+        "--witness",
+        type=_addresses,
+        default=(),
+        metavar="IPV4[,IPV6]",
+        help="addresses of the witness, beyond the boundary",
+    )
+    parser.add_argument(
+        "--witness-at",
+        type=_command,
+        default=(),
+        metavar="COMMAND",
+        help="runs Python from standard input on the witness, as root if it can",
+    )
+    parser.add_argument(
+        "--proxy",
+        type=_proxy,
+        metavar="HOST:PORT",
+        help="the explicit listener as the agent reaches it (default: listen.explicit; `none`)",
+    )
+
+
 def _command(text: str) -> tuple[str, ...]:
-    return tuple(shlex.split(text))
+    words = tuple(shlex.split(text))
+    if not words:
+        raise argparse.ArgumentTypeError("a command is needed")
+    return words
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 60:
+        raise argparse.ArgumentTypeError("0.1 to 60 seconds")
+    return seconds
+
+
+def _proxy(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if text != "none" and not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise argparse.ArgumentTypeError("HOST:PORT or none")
+    return text
+
+
+def _addresses(text: str) -> tuple[IPv4Address | IPv6Address, ...]:
+    try:
+        return tuple(ip_address(each) for each in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _doctor(args: argparse.Namespace) -> int:
     config = config_of(args)
     if bool(args.witness) != bool(args.witness_at):
         raise ConfigError("--witness and --witness-at go together")
+    if len({each.version for each in args.witness}) != len(args.witness):
+        raise ConfigError("--witness: one address of each family")
     status = ask(config.state_dir, {"ask": "status"})
     required = config.doctor.required or REQUIRED
     options = Options(
         proving=args.prove,
         probe_at=args.probe_at,
         witness_at=args.witness_at,
+        witnesses=tuple(map(str, args.witness)),
         targets=_targets(args, config, status),
         timeout_s=args.timeout,
     )
@@ -108,12 +144,13 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _targets(args: argparse.Namespace, config: Config, status: Mapping[str, Any] | None) -> Targets:
     known = status or {}
-    v4, _, v6 = (args.witness or ",".join(_NOBODY)).partition(",")
+    # Without a witness of a family its probes still go somewhere: what the agent's kernel refuses is closed.
+    by_version = {4: _NOBODY[0], 6: _NOBODY[1]} | {each.version: str(each) for each in args.witness}
     explicit = known.get("explicit") or (str(config.listen.explicit) if config.listen.explicit else "")
     admin = known.get("admin") or str(config.admin.listen)
     return Targets(
-        witness4=v4,
-        witness6=v6,
+        witness4=by_version[4],
+        witness6=by_version[6],
         proxy="" if args.proxy == "none" else args.proxy or explicit,
         admin=admin,
         transparent=config.listen.transparent is not None,

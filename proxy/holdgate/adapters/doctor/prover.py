@@ -62,6 +62,7 @@ class Options:
     proving: bool
     probe_at: tuple[str, ...]  # a command; HERE when it is this host
     witness_at: tuple[str, ...]  # a command; () when there is no witness
+    witnesses: tuple[str, ...]  # addresses of the witness; a target that is none of them has no witness
     targets: Targets
     timeout_s: float = 2.0
 
@@ -188,8 +189,7 @@ class Run:
         options = self.options
         with ExitStack() as stack:
             if options.witness_at:
-                addresses = {options.targets.witness4, options.targets.witness6} - {""}
-                self._witness = _Witness.start(options.witness_at, addresses, seconds=600.0)
+                self._witness = _Witness.start(options.witness_at, options.witnesses, seconds=600.0)
                 stack.callback(self._witness.stop)
             watched, admin_alive = self._calibrate()
             since = self._log_size()
