@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from holdgate.canonical import CanonicalRequest, MediaType, Target, canonicalise, read_target
 from holdgate.errors import InputError, Reason
 from holdgate.message import Headers, Listener, Message, Origin, RequestHead
+from whatwg import whatwg_path, whatwg_query
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 MALFORMED, MISMATCH = Reason.MALFORMED_REQUEST, Reason.IDENTITY_MISMATCH
@@ -413,39 +414,6 @@ def test_c3_queries_with_two_readings_are_refused(query: bytes) -> None:
 def test_c3_the_number_of_query_pairs_is_bounded() -> None:
     assert isinstance(read(message(b"/a?" + b"&".join([b"a"] * 1000))), CanonicalRequest)
     assert read(message(b"/a?" + b"&".join([b"a"] * 1001))) is Reason.TOO_LARGE
-
-
-def whatwg_path(path: str) -> list[str]:
-    """The path state of the URL standard for http and https, on input without `?` and `#`."""
-    path = "".join(c for c in path.strip("".join(map(chr, range(0x21)))) if c not in "\t\n\r")
-    result: list[str] = []
-    pieces = path.removeprefix("/").replace("\\", "/").split("/")
-    for position, piece in enumerate(pieces):
-        last = position == len(pieces) - 1
-        dots = piece.lower().replace("%2e", ".")
-        if dots == "..":
-            del result[-1:]
-        if dots in (".", ".."):
-            result += [""] if last else []
-        else:
-            encode = '"<>^`{}'
-            result.append(
-                "".join(
-                    c if "!" <= c <= "~" and c not in encode else "".join(f"%{b:02X}" for b in c.encode())
-                    for c in piece
-                )
-            )
-    return result
-
-
-def whatwg_query(query: str) -> list[tuple[str, str]]:
-    """The application/x-www-form-urlencoded parser of the URL standard."""
-    pairs = [piece.partition("=") for piece in query.split("&") if piece]
-    decode = [(key.replace("+", " "), value.replace("+", " ")) for key, _, value in pairs]
-    return [
-        (unquote_to_bytes(key).decode("utf-8", "replace"), unquote_to_bytes(value).decode("utf-8", "replace"))
-        for key, value in decode
-    ]
 
 
 PIECES = [

@@ -205,6 +205,7 @@ def test_q2_only_what_is_built_is_there():
         *("init", "demo", "run", "check", "test", "explain", "verify", "receipts", "log", "replay"),
         *("trust", "keys"),
         "surfaces",
+        "ca",
     }
 
 
@@ -241,7 +242,13 @@ def test_q3_looking_commands_write_nothing(run, recorded, shop):
     for argv in (
         *(["check"], ["test"], ["explain", "buy.http"], ["receipts", "list"], ["receipts", "export"]),
         *(["receipts", "show", recorded[0]], ["log", "checkpoint"], ["log", "audit"]),
-        *(["keys", "list"], ["keys", "export"], ["surfaces", "list"], ["surfaces", "compile"]),
+        *(
+            ["ca", "list"],
+            ["keys", "list"],
+            ["keys", "export"],
+            ["surfaces", "list"],
+            ["surfaces", "compile"],
+        ),
     ):
         assert run(*argv).code == 0, argv
     assert snapshot() == before
@@ -560,7 +567,7 @@ def test_verify_refuses_what_was_changed(run, recorded, shop):
     assert json.loads(result.out) == [
         {"source": "forged.jws", "ok": False, "reason": "the signature is wrong"}
     ]
-    for text in ("rubbish", "{}", '{"jws": 1}', "eyJ.eyJ.x"):
+    for text in ("rubbish", "{}", '{"jws": 1}', r'{"jws": "\ud800"}', "eyJ.eyJ.x"):
         (shop / "forged.jws").write_text(text)
         assert run("verify", "forged.jws").code == 1
     (shop / "forged.jws").write_text("\n")
@@ -675,6 +682,14 @@ def test_log_audit_finds_an_edited_tile_and_a_damaged_index(run, recorded, shop)
     assert run("log", "audit").code == 0
 
 
+def test_log_audit_finds_a_changed_schema(run, recorded, shop):
+    path = shop / "state/ledger.db"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"reason TEXT NOT NULL", b"reason TEXT NOT NuLL", 1))
+    said = run("log", "audit")
+    assert (said.code, "receipts is not declared as it should be" in said.out) == (1, True)
+
+
 def test_progress_is_for_terminals_only(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
@@ -744,6 +759,50 @@ def test_trust_prints_installs_and_undoes(run, shop):
     assert run("trust", "-c", "other/holdgate.yaml", "--uninstall", "cacert.pem").out.startswith("removed ")
     assert (shop / "cacert.pem").read_bytes() == ca
     assert run("trust", "--install", "missing").code == 2
+
+
+def test_trust_publishes_for_other_users_who_then_need_no_state_directory(run, shop, tmp_path):
+    assert run("trust", "--publish", tmp_path / "trust").code == 0
+    ca = (shop / "state/ca/ca.pem").read_bytes()
+    assert (tmp_path / "trust/ca.pem").read_bytes() == ca
+    assert f'SSL_CERT_FILE="{tmp_path}/trust/bundle.pem"' in (tmp_path / "trust/env").read_text()
+    (tmp_path / "cacert.pem").write_bytes(ca)
+    done = run("trust", "-c", "none.yaml", "--ca", tmp_path / "trust/ca.pem", "--bundle", tmp_path / "b.pem")
+    assert done.code == 0
+    assert ca in (tmp_path / "b.pem").read_bytes()
+    assert run("trust", "--ca", "none.pem", "--bundle", tmp_path / "b.pem").code == 2
+    assert run("trust", "--ca", tmp_path / "trust/ca.pem", "--env").code == 2
+
+
+def test_init_with_a_constrained_ca_names_the_starters_hosts(run, tmp_path):
+    assert run("init", tmp_path / "gate", "--constrain").code == 0
+    config = tmp_path / "gate/holdgate.yaml"
+    assert load_config(config).ca.constrain
+    (row,) = json.loads(run("ca", "list", "-c", config, "--json").out)
+    assert row["standing"] == "signing"
+    assert {"api.stripe.com", "slack.com", "amazonaws.com"} <= set(row["permitted"])
+    assert run("init", tmp_path / "plain").code == 0
+    refused = run("init", tmp_path / "plain", "--constrain")
+    assert refused.code == 2 and "ca: {constrain: true}" in refused.err
+
+
+def test_ca_rotates_in_three_steps_that_wait(run, shop):
+    def standings():
+        return [row["standing"] for row in json.loads(run("ca", "list", "--json").out)]
+
+    assert run("ca", "switch").code == 2
+    assert "after 168 h" in run("ca", "rotate").out
+    assert standings() == ["next", "signing"]
+    assert "agents have until" in run("ca", "switch").err
+    assert "SIGHUP" in run("ca", "switch", "--now").out
+    assert standings() == ["signing", "previous"]
+    assert run("ca", "switch", "--back").code == 0
+    assert standings() == ["next", "signing"]
+    assert run("ca", "switch", "--now").code == 0
+    assert run("ca", "retire").code == 2
+    assert run("ca", "retire", "--now").code == 0
+    assert standings() == ["signing"]
+    assert "every name" in run("ca", "list").out
 
 
 def test_surfaces_list_and_compile(run, shop):

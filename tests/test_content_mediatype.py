@@ -55,6 +55,9 @@ def test_values_that_real_clients_send(value: str, expected: object) -> None:
         "a/b\n",
         "ä/b",
         "a/" + "b" * 600,
+        "a/b; charset*=utf-8''utf-16",
+        "a/b; charset*0=utf; charset*1=-16",
+        "multipart/form-data; boundary=a; boundary*=utf-8''b",
     ],
 )
 def test_malformed_values_are_refused(value: str) -> None:
@@ -64,6 +67,12 @@ def test_malformed_values_are_refused(value: str) -> None:
 @pytest.mark.parametrize("value", ["a/b; charset=utf-8; charset=utf-7", "a/b; boundary=x; Boundary=y"])
 def test_mt1_a_parameter_occurs_once(value: str) -> None:
     assert read(value) is MALFORMED
+
+
+@pytest.mark.parametrize("spelled", ["charset*=utf-16''x", "charset*0=utf-", "boundary*0*=x", "a*=b"])
+def test_mt2_a_charset_or_boundary_has_no_second_spelling(spelled: str) -> None:
+    # RFC 2231: Python's email parser, for one, takes these for `charset` and `boundary`.
+    assert read(f"a/b; {spelled}") is MALFORMED
 
 
 @pytest.mark.parametrize("charset", ["utf-7", "utf-16", "iso-8859-1", "utf8", '""', "utf-8x"])

@@ -17,9 +17,12 @@ REMOVED = """
     Holdgate-Decision X-Holdgate-Anything TG-Receipt X-TG-Id X-TrigGuard-Receipt TrigGuard-Key
     Proxy-Authorization Proxy-Connection Proxy-Status Via Forwarded X-Forwarded-For X-Forwarded-Host
     X-Forwarded-User X-Real-IP True-Client-IP X-Original-URL X-Rewrite-URL X-Agent-Id Remote-User
-    X-Remote-Extra-Scopes X-Auth-Request-Email Keep-Alive TE Trailer HTTP2-Settings
+    X-Remote-Extra-Scopes X-Auth-Request-Email X-Envoy-Original-Path X-MS-Client-Principal-Id
+    Keep-Alive TE Trailer HTTP2-Settings
 """.split()
-REFUSED = "X-HTTP-Method-Override X-HTTP-Method X-Method-Override _method".split()
+REFUSED = """
+    X-HTTP-Method-Override X-HTTP-Method X-Method-Override _method X-HTTP-Host-Override Http-Host
+""".split()
 
 
 def read(*headers: tuple[bytes, bytes]) -> FieldSet | Reason:

@@ -561,6 +561,32 @@ def test_held_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     house.pipeline.reserve(60)
 
 
+@pytest.mark.parametrize(
+    ("vouched", "mapped", "refused"),
+    [
+        pytest.param(None, False, False, id="any CA: the verdict waits for the request"),
+        pytest.param(True, True, False, id="a constrained CA, and a name that it covers"),
+        pytest.param(True, False, True, id="covered, and in no map"),
+        pytest.param(False, True, True, id="mapped, and not covered"),
+    ],
+)
+def test_a_tunnel_to_a_name_that_agents_would_not_believe_is_refused_itself(
+    house: House, vouched: bool | None, mapped: bool, refused: bool
+) -> None:
+    asked: list[object] = []
+    house.pipeline.vouches_for = None if vouched is None else lambda host: asked.append(host) or bool(vouched)
+    house.pipeline.bundle.index.is_mapped = lambda *of: asked.append(of) or mapped  # type: ignore[method-assign]
+    tunnel = replace(ORIGIN, connect=("API.ok.test", 443))
+    if refused:
+        with pytest.raises(InputError) as caught:
+            house.pipeline.greet(tunnel)
+        assert caught.value.reason is Reason.UNKNOWN_DESTINATION
+        assert ("unmapped", ("api.ok.test",)) in house.meter.calls
+    else:
+        house.pipeline.greet(tunnel)
+    assert set(asked) <= {"api.ok.test", ("api.ok.test", 443, "https")}
+
+
 async def test_bytes_that_are_no_message_get_a_receipt_and_a_closing_answer(house: House) -> None:
     answer = await house.pipeline.refuse(ORIGIN, InputError(Reason.MALFORMED_REQUEST, "x", status=408), b"GE")
     assert (answer.status, answer.close) == (408, True)

@@ -28,14 +28,14 @@ from typing import Any, Final, Protocol
 
 from .errors import Outcome
 from .keys import KeySet, PublicKey
-from .ledger import ClaimRow, OutcomeStatus, State
+from .ledger import SOURCES, ClaimRow, OutcomeStatus, State
 from .note import Checkpoint, verify_checkpoint
 from .receipt import ReceiptError, input_digest, verify
 from .statement import parse_us
 from .tiles import ENTRIES, WIDTH, Edge, Tile, prefix_of, unpack_entries
 from .tlog import TlogError
 
-__all__ = ["AuditInput", "AuditReport", "LogRecord", "PermitRow", "StoredTiles", "audit"]
+__all__ = ["AuditInput", "AuditReport", "HeadRow", "LogRecord", "PermitRow", "StoredTiles", "audit"]
 
 _MAX_PROBLEMS: Final = 1000
 _STEP: Final = 256  # leaves between two calls of `progress`
@@ -64,6 +64,16 @@ class PermitRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeadRow:
+    """What the store keeps of the end of the log."""
+
+    origin: str
+    size: int
+    iat_us: int
+    hashes: bytes  # of Tree.hashes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogRecord:
     """One row of the log as it is stored: the receipt, and what the store keeps beside it."""
 
@@ -84,6 +94,7 @@ class LogRecord:
 class AuditInput:
     checkpoint: bytes  # signed note
     tiles: StoredTiles
+    head: HeadRow
     records: Iterable[LogRecord]
     claims: Iterable[ClaimRow]  # read after `records`
 
@@ -145,6 +156,7 @@ def audit(
     auditor.tiles(auditor.edge.partials())
     for left in checkpoints:
         auditor.problem(f"the log ends at {auditor.edge.size}, but {left.size} leaves were signed")
+    auditor.head(given.head)
     auditor.claims(given.claims)
     return auditor.report()
 
@@ -230,6 +242,13 @@ class _Auditor:
         if iat_us <= self._iat_us:
             self._at(record, "not later than the leaf before it")
         self._iat_us = iat_us
+
+    def head(self, row: HeadRow) -> None:
+        tree = self.edge.tree
+        if row != HeadRow(
+            origin=self._origin, size=tree.size, iat_us=self._iat_us, hashes=b"".join(tree.hashes)
+        ):
+            self.problem("the ledger's head row is not the end of this log")
 
     # --- tiles ---
 
@@ -367,6 +386,8 @@ class _Auditor:
             self.problem(f"{name}: {row.state}, which leaf {permit.index} and its outcome do not say")
         if row.source == permit.source and permit.key_hash and row.key != permit.key_hash:
             self.problem(f"{name}: not the key of leaf {permit.index}")
+        if row.source not in SOURCES or (row.key == permit.key_hash and row.source != permit.source):
+            self.problem(f"{name}: its source is not that of leaf {permit.index}")
         if permit.row is not None and row.key not in permit.row.claims:
             self.problem(f"{name}: not among what leaf {permit.index} holds")
         if row.http_status != permit.http_status:

@@ -24,7 +24,9 @@ from .agents import Agent, AgentRule, Attrs, AttrValue, Network
 from .config_values import (
     IDENTIFIER,
     Address,
+    Ca,
     read_address,
+    read_ca,
     read_digest,
     read_matching,
     read_names,
@@ -40,6 +42,7 @@ __all__ = [
     "Address",
     "Admin",
     "AdminToken",
+    "Ca",
     "Config",
     "ConnectTo",
     "Listen",
@@ -124,6 +127,7 @@ class Config:
     limits: Limits
     receipts_header: ReceiptsHeader
     upstream: Upstream
+    ca: Ca
 
     @property
     def issuer(self) -> str:
@@ -138,7 +142,7 @@ def load_config(path: Path) -> Config:
     root = load_file(path)
     keys = root.mapping(
         required=("version", "node", "state_dir", "listen", "surfaces", "policies", "agents"),
-        optional=("admin", "bundle", "store", "gate", "limits", "receipts", "upstream"),
+        optional=("admin", "bundle", "ca", "store", "gate", "limits", "receipts", "upstream"),
         what="the configuration",
     )
     if keys["version"].integer("version") != 1:
@@ -162,6 +166,7 @@ def load_config(path: Path) -> Config:
         limits=_limits(keys.get("limits")),
         receipts_header=_receipts(keys.get("receipts")),
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
+        ca=read_ca(keys.get("ca")),
     )
 
 

@@ -80,12 +80,19 @@ _DROP_PREFIXES: Final = (
     "x-rewrite-",
     "x-auth-request-",
     "x-remote-extra-",
+    # What the gateways in front of vendors tell their services of caller, host and path.
+    "x-envoy-",
+    "x-waws-",
+    "x-consumer-",
+    "x-amzn-oidc-",
+    "x-ms-client-principal",
+    "x-goog-authenticated-user-",
 )
 _OVERRIDE: Final = frozenset(
     """
     x-http-method-override x-http-method x-method-override x-override-method http-method-override
     method-override -method x-http-verb x-verb-override x-url-override x-http-path-override
-    x-override-url
+    x-override-url x-http-host-override x-http-host http-host
     """.split()
 )
 _ONCE: Final = frozenset({"authorization", "content-type", "content-encoding"})

@@ -77,6 +77,7 @@ class Pipeline:
     clock: Callable[[], float]  # monotonic seconds
     canonicalise: Callable[[Message], CanonicalRequest] = canonicalise
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep
+    vouches_for: Callable[[str], bool] | None = None  # the hosts of a constrained CA; None: of any
     held_bytes: int = 0
     in_flight: int = 0
     flights: dict[str, Flight] = field(default_factory=dict)
@@ -103,12 +104,21 @@ class Pipeline:
         self.held_bytes += size_bytes
 
     def greet(self, origin: Origin) -> None:
-        """Ask for proxy credentials while they can be given; every other verdict waits for the request."""
+        """Ask for proxy credentials while they can be given; every other verdict waits for the request.
+
+        But under a constrained CA no request can follow for a name that the agent will not believe.
+        """
         try:
             self.identify(origin)
         except InputError as error:
             if error.status == 407:
                 raise
+        if self.vouches_for is None or origin.connect is None:
+            return
+        host, port = origin.connect[0].lower(), origin.connect[1]
+        if not (self.vouches_for(host) and self.bundle.index.is_mapped(host, port, "https")):
+            self.meter.unmapped(host[:253])  # longer ones are no names
+            raise InputError(Reason.UNKNOWN_DESTINATION, f"the CA is constrained, and not to {host}:{port}")
 
     async def handle(self, message: Message, client: Client) -> Answer:
         """Hold one request, and answer it. Never raises but for cancellation of the whole process."""

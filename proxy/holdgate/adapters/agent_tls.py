@@ -3,6 +3,7 @@
 Invariants (tests/test_agent_tls.py):
   AT1  ALPN selects http/1.1 only, and nothing older than TLS 1.2 is spoken.
   AT2  A context is renewed with its leaf, and the number of contexts is bounded.
+  AT3  After adopt() every handshake gets a leaf of the new CA; connections that are open stay open.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ class AgentTls:
         self._leaves = leaves
         self._contexts: LRUCache[str, tuple[Leaf, SSL.Context]] = LRUCache(_CONTEXTS)
 
+    def adopt(self, leaves: LeafMaker) -> None:
+        """Use another CA from the next handshake on."""
+        self._leaves = leaves
+
     def __call__(self, host: str) -> SSL.Context:
         """Raises ValueError for what is not a host name."""
         leaf = self._leaves.leaf(host)
@@ -46,6 +51,8 @@ def _server_context(leaf: Leaf) -> SSL.Context:
     context.set_session_id(b"holdgate")  # OpenSSL wants one before it resumes sessions
     context.set_alpn_select_callback(_select_alpn)
     context.use_certificate(leaf.certificate)
+    for above in leaf.chain:
+        context.add_extra_chain_cert(above)
     context.use_privatekey(leaf.key)
     return context
 

@@ -11,7 +11,6 @@ Invariants (tests/test_bundle_store.py):
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any, Final
 
 from ..bundle import Bundle, bundle_digest, load_bundle, source_files
 from ..errors import ConfigError
+from .durable import replace_file
 
 __all__ = ["keep_bundle", "load_kept"]
 
@@ -42,7 +42,8 @@ def keep_bundle(
             raise ConfigError(_CHANGED, file=str(surfaces[0]))
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        _write(path, json.dumps(document, sort_keys=True, ensure_ascii=False).encode())
+        data = json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
+        replace_file(path, data, mode=0o600)
     except OSError as error:
         raise ConfigError(f"the bundle cannot be kept: {error.strerror}", file=str(path)) from error
 
@@ -96,19 +97,3 @@ def _unpack(folder: Path, roots: list[dict[str, Any]]) -> list[Path]:
             file.write_text(text, encoding="utf-8", newline="")
         paths.append(root)
     return paths
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, and on the disk before the name is."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -93,7 +93,8 @@ class Gatekeeper(Protocol):
         ...
 
     def greet(self, origin: Origin) -> None:
-        """A tunnel is asked for. Raises InputError only where proxy credentials must be asked for (407)."""
+        """A tunnel is asked for. Raises InputError only where proxy credentials must be asked for (407), or
+        where no request could follow because the CA is constrained to other names."""
         ...
 
     async def handle(self, message: Message, client: ClientLink) -> Answer: ...

@@ -188,9 +188,9 @@ def _jws_of(line: bytes) -> bytes:
         return line
     try:
         jws = json.loads(line)["jws"]
+        return jws.encode("ascii") if isinstance(jws, str) else line
     except (ValueError, KeyError, RecursionError):
         return line
-    return jws.encode() if isinstance(jws, str) else line
 
 
 def _keys(place: str) -> KeySet:

@@ -1,10 +1,11 @@
 """A Content-Type value becomes (essence, parameters), or is refused.
 
 RFC 9110 8.3.1 without its leniencies: no empty parameters, no parameter twice, no backslash
-escapes inside quotes (readers disagree about each of them).
+escapes inside quotes, no `*` in a name (readers disagree about each of them: with RFC 2231,
+`charset*=utf-16''x` and `charset*0=` are a charset, without it they are unknown names).
 
 Invariants (tests/test_content_mediatype.py):
-  MT1  No parameter occurs twice, and every name is in lower case.
+  MT1  No parameter occurs twice, in any notation, and every name is in lower case.
   MT2  A charset is UTF-8, US-ASCII or absent: no other reading of the bytes is possible.
 """
 
@@ -41,6 +42,9 @@ def parse_media_type(value: str) -> tuple[str, Params]:
         if param is None:
             raise InputError(Reason.MALFORMED_REQUEST, "Content-Type has a malformed parameter")
         name = param[1].lower()
+        if "*" in name:
+            # To Django, for one, `boundary*=` and `charset*0=` replace `boundary=` and `charset=`.
+            raise InputError(Reason.MALFORMED_REQUEST, "Content-Type has a parameter in RFC 2231 form")
         if name in params:
             raise InputError(Reason.MALFORMED_REQUEST, f"Content-Type names {name!r} twice")
         params[name] = param[2] if param[2] is not None else param[3]

@@ -27,7 +27,11 @@ from .types import JSON_SAFE, canonical_json, sha256_text
 __all__ = ["action_of", "check_body", "declared_headers", "evaluate", "principal_of"]
 
 _PRESIGNED: Final = frozenset({"x-amz-signature", "x-amz-credential", "x-amz-algorithm", "awsaccesskeyid"})
-_OVERRIDES: Final = ("x-http-method", "x-method-override", "x-original-", "x-rewrite-", "x-forwarded-")
+# The last two name the operation to services of several protocols, whatever path and body say.
+_OVERRIDES: Final = (
+    "x-http-method", "x-method-override", "x-original-", "x-rewrite-", "x-forwarded-",
+    "x-amz-target", "soapaction",
+)  # fmt: skip
 _PLAIN_NAME: Final = re.compile(r"[0-9a-z\-]+")
 _BEARER: Final = re.compile(r"(?i:bearer) ([\x21-\x7e]+)\Z")
 _BASIC: Final = re.compile(r"(?i:basic) ([A-Za-z0-9+/]+={0,2})\Z")
@@ -186,7 +190,10 @@ def _basic_user(value: str) -> str | None:
     if found is None:
         return None
     try:
-        user, colon, _ = base64.b64decode(found[1], validate=True).decode("utf-8").partition(":")
+        decoded = base64.b64decode(found[1], validate=True)
+        user, colon, _ = decoded.decode("utf-8").partition(":")
     except (binascii.Error, UnicodeDecodeError):
+        return None
+    if base64.b64encode(decoded).decode("ascii") != found[1]:  # padding twice, or bits that nobody reads
         return None
     return user if colon and user else None
