@@ -202,11 +202,15 @@ class SqliteReader:
         """What is wrong with the file: pages, indexes that are not their tables', another schema."""
         try:
             rows = self._db.execute("PRAGMA integrity_check(20)").fetchall()
-            missing = schema_of_new() - set(self._db.execute("SELECT name, sql FROM sqlite_schema"))
+            declared = dict(self._db.execute("SELECT name, sql FROM sqlite_schema"))
         except sqlite3.Error as error:
             return (f"ledger.db: {error}",)
         found = [row[0] for row in rows if row[0] != "ok"]
-        found += [f"{name} is not declared as it should be" for name, _ in sorted(missing)]
+        found += [
+            f"{name} is not declared as it should be"
+            for name, sql in sorted(schema_of_new().items())
+            if declared.get(name, sql) != sql
+        ]
         return tuple(f"ledger.db: {text}" for text in found)
 
     def _records(self) -> Iterator[LogRecord]:

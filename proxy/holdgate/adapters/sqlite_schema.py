@@ -78,11 +78,11 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     return db
 
 
-def schema_of_new() -> set[tuple[str, str | None]]:
-    """(name, SQL) of everything that a new ledger has."""
+def schema_of_new() -> dict[str, str | None]:
+    """What a new ledger declares: name -> SQL."""
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         db.executescript(SCHEMA)
-        return set(db.execute("SELECT name, sql FROM sqlite_schema"))
+        return dict(db.execute("SELECT name, sql FROM sqlite_schema"))
 
 
 def pack(tree: Tree) -> bytes:
