@@ -9,28 +9,39 @@ from pathlib import Path
 import pytest
 from OpenSSL import SSL
 
+from client_pki import SPIFFE, issue, make_ca, uri
 from holdgate.adapters.agent_tls import AgentTls
 from holdgate.adapters.ca import LeafMaker, create_ca
 
 
 def handshake(server_context: SSL.Context, client_context: ssl.SSLContext, host: str) -> ssl.SSLObject:
     """A handshake in memory; raises what the client raises."""
-    server = SSL.Connection(server_context)
+    return handshake_of(SSL.Connection(server_context), client_context, host)
+
+
+def handshake_of(
+    server: SSL.Connection, client_context: ssl.SSLContext, host: str, session: ssl.SSLSession | None = None
+) -> ssl.SSLObject:
     server.set_accept_state()
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = client_context.wrap_bio(to_client, to_server, server_hostname=host)
+    client = client_context.wrap_bio(to_client, to_server, server_hostname=host, session=session)
+    ended = False
     for _ in range(10):
+        client_ended = False
         try:
             client.do_handshake()
-            return client
+            client_ended = True
         except ssl.SSLWantReadError:
             pass
         if to_server.pending:
             server.bio_write(to_server.read())
         try:
             server.do_handshake()
+            ended = True
         except SSL.WantReadError:
             pass
+        if client_ended and ended:
+            return client
         try:
             to_client.write(server.bio_read(65535))
         except SSL.WantReadError:
@@ -108,3 +119,36 @@ def test_a_constrained_ca_is_believed_for_its_names_only(
     else:
         with pytest.raises(ssl.SSLCertVerificationError, match=problem):
             handshake(tls(host), client(authority.path), host)
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["with issuers", "without"])
+def test_at4_a_client_certificate_is_asked_for_only_when_issuers_are_given(
+    tmp_path: Path, asked: bool
+) -> None:
+    ca = make_ca("agents")
+    authority = create_ca(tmp_path, "test")
+    tls = AgentTls(LeafMaker(authority), [ca.certificate] if asked else [])
+    for shown in (issue(ca, [uri(SPIFFE)]), issue(make_ca("others"), [uri(SPIFFE)]), None):
+        context = client(authority.path)
+        if shown is not None:
+            context.load_cert_chain(*shown.files(tmp_path, "shown"))
+        server = SSL.Connection(tls("api.ok.test"))
+        finished = handshake_of(server, context, "api.ok.test")
+        found = server.get_peer_certificate()
+        if asked and shown is not None:
+            assert found is not None and found.to_cryptography() == shown.certificate
+        else:
+            assert found is None
+        assert finished.session_reused is False
+
+
+def test_at4_no_session_is_resumed_where_certificates_are_asked_for(tmp_path: Path) -> None:
+    ca = make_ca("agents")
+    authority = create_ca(tmp_path, "test")
+    for issuers, resumed in (([], True), ([ca.certificate], False)):
+        context = tls_context = AgentTls(LeafMaker(authority), issuers)("api.ok.test")
+        clients = client(authority.path)
+        clients.maximum_version = ssl.TLSVersion.TLSv1_2  # the session is there when the handshake ends
+        first = handshake_of(SSL.Connection(tls_context), clients, "api.ok.test")
+        second = handshake_of(SSL.Connection(context), clients, "api.ok.test", session=first.session)
+        assert second.session_reused is resumed

@@ -327,7 +327,7 @@ def test_methods_that_refuse(method: bytes, reason: Reason) -> None:
         "/v1/%252e%252e/payouts /a%25%32%66b /%255c /%25252e /%2570ayouts /%2500 /%25u002e",
         "/a;b=c /a%3bb /%5c /a\\b /v1/%zz /%u002e /% /%2 /%00 /%0a /a%0d%0a /%7f /%c2%85",
         "/a%2f..%2fb /%2f /a%2F /a%2f%2fb /a%2f.",
-        '/a"b /<a> /a`b /{a} /a^b /a|b /[a] /a]',
+        '/a"b /<a> /a`b /{a} /a^b',
         "/é /%ff /%c0%ae%c0%ae /%ed%a0%80",
     ],
 )
@@ -356,6 +356,7 @@ def test_c3_raw_white_space_and_controls_are_refused(target: bytes) -> None:
         (b"/ts=00%253A00", ("ts=00%3A00",)),
         (b"/%7Ba%7D%3F%23", ("{a}?#",)),
         (b"/users('id')/$value", ("users('id')", "$value")),
+        (b"/docs/[id]/a|b", ("docs", "[id]", "a|b")),
     ],
 )
 def test_c3_segments_are_decoded_exactly_once(target: bytes, segments: tuple[str, ...]) -> None:
@@ -374,6 +375,7 @@ def test_c3_segments_are_decoded_exactly_once(target: bytes, segments: tuple[str
         (b"a[b][]=1&c=d=e", (("a[b][]", "1"), ("c", "d=e"))),
         (b"u=http://h/?x", (("u", "http://h/?x"),)),
         (b"x-id=PutObject&q=%0A", (("x-id", "PutObject"), ("q", "\n"))),
+        (b'f={"a":[1]}&p=x|y^z`<>', (("f", '{"a":[1]}'), ("p", "x|y^z`<>"))),
     ],
 )
 def test_c3_query_pairs_are_decoded_in_order(query: bytes, pairs: object) -> None:
@@ -395,13 +397,7 @@ def test_c3_query_pairs_are_decoded_in_order(query: bytes, pairs: object) -> Non
         b"a=%00",
         b"%0a=1",
         b"a=b c",
-        b'a="',
-        b"a={}",
-        b"a=|",
         b"a=\\",
-        b"a=^",
-        b"a=`",
-        b"a=<",
         b"a=\xc3\xa9",
         b"a#b",
         b"#",
@@ -435,7 +431,7 @@ PIECES = [
     "é",
     "%C3%A9",
 ]
-PIECES += ["?", "&", "=", "+", "[", "]", "'", "{", "%0a", "%00", "%41"]
+PIECES += ["?", "&", "=", "+", "[", "]", "'", "{", '"', "<", "^", "`", "|", "%0a", "%00", "%41"]
 
 
 @settings(max_examples=400)
@@ -523,6 +519,8 @@ def test_c5_nothing_between_us_and_the_agent_is_sent_on() -> None:
         (b"Content-Encoding", b"gzip", "gzip"),
         (b"Content-Encoding", b"aws-chunked", "aws-chunked"),
         (b"Content-Encoding", b"identity", None),
+        (b"Content-Encoding", b"gzip,aws-chunked", "gzip,aws-chunked"),
+        (b"Content-Encoding", b"zstd, aws-chunked", "zstd,aws-chunked"),
         (b"Content-Encoding", b"GZIP", UNSUPPORTED),
         (b"Content-Encoding", b"x-gzip", UNSUPPORTED),
         (b"Content-Encoding", b"deflate", UNSUPPORTED),
@@ -539,6 +537,10 @@ def test_codings_and_types(name: bytes, value: bytes, expected: object) -> None:
 
 
 def test_us_ascii_means_ascii() -> None:
-    header = (b"Content-Type", b"text/plain; charset=US-ASCII")
-    assert isinstance(read(message(b"/", header, body=b"abc")), CanonicalRequest)
-    assert read(message(b"/", header, body=b"\xc3\xa9")) is UNSUPPORTED
+    for charset in (b"US-ASCII", b"ISO-8859-1"):
+        header = (b"Content-Type", b"text/plain; charset=" + charset)
+        assert isinstance(read(message(b"/", header, body=b"abc")), CanonicalRequest)
+        assert read(message(b"/", header, body=b"\xc3\xa9")) is UNSUPPORTED
+        # In a form the escapes are characters of the charset too.
+        assert isinstance(read(message(b"/", header, body=b"a=%20%7E")), CanonicalRequest)
+        assert read(message(b"/", header, body=b"a=%C3%A9")) is UNSUPPORTED

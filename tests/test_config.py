@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from ipaddress import ip_network
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdgate.agents import CertificateRule
 from holdgate.config import Address, Config, ConnectTo, OpenDoor, ReceiptsHeader, load_config
+from holdgate.config_doctor import Doctor
 from holdgate.config_values import read_address, read_ca, read_networks
 from holdgate.errors import ConfigError
+from holdgate.escape import REQUIRED
 from holdgate.limits import Limits
 from holdgate.strictyaml import Node
 from holdgate.strictyaml import load as load_yaml
@@ -319,3 +323,81 @@ def test_ca_says_how_the_ca_is_made_and_rotated(text: str, expected: tuple[bool,
     else:
         made = read_ca(node)
         assert (made.constrain, made.overlap_h) == expected
+
+
+# --- doctor ---
+
+
+def test_kd1_required_rows_are_rows_of_the_matrix(folder: Path) -> None:
+    assert load(folder, SMALLEST).doctor == Doctor(required=frozenset(), max_age_s=86_400)
+    every = load(folder, SMALLEST + "doctor: {required: all, max_age_s: 600}\n")
+    assert every.doctor == Doctor(required=REQUIRED, max_age_s=600)
+    some = load(folder, SMALLEST + "doctor: {required: [tcp4.22, failure.killed]}\n")
+    assert some.doctor.required == {"tcp4.22", "failure.killed"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("{}", "required", id="nothing"),
+        pytest.param("{required: []}", "is empty", id="no row"),
+        pytest.param("{required: [tcp4.23]}", "doctor.required", id="a row that is not there"),
+        pytest.param("{required: some}", "doctor.required", id="another word"),
+        pytest.param("{required: all, max_age_s: 0}", "greater than zero", id="no age"),
+        pytest.param("{required: all, witness: x}", "witness", id="an unknown key"),
+    ],
+)
+def test_kd1_anything_else_is_refused(folder: Path, text: str, message: str) -> None:
+    assert message in str(refused(folder, SMALLEST + f"doctor: {text}\n"))
+
+
+# --- client certificates ---
+
+PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+
+def certified(san: str, ca_file: str = "agents.pem") -> str:
+    match = f"{{client_cert: {{ca_file: {ca_file}, san: {json.dumps(san)}}}}}"
+    return SMALLEST.replace("agents: []", f"agents: [{{id: a, match: {match}}}]")
+
+
+@pytest.mark.parametrize(
+    "san", ["spiffe://example.org/a", "spiffe://td-1.example_x/ns/a.b/sa/C_d-e", "bot.agents.internal", "a.b"]
+)
+def test_kc1_one_exact_name_is_read(folder: Path, san: str) -> None:
+    (folder / "agents.pem").write_text(PEM)
+    (rule,) = load(folder, certified(san)).agents
+    assert rule.certificate == CertificateRule(ca_file=folder / "agents.pem", san=san)
+
+
+@pytest.mark.parametrize(
+    "san",
+    [
+        *("", "spiffe://example.org", "spiffe://example.org/", "spiffe:///a", "spiffe://example.org/a/"),
+        *(
+            "spiffe://example.org//a",
+            "spiffe://example.org/../a",
+            "spiffe://example.org/a/.",
+            "SPIFFE://e.org/a",
+        ),
+        *("spiffe://Example.org/a", "spiffe://u@e.org/a", "spiffe://e.org:1/a", "spiffe://e.org/a?b", "a#b"),
+        *("spiffe://e.org/%61", "spiffe://e.org/*", "https://e.org/a", "*.agents.internal", "Bot.internal"),
+        *("bot", "bot.internal.", "10.0.0.1", "a..b", "-a.b", "spiffe://e.org/" + "a" * 2048),
+    ],
+)
+def test_kc1_a_pattern_an_address_or_half_a_name_is_refused(folder: Path, san: str) -> None:
+    (folder / "agents.pem").write_text(PEM)
+    assert "client_cert.san" in str(refused(folder, certified(san)))
+
+
+def test_kc1_a_file_without_a_certificate_is_refused(folder: Path) -> None:
+    (folder / "empty.pem").write_text("")
+    for name in ("empty.pem", "missing.pem"):
+        assert "client_cert.ca_file" in str(refused(folder, certified("a.b", name)))
+
+
+def test_k4_two_agents_of_one_certificate_are_refused(folder: Path) -> None:
+    (folder / "agents.pem").write_text(PEM)
+    one = "{id: %s, match: {client_cert: {ca_file: agents.pem, san: a.b}}}"
+    text = SMALLEST.replace("agents: []", f"agents: [{one % 'a'}, {one % 'b'}]")
+    assert "same certificate" in str(refused(folder, text))

@@ -94,7 +94,8 @@ def test_f3_inert_is_never_removed_refused_or_a_credential() -> None:
 
 def test_f3_sdk_telemetry_and_tracing_are_inert() -> None:
     names = (
-        "x-stripe-client-user-agent amz-sdk-request traceparent x-stainless-os sec-fetch-mode x-b3-traceid"
+        "x-stripe-client-user-agent amz-sdk-request traceparent x-stainless-os sec-fetch-mode x-b3-traceid "
+        "x-ms-client-request-id x-elastic-client-meta x-fern-language mime-version npm-command"
     )
     assert all(map(is_inert, names.split()))
 
@@ -119,6 +120,7 @@ def test_connection_names_only_hop_by_hop_headers(value: bytes, reason: Reason |
 
 def test_an_upgrade_is_left_out_but_a_nominated_one_is_refused() -> None:
     assert isinstance(read((b"Upgrade", b"h2c")), FieldSet)
+    assert read((b"Upgrade", b"h2c"), (b"Connection", b"Upgrade")) is Reason.UNSUPPORTED_PROTOCOL
     upgrade = [(b"Upgrade", b"websocket"), (b"Connection", b"keep-alive, Upgrade")]
     assert read(*upgrade) is read(*reversed(upgrade)) is Reason.UNSUPPORTED_PROTOCOL
     # The nomination is found whichever of two Connection lines has it.

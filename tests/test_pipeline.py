@@ -587,6 +587,24 @@ def test_a_tunnel_to_a_name_that_agents_would_not_believe_is_refused_itself(
     assert set(asked) <= {"api.ok.test", ("api.ok.test", 443, "https")}
 
 
+@pytest.mark.parametrize(
+    ("vouched", "sni", "reason"),
+    [
+        pytest.param(None, "evil.example", Reason.UNSUPPORTED_PROTOCOL, id="any CA"),
+        pytest.param(False, "Evil.Example", Reason.UNKNOWN_DESTINATION, id="a name beyond a constrained CA"),
+        pytest.param(True, "api.ok.test", Reason.UNSUPPORTED_PROTOCOL, id="a name that it covers"),
+        pytest.param(False, None, Reason.UNSUPPORTED_PROTOCOL, id="no name at all"),
+    ],
+)
+def test_an_agent_that_left_before_tls_is_told_from_one_that_could_not_believe_us(
+    house: House, vouched: bool | None, sni: str | None, reason: Reason
+) -> None:
+    house.pipeline.vouches_for = None if vouched is None else lambda host: bool(vouched)
+    assert house.pipeline.unheard(sni).reason is reason
+    beyond = reason is Reason.UNKNOWN_DESTINATION
+    assert (("unmapped", ("evil.example",)) in house.meter.calls) is beyond
+
+
 async def test_bytes_that_are_no_message_get_a_receipt_and_a_closing_answer(house: House) -> None:
     answer = await house.pipeline.refuse(ORIGIN, InputError(Reason.MALFORMED_REQUEST, "x", status=408), b"GE")
     assert (answer.status, answer.close) == (408, True)

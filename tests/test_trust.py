@@ -238,14 +238,34 @@ def test_b3_a_java_root_without_keytool_says_so(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("keytool") is None, reason="no Java here")
 def test_a_java_root_gets_and_loses_our_ca(tmp_path: Path, ca: CertificateAuthority) -> None:
+    """A copy of the store of this machine's Java, or one like it, through a rotation."""
     store = tmp_path / "lib" / "security" / "cacerts"
     store.parent.mkdir(parents=True)
-    write_java_store(store, create_ca(tmp_path / "other", "edge-2").pem)
-    assert [touched.change for touched in install([tmp_path], ca.pem)] == [Change.ADDED]
-    assert [touched.change for touched in install([tmp_path], ca.pem)] == [Change.UNCHANGED]
-    loaded = pkcs12.load_pkcs12(store.read_bytes(), b"changeit")
-    assert ca.certificate in [entry.certificate for entry in loaded.additional_certs]
-    assert [touched.change for touched in uninstall([tmp_path], ca.pem)] == [Change.REMOVED]
+    java = Path(shutil.which("java") or "/").resolve().parents[-1 if shutil.which("java") is None else 1]
+    other = create_ca(tmp_path / "other", "edge-2")
+    if (java / "lib/security/cacerts").is_file():
+        shutil.copyfile(java / "lib/security/cacerts", store)
+    else:
+        write_java_store(store, create_ca(tmp_path / "third", "edge-3").pem)
+    before = java_certificates(store)
+    assert [touched.change for touched in install([tmp_path], ca.pem + other.pem)] == [Change.ADDED]
+    assert java_certificates(store) == before + 2
+    assert [touched.change for touched in install([tmp_path], other.pem, retired=ca.pem)] == [Change.ADDED]
+    assert [touched.change for touched in install([tmp_path], other.pem)] == [Change.UNCHANGED]
+    assert java_certificates(store) == before + 1
+    assert [touched.change for touched in uninstall([tmp_path], other.pem)] == [Change.REMOVED]
+    assert java_certificates(store) == before
+
+
+def java_certificates(store: Path) -> int:
+    """How many entries Java, not we, sees in a store."""
+    listed = subprocess.run(
+        ["keytool", "-J-Duser.language=en", "-list", "-keystore", str(store), "-storepass", "changeit"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(listed.stdout.partition("Your keystore contains ")[2].split()[0])
 
 
 def test_b4_no_private_key_is_ever_written(tmp_path: Path, ca: CertificateAuthority) -> None:

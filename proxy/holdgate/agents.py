@@ -1,14 +1,17 @@
 """Who is asking: the facts of one connection and the configured rules in, one Agent out.
 
 An agent is known by its source address, its proxy token, or both; never by a header that it can
-set inside the tunnel (`Origin` holds none).
+set inside the tunnel (`Origin` holds none). A client certificate is looked at by adapters/client_certs.py,
+which says what it proves.
 
-Invariants (tests/test_agents.py):
+Invariants (tests/test_agents.py, tests/test_client_certs.py):
   A1  identify() returns an Agent only when exactly one rule matches; otherwise InputError unknown_agent.
   A2  Credentials that do not match are never ignored: there is no falling back to the source address.
   A3  407 is asked for only when no credentials came, a rule wants some, and the client speaks to a proxy.
   A4  An IPv4 source written as an IPv4-mapped IPv6 address is the same source.
   A5  Every token rule is compared, in constant time, whichever matches first.
+  A8  A connection that showed a client certificate is the agent whose rule that certificate satisfies, or
+      nobody: there is no falling back to its source address or token.
 """
 
 from __future__ import annotations
@@ -20,12 +23,13 @@ import hmac
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from pathlib import Path
 from typing import Final
 
 from .errors import InputError, Reason
 from .message import Listener, Origin
 
-__all__ = ["Agent", "AgentRule", "AttrValue", "Attrs", "Network", "identify"]
+__all__ = ["Agent", "AgentRule", "AttrValue", "Attrs", "CertificateRule", "Network", "identify"]
 
 type Network = IPv4Network | IPv6Network
 type AttrValue = str | int | bool | tuple[str, ...] | tuple[int, ...]
@@ -49,17 +53,26 @@ class Agent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateRule:
+    """What a client certificate must prove: an issuer of this file, and exactly this name."""
+
+    ca_file: Path
+    san: str  # a SPIFFE id (spiffe://...), or a DNS name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentRule:
     """One entry of `agents:`. What it looks at is ANDed; it looks at something."""
 
     agent: Agent
     sources: tuple[Network, ...]  # (): this rule does not look at the source, so it has a token
     token_sha256: bytes  # b"": this rule does not look at tokens, so it has sources
+    certificate: CertificateRule | None = None  # None: this rule does not look at client certificates
     # `sources` as (version, network, mask): asked at every request, and ipaddress is slow at it.
     blocks: frozenset[tuple[int, int, int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.sources and not self.token_sha256:
+        if not self.sources and not self.token_sha256 and self.certificate is None:
             raise ValueError(f"agent {self.agent.id}: a rule that looks at nothing would match everybody")
         if self.token_sha256 and len(self.token_sha256) != 32:
             raise ValueError(f"agent {self.agent.id}: token_sha256 is not 32 bytes")
@@ -67,8 +80,24 @@ class AgentRule:
         object.__setattr__(self, "blocks", frozenset(blocks))
 
 
-def identify(origin: Origin, rules: tuple[AgentRule, ...]) -> Agent:
-    """The one agent that this connection proves to be. Raises InputError(UNKNOWN_AGENT)."""
+def identify(
+    origin: Origin, rules: tuple[AgentRule, ...], proven: frozenset[CertificateRule] | None = None
+) -> Agent:
+    """The one agent that this connection proves to be. Raises InputError(UNKNOWN_AGENT).
+
+    `proven`: what its client certificate satisfies; None when it showed none.
+    """
+    known = proven or frozenset()
+    if proven is not None and not any(rule.certificate in known for rule in rules):
+        raise InputError(Reason.UNKNOWN_AGENT, "the client certificate is no agent's")
+    certified = tuple(rule for rule in rules if rule.certificate is None or rule.certificate in known)
+    agent = _identify(origin, certified, rules)
+    if proven is not None and not any(rule.agent is agent and rule.certificate for rule in rules):
+        raise InputError(Reason.UNKNOWN_AGENT, "the client certificate is another agent's")
+    return agent
+
+
+def _identify(origin: Origin, rules: tuple[AgentRule, ...], configured: tuple[AgentRule, ...]) -> Agent:
     credentials = origin.proxy_authorization
     if len(credentials) > 1:
         raise InputError(Reason.UNKNOWN_AGENT, "several Proxy-Authorization headers")
@@ -82,10 +111,19 @@ def identify(origin: Origin, rules: tuple[AgentRule, ...]) -> Agent:
     if matching:
         names = ", ".join(rule.agent.id for rule in matching)
         raise InputError(Reason.UNKNOWN_AGENT, f"matches several agents: {names}")
-    # A transparent client does not know that there is a proxy: 407 would mean nothing to it.
-    if not credentials and origin.listener is Listener.EXPLICIT and any(rule.token_sha256 for rule in rules):
+    if not credentials and _may_ask(origin, configured):
         raise InputError(Reason.UNKNOWN_AGENT, "no Proxy-Authorization", status=407)
     raise InputError(Reason.UNKNOWN_AGENT, f"no agent matches source {origin.source}")
+
+
+def _may_ask(origin: Origin, rules: tuple[AgentRule, ...]) -> bool:
+    """Whether proxy credentials could help, so that 407 is the answer."""
+    # A transparent client does not know that there is a proxy: 407 would mean nothing to it.
+    if origin.listener is not Listener.EXPLICIT or not any(rule.token_sha256 for rule in rules):
+        return False
+    # Who asks for a tunnel may show a certificate inside it, and inside it 407 is nobody's answer.
+    by_certificate = any(rule.certificate and not rule.token_sha256 for rule in rules)
+    return not by_certificate or (origin.connect is None and not origin.tls)
 
 
 def _by_token(credential: bytes, source: tuple[int, int], rules: tuple[AgentRule, ...]) -> list[AgentRule]:

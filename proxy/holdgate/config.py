@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from .agents import Agent, AgentRule, Attrs, AttrValue, Network
+from .config_certs import read_client_cert
+from .config_doctor import Doctor, read_doctor
 from .config_values import (
     IDENTIFIER,
     Address,
@@ -128,6 +130,7 @@ class Config:
     receipts_header: ReceiptsHeader
     upstream: Upstream
     ca: Ca
+    doctor: Doctor
 
     @property
     def issuer(self) -> str:
@@ -142,7 +145,7 @@ def load_config(path: Path) -> Config:
     root = load_file(path)
     keys = root.mapping(
         required=("version", "node", "state_dir", "listen", "surfaces", "policies", "agents"),
-        optional=("admin", "bundle", "ca", "store", "gate", "limits", "receipts", "upstream"),
+        optional=("admin", "bundle", "ca", "store", "gate", "limits", "receipts", "upstream", "doctor"),
         what="the configuration",
     )
     if keys["version"].integer("version") != 1:
@@ -162,11 +165,12 @@ def load_config(path: Path) -> Config:
         admin=admin,
         surfaces=_existing(keys["surfaces"], base, "surfaces"),
         policies=_existing(keys["policies"], base, "policies"),
-        agents=_agents(keys["agents"]),
+        agents=_agents(keys["agents"], base),
         limits=_limits(keys.get("limits")),
         receipts_header=_receipts(keys.get("receipts")),
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
         ca=read_ca(keys.get("ca")),
+        doctor=read_doctor(keys.get("doctor")),
     )
 
 
@@ -234,7 +238,7 @@ def _refuse_same_listener(node: Node, listen: Listen, admin: Admin) -> None:
             raise node.fail(f"two listeners share {address}: give each its own port")
 
 
-def _agents(node: Node) -> tuple[AgentRule, ...]:
+def _agents(node: Node, base: Path) -> tuple[AgentRule, ...]:
     rules: list[AgentRule] = []
     for item in node.sequence("agents"):
         keys = item.mapping(required=("id", "match"), optional=("groups", "attrs"), what="an agent")
@@ -243,10 +247,12 @@ def _agents(node: Node) -> tuple[AgentRule, ...]:
             raise keys["id"].fail(f"agent {name!r} is there twice: put all of it into one entry")
         groups = read_names(keys["groups"], f"groups of {name}") if "groups" in keys else ()
         attrs = _attrs(keys["attrs"], name) if "attrs" in keys else ()
-        match = keys["match"].mapping(optional=("source", "token_sha256"), what=f"match of {name}")
+        match = keys["match"].mapping(
+            optional=("source", "token_sha256", "client_cert"), what=f"match of {name}"
+        )
         if not match:
             raise keys["match"].fail(
-                "an agent that matches everybody: write `source: [CIDR]`, `token_sha256`, or both"
+                "an agent that matches everybody: write `source: [CIDR]`, `token_sha256` or `client_cert`"
             )
         sources = read_networks(match["source"], f"source of {name}") if "source" in match else ()
         if "source" in match and not sources:
@@ -256,8 +262,11 @@ def _agents(node: Node) -> tuple[AgentRule, ...]:
         )
         if digest and any(rule.token_sha256 == digest for rule in rules):
             raise match["token_sha256"].fail("another agent has the same token: give each its own")
+        certificate = read_client_cert(match["client_cert"], base, name) if "client_cert" in match else None
+        if certificate and any(rule.certificate == certificate for rule in rules):
+            raise match["client_cert"].fail("another agent has the same certificate: give each its own name")
         agent = Agent(id=name, groups=groups, attrs=attrs)
-        rules.append(AgentRule(agent=agent, sources=sources, token_sha256=digest))
+        rules.append(AgentRule(agent=agent, sources=sources, token_sha256=digest, certificate=certificate))
     return tuple(rules)
 
 

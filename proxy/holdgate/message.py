@@ -33,6 +33,7 @@ class Origin:
     sni: str | None  # as sent in the ClientHello; None outside TLS or when absent
     original_port: int | None  # destination port before REDIRECT; transparent only
     proxy_authorization: tuple[bytes, ...]  # values of Proxy-Authorization seen by the proxy
+    client_chain: tuple[bytes, ...] = ()  # DER certificates that the client showed in that TLS, its own first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

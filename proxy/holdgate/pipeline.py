@@ -117,8 +117,17 @@ class Pipeline:
             return
         host, port = origin.connect[0].lower(), origin.connect[1]
         if not (self.vouches_for(host) and self.bundle.index.is_mapped(host, port, "https")):
-            self.meter.unmapped(host[:253])  # longer ones are no names
-            raise InputError(Reason.UNKNOWN_DESTINATION, f"the CA is constrained, and not to {host}:{port}")
+            raise self._beyond_the_ca(host)
+
+    def unheard(self, sni: str | None) -> InputError:
+        """Why an agent may have left before TLS was established, as far as that can be told."""
+        if self.vouches_for is not None and sni and not self.vouches_for(sni.lower()):
+            return self._beyond_the_ca(sni.lower())
+        return InputError(Reason.UNSUPPORTED_PROTOCOL, "closed before TLS or HTTP was established")
+
+    def _beyond_the_ca(self, host: str) -> InputError:
+        self.meter.unmapped(host[:253])  # longer ones are no names
+        return InputError(Reason.UNKNOWN_DESTINATION, f"the CA is constrained, and not to {host}")
 
     async def handle(self, message: Message, client: Client) -> Answer:
         """Hold one request, and answer it. Never raises but for cancellation of the whole process."""

@@ -21,7 +21,10 @@ _DROPPED: Final = {
     "expect",
     "trailer",
 }
-_DROPPED_STEMS: Final = ("proxy-", "holdgate-", "tg-", "x-trigguard-", "x-forwarded-")
+_DROPPED_STEMS: Final = (
+    "proxy-", "holdgate-", "tg-", "x-trigguard-", "x-forwarded-", "x-original-", "x-rewrite-", "x-envoy-",
+    "x-consumer-", "x-ms-client-principal",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

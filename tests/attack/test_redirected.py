@@ -11,6 +11,7 @@ from attack.cases import Case, load_redirected
 from attack.network import CAN
 from attack.test_attack import named, try_case
 from attack.test_families import check_codings_and_lengths, check_random_damage
+from attack.test_variants import LISTS, check_variants
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,3 +32,8 @@ def test_lengths_and_codings_in_any_company(redirected: Arena, path: str) -> Non
 @pytest.mark.parametrize("path", ["redirected", "redirected plain"])
 def test_random_damage(redirected: Arena, path: str) -> None:
     check_random_damage(redirected, path)
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_variants(redirected: Arena, kind: str) -> None:
+    check_variants(redirected, kind, "redirected plain")

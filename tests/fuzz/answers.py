@@ -32,7 +32,13 @@ def answered(data: bytes) -> bool:
     check_evidence(line)
     head, got, ended = read_answer(method, line.answered)
     names = [name for name, _ in head.headers]
-    must(names.count(b"holdgate-decision") == 1, "not one decision", head, raw)
+    told = [value for name, value in head.headers if name == b"holdgate-decision"]
+    must(
+        len(told) == 1 and line.ledger.entries[0].receipt_id.encode() in told[0],
+        "another decision",
+        head,
+        raw,
+    )
     forged = [name for name in names if re.match(rb"(?:holdgate|tg|x-trigguard)[-_]", name)]
     must(forged == [b"holdgate-decision"], "reserved names from upstream", forged, raw)
     if not complete and head.status_code in (502, 504):  # ours, in place of what was cut before it began

@@ -169,6 +169,7 @@ def whole(data: bytes) -> bool:
     origin = origin_of(0 if tls else 1, host)
     line = conversation(talk(origin, sent, steer[1:]))
     check_evidence(line)
+    _check_told(line)
     at = b"" if tls else b"http://web.ok.test"
     requests = _readings(sent, at, host.encode())
     arrived = list(line.recorder.sent)
@@ -205,14 +206,18 @@ def check_evidence(line: Connection) -> None:
         must(
             said["outcome"] == entry.outcome.value and said["id"] == entry.receipt_id, "another receipt", said
         )
-    told = re.findall(rb"\r\nHoldgate-Decision: ([A-Z]+);id=\"([^\"]+)\"", line.answered)
-    by_id = {entry.receipt_id.encode(): entry.outcome.value.encode() for entry in entries}
-    must(all(by_id.get(name) == outcome for outcome, name in told), "told otherwise", told, by_id)
     must(
         line.keeper.held_bytes == 0 and line.keeper.in_flight == 0,
         "memory or holds left over",
         line.keeper.held_bytes,
     )
+
+
+def _check_told(line: Connection) -> None:
+    """Every decision that the agent was told is the recorded one of that id."""
+    told = re.findall(rb"\r\nHoldgate-Decision: ([A-Z]+);id=\"([^\"]+)\"", line.answered)
+    by_id = {entry.receipt_id.encode(): entry.outcome.value.encode() for entry in line.ledger.entries}
+    must(all(by_id.get(name) == outcome for outcome, name in told), "told otherwise", told, by_id)
 
 
 def _readings(sent: bytes, at: bytes, host: bytes) -> list[bytes]:
@@ -261,6 +266,7 @@ def explained(data: bytes) -> bool:
         return False
     line = conversation(talk(origin_of(kind, request.host), data, b"\1\2"))
     check_evidence(line)
+    _check_told(line)
     entry = line.ledger.entries[0]
     decided = (entry.outcome, entry.reason)
     must((decision.outcome, decision.reason) == decided, "explained otherwise", decision, decided, data)

@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,37 @@ def test_connect_to_a_name_that_agents_would_not_believe_is_refused_with_a_recei
 @pytest.mark.parametrize("name", ["api.stripe.com", "API.Stripe.com", "b.s3.eu-west-1.amazonaws.com"])
 def test_connect_to_a_mapped_name_is_answered_as_ever(gate: Instance, name: str) -> None:
     assert connect(gate, name)[0] == 200
+
+
+def test_an_agent_that_asks_for_another_name_in_its_tls_gets_a_receipt_that_says_so(
+    gate: Instance, vendors: StandIns
+) -> None:
+    """As redirected traffic does: no CONNECT could be refused, and no answer would be believed."""
+    refused = _refusals(gate)
+    before = {vendor: vendors.counts(vendor) for vendor in vendors.ports}
+    host, _, port = gate.proxy.rpartition(":")
+    context = ssl.create_default_context(cafile=str(gate.state_dir / "ca" / "ca.pem"))
+    with socket.create_connection((host, int(port)), timeout=20) as plain:
+        plain.sendall(b"CONNECT api.stripe.com:443 HTTP/1.1\r\nHost: api.stripe.com:443\r\n\r\n")
+        assert plain.recv(4096).startswith(b"HTTP/1.1 200")
+        with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree"):
+            context.wrap_socket(plain, server_hostname="evil.example")
+    assert until(lambda: _refusals(gate) == refused + 1), gate.log
+    with urllib.request.urlopen(f"http://{gate.admin}/metrics", timeout=20) as answer:
+        assert b'holdgate_unmapped_total{host="evil.example"} 1.0' in answer.read()
+    assert all((vendors.counts(vendor) - before[vendor]).nothing for vendor in vendors.ports)
+
+
+def _refusals(gate: Instance) -> int:
+    return _step(gate, "receipts", "list", "--limit", "1000", "--json").count('"unknown_destination"')
+
+
+def until(holds: Callable[[], bool]) -> bool:
+    """Whether it came true in time: what is waited for is in another process and has no event of its own."""
+    deadline = time.monotonic() + 30
+    while not (held := holds()) and time.monotonic() < deadline:
+        pass
+    return held
 
 
 def test_a_map_that_came_after_the_ca_is_named_at_start(gate: Instance) -> None:

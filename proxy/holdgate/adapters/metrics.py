@@ -118,6 +118,10 @@ class Metrics:
     def outcome(self, status: str) -> None:
         self._outcomes.add(status)
 
+    @property
+    def barrier_trips(self) -> int:
+        return sum(self._barriers.counts.values())
+
     def barrier(self, name: str) -> None:
         """Something that must never happen was stopped by a second line of defence: alarm."""
         self._barriers.add(name)

@@ -33,7 +33,7 @@ from mitmproxy import connection, ctx, exceptions, hooks, options, tls
 from mitmproxy.proxy import layer, layers, mode_servers, mode_specs, server_hooks
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import modes
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from ..answer import DispatchError
 from ..errors import InputError, Reason
@@ -72,12 +72,13 @@ HOOKS: Final = frozenset(
         "client_disconnected",
         "server_connect",
         "tls_start_client",
+        "tls_established_client",
         "tls_failed_client",
         "holdgate_hold",
         "holdgate_relay",
     }
 )
-IGNORED_HOOKS: Final = frozenset({"tls_clienthello", "tls_established_client", "server_connect_error"})
+IGNORED_HOOKS: Final = frozenset({"tls_clienthello", "server_connect_error"})
 
 
 @dataclass
@@ -89,6 +90,7 @@ class HoldgateAddon:
     barrier_trip: Callable[[str], None]
     connections: dict[str, mode_servers.ProxyConnectionHandler] = field(default_factory=dict)
     tunnels: dict[str, Origin] = field(default_factory=dict)
+    chains: dict[str, tuple[bytes, ...]] = field(default_factory=dict)  # client id -> its certificates, DER
     layers: set[GateLayer] = field(default_factory=set)
     waiting: dict[connection.Client, float] = field(default_factory=dict)
     sources: Counter[str] = field(default_factory=Counter)
@@ -159,6 +161,7 @@ class HoldgateAddon:
             sni=client.sni if tls else None,
             original_port=client.sockname[1] if transparent and client.sockname else None,
             proxy_authorization=tunnel.proxy_authorization if tunnel else (),
+            client_chain=self.chains.get(client.id, ()) if tls else (),
         )
 
     # -- TLS towards the agent -------------------------------------------------------------------
@@ -173,6 +176,18 @@ class HoldgateAddon:
             context = self.tls_contexts("unnamed.invalid")
         data.ssl_conn = SSL.Connection(context)
         data.ssl_conn.set_accept_state()
+
+    def tls_established_client(self, data: tls.TlsData) -> None:
+        # Not from the engine's list: that leaves out what it cannot parse, and a certificate that cannot be
+        # parsed must not look like none (client_certs.py, CC2).
+        client_id = data.context.client.id
+        self.chains[client_id] = (b"unreadable",)
+        session = data.ssl_conn
+        if session is None or (own := session.get_peer_certificate()) is None:
+            del self.chains[client_id]
+            return
+        shown = (own, *(session.get_peer_cert_chain() or ()))
+        self.chains[client_id] = tuple(crypto.dump_certificate(crypto.FILETYPE_ASN1, each) for each in shown)
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         # The operator's main signal that an agent does not trust our CA.
@@ -196,14 +211,14 @@ class HoldgateAddon:
         # Left in a tunnel or on the transparent listener before TLS or HTTP: no layer of ours saw the end.
         left = None
         if self.waiting.pop(client, None) is not None:
-            error = InputError(Reason.UNSUPPORTED_PROTOCOL, "closed before TLS or HTTP was established")
-            left = self.keeper.refuse(self._origin(client, tls=False), error, b"")
+            left = self.keeper.refuse(self._origin(client, tls=False), self.keeper.unheard(client.sni), b"")
         self.tunnels.pop(client.id, None)
         self.surplus.discard(client.id)
         source = _source(client)
         self.sources[source] -= 1
         if self.sources[source] <= 0:
             del self.sources[source]
+        self.chains.pop(client.id, None)
         for gate in [gate for gate in self.layers if gate.context.client is client]:
             gate.link.leave()
             self.layers.discard(gate)

@@ -31,7 +31,6 @@ from mitmproxy import exceptions, master
 from mitmproxy.addons import proxyserver
 
 from ..adjudicate import Evidence
-from ..agents import identify
 from ..bundle import Bundle, load_bundle
 from ..config import Address, Config, ReceiptsHeader
 from ..errors import ConfigError
@@ -40,8 +39,11 @@ from ..pipeline import Pipeline
 from ..subtrees import uncovered
 from .admin.state import AdminServer
 from .agent_tls import AgentTls
+from .boundary import Boundary
 from .bundle_store import keep_bundle
 from .ca import CertificateAuthority, LeafMaker, load_ca
+from .client_certs import Identity
+from .control import ControlServer
 from .dispatch import HttpDispatcher, tls_context
 from .engine import build_engine
 from .keyfiles import Keys, load_keys
@@ -75,6 +77,7 @@ class Server:
     addon: HoldgateAddon
     admin: AdminServer
     agent_tls: AgentTls
+    boundary: Boundary
     draining: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -92,6 +95,12 @@ class Server:
                 host, port, *_ = instance.listen_addrs[0]
                 return Address(host=host, port=port)
         return None
+
+    def status(self) -> dict[str, str | int]:
+        """What a command on this host may want to know."""
+        named = {"explicit": self.explicit, "transparent": self.transparent, "admin": self.admin.address}
+        bound = {name: str(address) for name, address in named.items() if address is not None}
+        return {**bound, "barrier_trips": self.metrics.barrier_trips}
 
     async def reload(self) -> None:
         """Load the bundle and the CA again; if either does not load, nothing changes (SV3)."""
@@ -152,10 +161,14 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
             ready(server)
 
     server.addon.on_running = running
+    control = ControlServer(
+        config.state_dir, ledger=server.ledger, status=server.status, noted=server.boundary.noted
+    )
     gc.collect()
     gc.freeze()  # maps and policies live as long as the process: no collection needs to walk them
     try:
         await server.admin.start()
+        await control.start()
         await server.engine.run()
     except SystemExit:  # the engine's way to end a start that failed; it has logged why
         raise ConfigError("cannot listen; the lines above say why", file=str(config.path)) from None
@@ -163,6 +176,7 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         server.admin.ready = False
         for task in list(server.tasks):
             task.cancel()
+        await control.stop()
         await server.pipeline.dispatcher.close()
         await server.admin.stop()
         await asyncio.to_thread(server.ledger.close)
@@ -196,15 +210,23 @@ async def _build(config: Config) -> Server:
         nonce16=partial(secrets.token_bytes, 16),
     )
     try:
-        pipeline = _pipeline(config, bundle, ledger, keys, metrics)
+        identity = Identity(config.agents)
+        pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
         pipeline.vouches_for = _vouching(authority)
-        agent_tls = AgentTls(LeafMaker(authority))
+        agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
         addon = HoldgateAddon(keeper=pipeline, tls_contexts=agent_tls, barrier_trip=metrics.barrier)
         try:
             engine, proxy = build_engine(addon, config.listen, config.limits)
         except exceptions.OptionsError as error:
             raise ConfigError(f"listen: {error}", file=str(config.path)) from error
-        admin = AdminServer(config, ledger=ledger, metrics=metrics, pipeline=pipeline)
+        boundary = Boundary.read(config)
+        admin = AdminServer(
+            config,
+            ledger=ledger,
+            metrics=metrics,
+            pipeline=pipeline,
+            boundary=lambda: boundary.gap(clock_us()),
+        )
     except BaseException:
         ledger.close()
         raise
@@ -218,6 +240,7 @@ async def _build(config: Config) -> Server:
         addon=addon,
         admin=admin,
         agent_tls=agent_tls,
+        boundary=boundary,
     )
 
 
@@ -225,10 +248,12 @@ def _keep(config: Config, bundle: Bundle) -> None:
     keep_bundle(config.state_dir, bundle, surfaces=config.surfaces, policies=config.policies)
 
 
-def _pipeline(config: Config, bundle: Bundle, ledger: SqliteLedger, keys: Keys, metrics: Metrics) -> Pipeline:
+def _pipeline(
+    config: Config, bundle: Bundle, ledger: SqliteLedger, keys: Keys, metrics: Metrics, identity: Identity
+) -> Pipeline:
     return Pipeline(
         bundle=bundle,
-        identify=partial(identify, rules=config.agents),
+        identify=identity,
         ledger=ledger,
         dispatcher=_dispatcher(config),
         evidence=Evidence(signer=keys.receipt, issuer=config.issuer, node=config.node, fleet_key=keys.fleet),

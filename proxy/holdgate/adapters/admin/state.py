@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -42,7 +42,15 @@ class _Pipeline(Protocol):
 class AdminServer:
     """The admin listener of one instance. `ready` is set by whoever accepts agents' requests."""
 
-    def __init__(self, config: Config, *, ledger: _Ledger, metrics: Metrics, pipeline: _Pipeline) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        ledger: _Ledger,
+        metrics: Metrics,
+        pipeline: _Pipeline,
+        boundary: Callable[[], str] = lambda: "",  # why the boundary is not known to be closed
+    ) -> None:
         self.ready = False
         self.metrics = metrics
         self.state_dir = config.state_dir
@@ -50,7 +58,7 @@ class AdminServer:
             tokens=config.admin.tokens, open=config.admin.open, hosts=_hosts(config.admin.public_url)
         )
         self._listen = config.admin.listen
-        self._ledger = ledger
+        self._ledger, self._boundary = ledger, boundary
         self._evidence = pipeline.evidence
         self._runner: web.AppRunner | None = None
 
@@ -72,7 +80,7 @@ class AdminServer:
     def not_ready(self) -> str:
         if not self._ledger.healthy:
             return "the store cannot be written"
-        return "" if self.ready else "the listeners are not accepting"
+        return self._boundary() if self.ready else "the listeners are not accepting"
 
     def jwks(self) -> dict[str, Any]:
         return jwks(load_public_keys(self.state_dir).values())

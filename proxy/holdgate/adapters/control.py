@@ -1,0 +1,140 @@
+"""The door of the running process for commands on its own host: a Unix socket in the state directory.
+
+Only the process that owns the ledger may write it, so `holdgate doctor --prove` hands its result over here.
+The socket is in a directory of mode 0700 beside the keys: whoever can open it could sign receipts anyway, and
+an agent, which can read none of it, can neither write a coverage nor keep one from being written.
+
+    one JSON line: {"ask": "status"} or {"ask": "note", "action": ..., "details": {...}} -> one JSON line back
+
+Invariants (tests/test_control.py has one test named after each):
+  CT1  Nobody but root and the user of the process is answered, whatever the file modes say.
+  CT2  Whatever cannot be read, is too large or too slow ends with an error and writes nothing.
+  CT3  The answer to a note comes after its receipt is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from ..errors import BackendError, ConfigError, HoldgateError, Reason
+from ..ledger import AdminNote, Noted
+
+__all__ = ["ControlServer", "ask"]
+
+log = logging.getLogger("holdgate.control")
+
+_PLACE: Final = Path("run") / "control.sock"
+_MAX_BYTES: Final = 65_536
+_DEADLINE_S: Final = 10.0
+
+
+class _Ledger(Protocol):
+    async def note(self, note: AdminNote) -> Noted: ...
+
+
+class ControlServer:
+    """`noted` is called with every note that became a receipt."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        ledger: _Ledger,
+        status: Callable[[], Mapping[str, Any]],
+        noted: Callable[[AdminNote, Noted], None],
+    ) -> None:
+        self._dir, self._ledger, self._status, self._noted = state_dir, ledger, status, noted
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen. The ledger's lock is held, so a socket that is there is nobody's. Raises ConfigError."""
+        path = self._dir / _PLACE
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            path.unlink(missing_ok=True)
+            with _short(path) as name:
+                sock.bind(name)
+            path.chmod(0o600)
+            self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=_MAX_BYTES)
+        except OSError as error:
+            sock.close()
+            raise ConfigError(f"cannot make the control socket: {error}", file=str(path)) from error
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            (self._dir / _PLACE).unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                answer = await self._answer(reader, writer.get_extra_info("socket"))
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except (OSError, TimeoutError) as error:
+            log.warning("control: %r", error)
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, sock: Any) -> Mapping[str, Any]:
+        try:
+            line = await reader.readline()  # read first: closing on unread bytes would reset the answer
+            _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if not _may_ask(uid):
+                log.warning("control: refused uid %d", uid)
+                return {"error": "not yours"}
+            asked = json.loads(line)
+            match asked["ask"]:
+                case "status":
+                    return {"pid": os.getpid(), **self._status()}
+                case "note":
+                    note = AdminNote(action=asked["action"], by="local", details=asked["details"])
+                    noted = await self._ledger.note(note)
+                    self._noted(note, noted)
+                    return {"id": noted.receipt_id, "index": noted.index}
+        except HoldgateError as error:
+            return {"error": str(error)}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            return {"error": f"not a question: {type(error).__name__}"}
+        return {"error": "not a question"}
+
+
+def _may_ask(uid: int) -> bool:
+    return uid in (0, os.geteuid())
+
+
+def ask(state_dir: Path, question: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Ask the running process; None when none runs. Raises BackendError when it refuses, OSError."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(_DEADLINE_S * 2)
+            with _short(state_dir / _PLACE) as name:
+                sock.connect(name)
+            sock.sendall(json.dumps(question).encode() + b"\n")
+            with sock.makefile("rb") as file:
+                answer: dict[str, Any] = json.loads(file.readline(_MAX_BYTES) or b'{"error": "no answer"}')
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    if "error" in answer:
+        raise BackendError(Reason.STORE_UNAVAILABLE, f"the running process refused: {answer['error']}")
+    return answer
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    # The name of a Unix socket has at most 107 bytes, and a state directory may lie deeper.
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)

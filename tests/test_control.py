@@ -1,0 +1,138 @@
+"""adapters/control.py and adapters/boundary.py's writer: the door for commands on the gate's own host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evidence import coverage_details, open_ledger
+from holdgate.adapters import control
+from holdgate.adapters.control import ControlServer, ask
+from holdgate.errors import BackendError, ConfigError
+from holdgate.ledger import AdminNote, Noted
+
+NOTE = {"ask": "note", "action": "coverage", "details": coverage_details()}
+LIE = NOTE | {"details": coverage_details(closed=False)}
+
+
+@asynccontextmanager
+async def serving(folder: Path, ledger: Any) -> AsyncIterator[list[tuple[AdminNote, Noted]]]:
+    noted: list[tuple[AdminNote, Noted]] = []
+    server = ControlServer(
+        folder, ledger=ledger, status=lambda: {"admin": "127.0.0.1:1"}, noted=lambda *pair: noted.append(pair)
+    )
+    await server.start()
+    try:
+        yield noted
+    finally:
+        await server.stop()
+        ledger.close()
+
+
+async def asked(folder: Path, question: Any) -> Any:
+    return await asyncio.to_thread(ask, folder, question)
+
+
+async def raw(folder: Path, data: bytes) -> Any:
+    def talk() -> bytes:
+        with socket.socket(socket.AF_UNIX) as sock, control._short(folder / "run" / "control.sock") as name:
+            sock.settimeout(10)
+            sock.connect(name)
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            return sock.makefile("rb").read()
+
+    return json.loads(await asyncio.to_thread(talk) or b"null")
+
+
+async def test_ct3_a_note_is_answered_when_its_receipt_is_durable(tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 30)  # longer than the name of a socket may be
+    deep.mkdir()
+    ledger = open_ledger(deep)
+    async with serving(deep, ledger) as noted:
+        answer = await asked(deep, NOTE)
+        assert (answer["index"], ledger.size, answer["id"]) == (0, 1, noted[0][1].receipt_id)
+        assert noted[0][0].details == coverage_details()
+        status = await asked(deep, {"ask": "status"})
+        assert status == {"pid": os.getpid(), "admin": "127.0.0.1:1"}
+        mode = (deep / "run" / "control.sock").stat().st_mode
+        assert stat.S_IMODE(mode) == 0o600
+    assert ask(deep, NOTE) is None  # nobody listens any more
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\n", id="an empty line"),
+        pytest.param(b"[]\n", id="a list"),
+        pytest.param(b'"ask"\n', id="a text"),
+        pytest.param(b"{}\n", id="no question"),
+        pytest.param(b'{"ask": "shutdown"}\n', id="an unknown question"),
+        pytest.param(b'{"ask": "note"}\n', id="a note without content"),
+        pytest.param(b'{"ask": "note", "action": [], "details": {}}\n', id="an action of another type"),
+        pytest.param(b'{"ask": "note", "action": "coverage", "details": []}\n', id="details of another type"),
+        pytest.param(b'{"ask": "note", "action": "keys.rotate", "details": {}}\n', id="an unknown action"),
+        pytest.param(
+            json.dumps(NOTE | {"details": coverage_details(closed=False)}).encode() + b"\n", id="a lie"
+        ),
+        pytest.param(b"[" * 100_000 + b"\n", id="too large"),
+        pytest.param(b"[" * 60_000 + b"\n", id="too deep"),
+    ],
+)
+async def test_ct2_what_is_no_question_writes_nothing(tmp_path: Path, data: bytes) -> None:
+    ledger = open_ledger(tmp_path)
+    async with serving(tmp_path, ledger) as noted:
+        assert "error" in await raw(tmp_path, data)
+        assert (ledger.size, noted) == (0, [])
+        assert (await asked(tmp_path, NOTE))["index"] == 0
+
+
+async def test_ct2_a_caller_that_says_nothing_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_DEADLINE_S", 0.05)
+    async with serving(tmp_path, open_ledger(tmp_path)):
+        with socket.socket(socket.AF_UNIX) as sock, control._short(tmp_path / "run" / "control.sock") as name:
+            sock.settimeout(10)
+            await asyncio.to_thread(sock.connect, name)
+            assert await asyncio.to_thread(sock.recv, 10) == b""
+
+
+async def test_ct1_another_user_is_refused_whatever_the_file_modes_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger(tmp_path)
+    async with serving(tmp_path, ledger) as noted:
+        monkeypatch.setattr(control, "_may_ask", lambda uid: uid == os.geteuid() + 1)
+        with pytest.raises(BackendError, match="not yours"):
+            await asked(tmp_path, NOTE)
+        assert (ledger.size, noted) == (0, [])
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert [uid for uid in (0, 999, 1000, 65534, 2**32 - 1) if control._may_ask(uid)] == [0, 1000]
+
+
+async def test_a_socket_that_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "run" / "control.sock"))
+    assert ask(tmp_path, NOTE) is None
+    async with serving(tmp_path, open_ledger(tmp_path)):
+        assert (await asked(tmp_path, NOTE))["index"] == 0
+
+
+async def test_a_socket_that_cannot_be_made_ends_the_start(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file where the directory should be")
+    ledger = open_ledger(tmp_path)
+    with pytest.raises(ConfigError, match="control socket"):
+        async with serving(tmp_path, ledger):
+            pass
+    ledger.close()
