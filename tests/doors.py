@@ -15,7 +15,7 @@ from holdgate.adapters.engine import build_engine
 from holdgate.adapters.mitm import HoldgateAddon
 from holdgate.answer import Answer
 from holdgate.config import Address, Listen
-from holdgate.errors import InputError
+from holdgate.errors import InputError, Reason
 from holdgate.limits import Limits
 from holdgate.message import Message, Origin, RequestHead
 
@@ -63,6 +63,9 @@ class FakeKeeper:
             given = self.answer(message, client)
             return await given if asyncio.iscoroutine(given) else given
         return ok()
+
+    def unheard(self, sni: str | None) -> InputError:
+        return InputError(Reason.UNSUPPORTED_PROTOCOL, f"closed, {sni}")
 
     async def refuse(self, origin: Origin, error: InputError, seen: bytes) -> Answer:
         self.refused.append((origin, error, seen))

@@ -17,8 +17,12 @@ from holdgate.config import AdminToken, OpenDoor, load_config
 from holdgate.errors import ConfigError, Outcome, Reason
 from holdgate.keys import parse_jwks
 from holdgate.ledger import Entry
+from holdgate.note import parse_vkey, vkey
 from holdgate.receipt import decision_statement, sign, verify
 from holdgate.surface.model import Action, Effect
+from holdgate.tiles import unpack_entries
+from holdgate.tlog import leaf_hash
+from holdgate.tlogproof import parse_proof, verify_proof
 
 CONFIG = """\
 version: 1
@@ -93,7 +97,7 @@ class Judge:
 class Running:
     def __init__(self, server, ledger, keys, ids, metrics):
         self.server, self.ledger, self.keys, self.ids, self.metrics = server, ledger, keys, ids, metrics
-        self.url = f"http://{server.address}"
+        self.url, self.ledger_key = f"http://{server.address}", keys.log.public
 
     async def get(self, path, *, role=None, method="GET", **headers):
         if role:
@@ -307,6 +311,35 @@ async def test_the_checkpoint_is_the_signed_note(start):
     _, headers, note = await admin.get("/log/checkpoint")
     assert note.startswith(ISSUER.encode() + b"\n")
     assert headers["Content-Type"].startswith("text/plain")
+
+
+async def test_a_receipt_is_proved_from_what_the_admin_api_serves(start):
+    app = await start()
+    log = parse_vkey(vkey(ISSUER, app.ledger_key))
+    for _ in range(50):  # the checkpoint follows the commit within a second
+        status, headers, text = await app.get(f"/receipts/{app.ids[2]}/proof", role="auditor")
+        if status == 200:
+            break
+        assert (status, headers["Retry-After"]) == (503, "1")
+        await asyncio.sleep(0.05)
+    proof = parse_proof(text)
+    _, _, jws = await app.get(f"/receipts/{app.ids[2]}", role="auditor")
+    assert verify_proof(proof, jws, log).size == 3
+    assert (proof.index, headers["Content-Type"]) == (2, "text/plain; charset=utf-8")
+    # ... and the same out of tiles, any width, also one that is not on disk
+    _, headers, hashes = await app.get("/log/tile/0/000.p/2", role="operator")
+    assert headers["Content-Type"] == "application/octet-stream"
+    _, _, bundle = await app.get("/log/tile/entries/000.p/3", role="operator")
+    entries = unpack_entries(bundle)
+    assert entries[2] == jws and [leaf_hash(entry) for entry in entries[:2]] == [hashes[:32], hashes[32:]]
+
+
+@pytest.mark.parametrize("path", ["0/000.p/4", "0/001", "0/000.p/0", "x/000", "..%2f..%2fcheckpoint", "0/0"])
+async def test_a_tile_that_is_not_there_is_404(start, path):
+    app = await start()
+    assert (await app.get(f"/log/tile/{path}", role="auditor"))[0] == 404
+    assert (await app.get("/receipts/rcpt_0/proof", role="auditor"))[0] == 404
+    assert (await app.get("/log/tile/0/000.p/1", role="approver"))[0] == 403
 
 
 async def test_a_taken_address_is_a_configuration_error(start):

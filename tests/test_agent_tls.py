@@ -90,12 +90,39 @@ def test_at2_a_context_is_kept_until_its_leaf_is_renewed(tmp_path: Path) -> None
     tls = AgentTls(LeafMaker(create_ca(tmp_path, "test"), now=lambda: clock[0]))
     first = tls("api.ok.test")
     assert tls("api.ok.test") is first
-    clock[0] = now + timedelta(days=29, hours=12)
+    clock[0] = now + timedelta(days=6, hours=12)
     assert tls("api.ok.test") is not first
 
 
+def test_at3_the_next_handshake_after_adopt_has_the_new_ca(tmp_path: Path) -> None:
+    old, new = create_ca(tmp_path / "old", "test"), create_ca(tmp_path / "new", "test")
+    tls = AgentTls(LeafMaker(old))
+    open_one = handshake(tls("api.ok.test"), client(old.path), "api.ok.test")
+    tls.adopt(LeafMaker(new))
+    handshake(tls("api.ok.test"), client(new.path), "api.ok.test")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(tls("api.ok.test"), client(old.path), "api.ok.test")
+    assert open_one.version() == "TLSv1.3"
+
+
+@pytest.mark.parametrize(
+    ("host", "problem"),
+    [("api.ok.test", None), ("a.api.ok.test", None), ("evil.example", "permitted subtree")],
+)
+def test_a_constrained_ca_is_believed_for_its_names_only(
+    tmp_path: Path, host: str, problem: str | None
+) -> None:
+    authority = create_ca(tmp_path, "test", names=("api.ok.test",))
+    tls = AgentTls(LeafMaker(authority))
+    if problem is None:
+        handshake(tls(host), client(authority.path), host)
+    else:
+        with pytest.raises(ssl.SSLCertVerificationError, match=problem):
+            handshake(tls(host), client(authority.path), host)
+
+
 @pytest.mark.parametrize("asked", [True, False], ids=["with issuers", "without"])
-def test_at3_a_client_certificate_is_asked_for_only_when_issuers_are_given(
+def test_at4_a_client_certificate_is_asked_for_only_when_issuers_are_given(
     tmp_path: Path, asked: bool
 ) -> None:
     ca = make_ca("agents")
@@ -115,7 +142,7 @@ def test_at3_a_client_certificate_is_asked_for_only_when_issuers_are_given(
         assert finished.session_reused is False
 
 
-def test_at3_no_session_is_resumed_where_certificates_are_asked_for(tmp_path: Path) -> None:
+def test_at4_no_session_is_resumed_where_certificates_are_asked_for(tmp_path: Path) -> None:
     ca = make_ca("agents")
     authority = create_ca(tmp_path, "test")
     for issuers, resumed in (([], True), ([ca.certificate], False)):

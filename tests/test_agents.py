@@ -103,6 +103,8 @@ def test_a1_none_or_several_rules_are_unknown(
         pytest.param((basic("triage:"),), id="empty token"),
         pytest.param((b"Basic !!!",), id="not base64"),
         pytest.param((b"Basic dHJpYWdlOnMzY3JldA",), id="base64 without padding"),
+        pytest.param((basic("triage:s3cret") + b"=",), id="base64 with padding too much"),
+        pytest.param((b"Basic dHJpYWdlOnMzY3JldB==",), id="base64 with bits that nobody reads"),
         pytest.param((b"Basic " + base64.b64encode(b"triage:\xff"),), id="not UTF-8 inside"),
         pytest.param((b"Bearer \xff\xfe",), id="not UTF-8"),
         pytest.param((b"Digest s3cret",), id="another scheme"),

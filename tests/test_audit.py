@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,37 @@ from evidence import (
     receipt_id,
 )
 from holdgate.adapters.sqlite import SqliteReader
-from holdgate.audit import AuditInput, AuditReport, LogRecord, audit
+from holdgate.audit import AuditInput, AuditReport, LogRecord, PermitRow, audit
 from holdgate.errors import Outcome, Reason
-from holdgate.keys import SigningKey
+from holdgate.keys import PublicKey, SigningKey, key_set
 from holdgate.ledger import ClaimRow, OutcomeStatus, State
+from holdgate.note import sign_checkpoint, verify_checkpoint
 from holdgate.receipt import input_digest, outcome_statement, sign
 from holdgate.statement import parse_us
-from holdgate.tlog import EMPTY, Tree, leaf_hash, sign_checkpoint, verify_checkpoint
+from holdgate.tiles import Edge, Tile
+from holdgate.tlog import EMPTY, Tree, leaf_hash
 
 EXECUTED, NOT_SENT, FAILED, UNKNOWN, RECONCILED = OutcomeStatus
+
+
+class Tiles:
+    """StoredTiles in memory."""
+
+    def __init__(self, stored: Mapping[Tile, bytes]) -> None:
+        self._stored = stored
+
+    def widths(self, level: int, index: int) -> tuple[int, ...]:
+        return tuple(tile.width for tile in self._stored if (tile.level, tile.index) == (level, index))
+
+    def exact(self, tile: Tile) -> bytes:
+        return self._stored[tile]
+
+
+def tiles_of(records: Iterable[LogRecord]) -> dict[Tile, bytes]:
+    edge, tiles = Edge.empty(), {}
+    for record in records:
+        tiles |= dict(edge.append(record.jws))
+    return tiles | dict(edge.partials())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +65,16 @@ class Log:
     records: tuple[LogRecord, ...]
     claims: tuple[ClaimRow, ...]
     checkpoint: bytes
+    # None: those that the records make, as a sequencer would have written them again
+    stored: Mapping[Tile, bytes] | None = None
 
     def audit(self, **changes: Any) -> AuditReport:
-        given = AuditInput(checkpoint=self.checkpoint, records=iter(self.records), claims=iter(self.claims))
+        given = AuditInput(
+            checkpoint=self.checkpoint,
+            tiles=Tiles(tiles_of(self.records) if self.stored is None else self.stored),
+            records=iter(self.records),
+            claims=iter(self.claims),
+        )
         facts: dict[str, Any] = {"origin": ORIGIN, "receipt_keys": KEYS, "log_key": LOG_KEY.public}
         return audit(given, **(facts | changes))
 
@@ -178,9 +207,13 @@ def _record(
         "iat_us": parse_us(statement["iat"]),
         "jws": sign(statement, key),
         "inputs": None,
-        "state": None,
+        "permit": None,
     }
     return LogRecord(**(facts | changes))
+
+
+def _row(index: int, state: State, http_status: int = 0, claims: tuple[str, ...] = ()) -> PermitRow:
+    return PermitRow(id=receipt_id(index), state=state, http_status=http_status, claims=claims)
 
 
 def _permit(index: int, state: State, **changes: Any) -> LogRecord:
@@ -191,7 +224,9 @@ def _permit(index: int, state: State, **changes: Any) -> LogRecord:
         "replay_of": "",
         "idempotency": None,
     }
-    return _record(index, permit_statement(**(facts | changes)), state=state)
+    key = facts.get("idempotency") or changes.get("idempotency")
+    row = _row(index, state, 0 if state is State.DISPATCHING else 200, (key[1],) if key else ())
+    return _record(index, permit_statement(**(facts | changes)), permit=row)
 
 
 def _outcome(index: int, of: int, status: OutcomeStatus) -> LogRecord:
@@ -248,14 +283,14 @@ def test_a2_an_outcome_without_an_earlier_permit_is_found() -> None:
         replay_of="",
     )
     _finds(_log(_record(0, refusal), _outcome(1, 0, EXECUTED)), "leaf 1: the outcome of no earlier PERMIT")
-    _finds(_log(_record(0, refusal, state=State.EXECUTED)), "disagree whether this is a permit")
+    _finds(_log(_record(0, refusal, permit=_row(0, State.EXECUTED))), "disagree whether this is a permit")
 
 
 def test_a2_a_permit_state_that_the_outcomes_do_not_say_is_found() -> None:
     _finds(_log(_permit(0, State.EXECUTED)), "permit state is not what its outcomes say")
     _finds(_log(_permit(0, State.NOT_SENT), _outcome(1, 0, UNKNOWN)), "permit state is not")
     forgotten = _permit(0, State.DISPATCHING)
-    _finds(_log(replace(forgotten, state=None)), "disagree whether this is a permit")
+    _finds(_log(replace(forgotten, permit=None)), "disagree whether this is a permit")
 
 
 def test_a2_an_outcome_or_admin_receipt_with_an_input_is_found() -> None:
@@ -269,7 +304,7 @@ def test_a2_an_outcome_or_admin_receipt_with_an_input_is_found() -> None:
 
 def test_a1_a_receipt_for_another_log_or_by_another_key_is_found() -> None:
     _finds(_log(_permit(0, State.DISPATCHING, issuer="holdgate.local/edge-2")), "issued for another log")
-    foreign = _record(0, permit_statement(), OTHER_KEY, state=State.DISPATCHING)
+    foreign = _record(0, permit_statement(), OTHER_KEY, permit=_row(1, State.DISPATCHING))
     _finds(_log(foreign), "leaf 0: signed with a key that is not in the key set")
 
 
@@ -358,6 +393,158 @@ def test_a5_a_replay_of_an_unknown_is_clean_and_anything_else_is_not() -> None:
     assert _log(first, unknown, replay, claims=claims).audit().problems == ()
     blind = _permit(2, State.DISPATCHING, idempotency=_KEY)
     _finds(_log(first, unknown, blind, claims=claims), "leaf 2: a second PERMIT under a key")
+
+
+# --- the rows beside the receipts ---
+
+_ROW_EDITS: list[tuple[str, dict[str, Any], str]] = [
+    ("state", {"state": State.NOT_SENT}, "permit state is not"),
+    ("id", {"id": receipt_id(99)}, "permit id is not"),
+    ("http_status", {"http_status": 201}, "permit http_status is not"),
+    ("claims", {"claims": ()}, "permit claims are not"),
+]
+
+
+@pytest.mark.parametrize(("changes", "text"), [pytest.param(c, t, id=i) for i, c, t in _ROW_EDITS])
+def test_a4_a_permit_row_that_lies_is_found(log: Log, changes: dict[str, Any], text: str) -> None:
+    for record in log.records:
+        if record.permit is not None:
+            _finds(log.edit(record.index, permit=replace(record.permit, **changes)), record.id)
+            _finds(log.edit(record.index, permit=replace(record.permit, **changes)), text)
+
+
+def test_a4_a_claim_with_another_status_is_found(log: Log) -> None:
+    for row in log.claims:
+        edited = tuple(replace(item, http_status=299) if item == row else item for item in log.claims)
+        _finds(replace(log, claims=edited), "http_status is not that of leaf")
+
+
+# --- A6: tiles ---
+
+
+def _long() -> Log:
+    """300 leaves: one full tile, two levels. Not one of them is a permit, so nothing else is beside them."""
+    facts = {"reason": Reason.NO_RULE_MATCHED, "rules": (), "exp_us": 0, "replay_of": "", "idempotency": None}
+    rows = []
+    for number in range(300):
+        said = permit_statement(
+            outcome=Outcome.SILENCE, receipt_id=receipt_id(number), iat_us=T0 + number, **facts
+        )
+        rows.append(_record(number, said))
+    return _log(*rows)
+
+
+@pytest.fixture(scope="module")
+def long() -> Log:
+    found = _long()
+    assert found.audit().problems == ()
+    return found
+
+
+def test_a6_a_missing_tile_is_found(long: Log) -> None:
+    tiles = tiles_of(long.records)
+    assert len(tiles) == 5
+    for gone in tiles:
+        kept = {tile: data for tile, data in tiles.items() if tile != gone}
+        _finds(replace(long, stored=kept), "is missing")
+
+
+def test_a6_a_changed_hash_or_entry_names_its_receipt(long: Log) -> None:
+    tiles = tiles_of(long.records)
+    for tile, data in tiles.items():
+        for place in (17, tile.width - 1) if tile.level < 1 else (0,):
+            leaf = tile.index * 256 + place
+            at = 32 * place if tile.level >= 0 else data.index(long.records[leaf].jws)
+            changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+            named = "the hash of leaves 0 to 255" if tile.level == 1 else f"leaf {leaf} ({receipt_id(leaf)})"
+            _finds(replace(long, stored=tiles | {tile: changed}), named)
+
+
+def test_a6_a_tile_that_is_too_long_or_too_short_is_found(long: Log) -> None:
+    tiles = tiles_of(long.records)
+    for tile, data in tiles.items():
+        for changed in (data[:-1], data + data[:32]):
+            _finds(replace(long, stored=tiles | {tile: changed}), tile.path)
+
+
+def test_a6_an_old_width_beside_a_tile_is_compared_too(long: Log) -> None:
+    tiles = tiles_of(long.records)
+    old = Tile(level=0, index=0, width=3)
+    first = tiles[old.full][:96]
+    assert replace(long, stored=tiles | {old: first}).audit().problems == ()
+    _finds(replace(long, stored=tiles | {old: bytes(96)}), "tile/0/000.p/3 is not what the receipts make")
+
+
+def test_a6_tiles_ahead_of_the_checkpoint_are_compared_and_not_needed(long: Log) -> None:
+    older = sign_checkpoint(ORIGIN, _tree(long.records[:40]), LOG_KEY)
+    running = replace(long, checkpoint=older)
+    assert running.audit().problems == ()
+    few = replace(running, stored=tiles_of(long.records[:40]))
+    assert few.audit().problems == ()
+    wrong = tiles_of(long.records) | {Tile(level=0, index=1, width=44): bytes(32 * 44)}
+    _finds(replace(running, stored=wrong), "tile/0/001.p/44 is not what the receipts make: leaf 256")
+
+
+# --- A7: keys that were revoked ---
+
+
+@pytest.mark.parametrize(("revoked_from", "found"), [(10, 0), (4, 6), (0, 10)])
+def test_a7_a_revoked_key_counts_below_its_index_only(log: Log, revoked_from: int, found: int) -> None:
+    key = PublicKey(raw=RECEIPT_KEY.public.raw, revoked_from_index=revoked_from)
+    problems = [text for text in log.audit(receipt_keys=key_set([key])).problems if "revoked" in text]
+    assert len(problems) == found
+    assert not found or problems[0].startswith(f"leaf {revoked_from}: signed with a key that was revoked")
+
+
+# --- A8 ---
+
+
+def _flips(log: Log, step: int) -> Iterable[tuple[str, Log]]:
+    """Logs with one bit of one byte changed, and the id of the receipt that is hit, where it is one."""
+    stored = tiles_of(log.records)
+    as_stored = replace(log, stored=stored)
+    for record in log.records:
+        for at in range(0, len(record.jws), step):
+            data = bytearray(record.jws)
+            data[at] ^= 1 << at % 8
+            yield record.id, as_stored.edit(record.index, jws=bytes(data))
+        for name in ("id", "type", "outcome", "reason", "agent", "surface"):
+            text = getattr(record, name)
+            for at in range(0, len(text), max(1, step // 40)):
+                changed = text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :]
+                yield "" if name == "id" else record.id, as_stored.edit(record.index, **{name: changed})
+        yield record.id, as_stored.edit(record.index, iat_us=record.iat_us ^ 1)
+    for tile, data in stored.items():
+        for at in range(0, len(data), step):
+            changed = data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+            yield "", replace(log, stored=stored | {tile: changed})
+    for at in range(len(log.checkpoint)):
+        note = bytearray(log.checkpoint)
+        note[at] ^= 1 << at % 8
+        yield "", replace(as_stored, checkpoint=bytes(note))
+
+
+def _every_flip_is_found(log: Log, step: int) -> int:
+    count = 0
+    for named, changed in _flips(log, step):
+        assert any(named in text for text in changed.audit().problems)
+        count += 1
+    return count
+
+
+def test_a8_a_single_changed_byte_is_found_and_named(log: Log) -> None:
+    assert _every_flip_is_found(log, step=211) > 400
+
+
+@pytest.mark.slow
+def test_a8_any_single_changed_byte_is_found_and_named(log: Log) -> None:
+    assert _every_flip_is_found(log, step=7) > 4000
+
+
+def test_progress_is_told_while_leaves_are_read(long: Log) -> None:
+    told: list[int] = []
+    long.audit(progress=told.append)
+    assert told == [256]
 
 
 def test_a_flood_of_problems_is_bounded(log: Log) -> None:

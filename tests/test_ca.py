@@ -49,7 +49,7 @@ def test_c1_a_ca_is_made_once_and_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="never overwritten"):
         create_ca(tmp_path, "edge-1")
     assert load_ca(tmp_path).certificate == first.certificate
-    assert first.certificate.subject.rfc4514_string() == "CN=Holdgate CA edge-1"
+    assert "CN=Holdgate CA edge-1" in first.certificate.subject.rfc4514_string()
     assert [path.name for path in tmp_path.iterdir()] == ["ca"]
 
 
@@ -68,7 +68,7 @@ def test_c1_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("holdgate.adapters.ca.os.fsync", full)
+    monkeypatch.setattr("holdgate.adapters.private_file.os.fsync", full)
     with pytest.raises(ConfigError, match="No space left"):
         create_ca(tmp_path, "n")
     assert list(tmp_path.iterdir()) == []
@@ -81,6 +81,15 @@ def test_c2_a_key_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> 
     with pytest.raises(ConfigError, match="chmod 600") as caught:
         load_ca(tmp_path)
     assert caught.value.file == str(key)
+
+
+@pytest.mark.parametrize("name", ["next.key", "previous.key"])
+def test_c2_a_key_of_a_rotation_is_guarded_like_the_one_that_signs(tmp_path: Path, name: str) -> None:
+    key = create_ca(tmp_path, "n").path.with_name(name)
+    key.write_bytes(b"whatever it holds")
+    key.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        load_ca(tmp_path)
 
 
 def test_c2_a_missing_ca_says_what_to_do(tmp_path: Path) -> None:
@@ -172,18 +181,76 @@ def test_c5_a_leaf_is_reused_until_a_day_before_it_ends(ca: CertificateAuthority
     clock = [NOW]
     maker = LeafMaker(ca, now=lambda: clock[0])
     first = maker.leaf("a.example")
-    clock[0] = NOW + timedelta(days=29)
+    clock[0] = NOW + timedelta(days=6)
     assert maker.leaf("a.example") is first
-    clock[0] = NOW + timedelta(days=29, seconds=1)
+    clock[0] = NOW + timedelta(days=6, seconds=1)
     second = maker.leaf("a.example")
     assert second is not first
-    assert accepts(ca, second.certificate, "a.example", NOW + timedelta(days=58))
+    assert accepts(ca, second.certificate, "a.example", NOW + timedelta(days=12))
 
 
 def test_c5_no_leaf_outlives_the_ca(ca: CertificateAuthority) -> None:
     late = ca.certificate.not_valid_after_utc - timedelta(days=3)
     leaf = LeafMaker(ca, now=lambda: late).leaf("a.example")
     assert leaf.certificate.not_valid_after_utc == ca.certificate.not_valid_after_utc
+
+
+SUBTREES = ("amazonaws.com", "api.stripe.com")
+
+
+@pytest.fixture(scope="module")
+def constrained(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    return create_ca(tmp_path_factory.mktemp("state"), "edge-1", names=SUBTREES, now=NOW)
+
+
+def test_cc1_only_the_given_names_are_permitted_at_root_and_issuer(constrained: CertificateAuthority) -> None:
+    assert constrained.permitted == SUBTREES
+    assert constrained.certificate != constrained.root
+    for certificate in (constrained.certificate, constrained.root):
+        extension = certificate.extensions.get_extension_for_class(x509.NameConstraints)
+        assert extension.critical
+        assert [name.value for name in extension.value.permitted_subtrees or ()] == list(SUBTREES)
+        assert [str(name.value) for name in extension.value.excluded_subtrees or ()] == ["0.0.0.0/0", "::/0"]
+    assert constrained.certificate.public_key() == constrained.key.public_key()
+
+
+def test_cc1_the_root_s_key_is_nowhere(tmp_path: Path) -> None:
+    made = create_ca(tmp_path, "n", names=SUBTREES)
+    keys = [path.read_bytes() for path in (tmp_path / "ca").iterdir() if b"PRIVATE" in path.read_bytes()]
+    assert len(keys) == 1
+    assert keys[0].count(b"PRIVATE KEY-----") == 2  # its begin and its end: one key
+    assert made.root.public_key() != made.key.public_key()
+
+
+@pytest.mark.parametrize(
+    ("host", "believed"),
+    [("api.stripe.com", True), ("bucket.s3.eu-west-1.amazonaws.com", True), ("evil.example", False),
+     ("api.stripe.com.evil.example", False), ("notapi.stripe.com", False)],
+)  # fmt: skip
+def test_cc1_a_verifier_believes_leaves_for_permitted_names_only(
+    constrained: CertificateAuthority, host: str, believed: bool
+) -> None:
+    leaf = LeafMaker(constrained, now=lambda: NOW).leaf(host)
+    policy = PolicyBuilder().store(Store([constrained.root])).time(NOW.replace(tzinfo=None))
+    verifier = policy.build_server_verifier(x509.DNSName(host))
+    if believed:
+        verifier.verify(leaf.certificate, list(leaf.chain))
+    else:
+        with pytest.raises(VerificationError):
+            verifier.verify(leaf.certificate, list(leaf.chain))
+    assert constrained.vouches_for(host) is believed
+
+
+def test_cc2_a_constrained_ca_without_names_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a map"):
+        create_ca(tmp_path, "n", names=())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_file_of_an_earlier_version_still_loads(tmp_path: Path) -> None:
+    made = create_ca(tmp_path, "n")
+    assert b"CERTIFICATE" not in (tmp_path / "ca" / "ca.key").read_bytes()
+    assert (made.certificate, made.chain) == (made.root, ())
 
 
 def test_the_cache_is_bounded(ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch) -> None:

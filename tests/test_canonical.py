@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from holdgate.canonical import CanonicalRequest, MediaType, Target, canonicalise, read_target
 from holdgate.errors import InputError, Reason
 from holdgate.message import Headers, Listener, Message, Origin, RequestHead
+from whatwg import whatwg_path, whatwg_query
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 MALFORMED, MISMATCH = Reason.MALFORMED_REQUEST, Reason.IDENTITY_MISMATCH
@@ -326,7 +327,7 @@ def test_methods_that_refuse(method: bytes, reason: Reason) -> None:
         "/v1/%252e%252e/payouts /a%25%32%66b /%255c /%25252e /%2570ayouts /%2500 /%25u002e",
         "/a;b=c /a%3bb /%5c /a\\b /v1/%zz /%u002e /% /%2 /%00 /%0a /a%0d%0a /%7f /%c2%85",
         "/a%2f..%2fb /%2f /a%2F /a%2f%2fb /a%2f.",
-        '/a"b /<a> /a`b /{a} /a^b /a|b /[a] /a]',
+        '/a"b /<a> /a`b /{a} /a^b',
         "/é /%ff /%c0%ae%c0%ae /%ed%a0%80",
     ],
 )
@@ -355,6 +356,7 @@ def test_c3_raw_white_space_and_controls_are_refused(target: bytes) -> None:
         (b"/ts=00%253A00", ("ts=00%3A00",)),
         (b"/%7Ba%7D%3F%23", ("{a}?#",)),
         (b"/users('id')/$value", ("users('id')", "$value")),
+        (b"/docs/[id]/a|b", ("docs", "[id]", "a|b")),
     ],
 )
 def test_c3_segments_are_decoded_exactly_once(target: bytes, segments: tuple[str, ...]) -> None:
@@ -373,6 +375,7 @@ def test_c3_segments_are_decoded_exactly_once(target: bytes, segments: tuple[str
         (b"a[b][]=1&c=d=e", (("a[b][]", "1"), ("c", "d=e"))),
         (b"u=http://h/?x", (("u", "http://h/?x"),)),
         (b"x-id=PutObject&q=%0A", (("x-id", "PutObject"), ("q", "\n"))),
+        (b'f={"a":[1]}&p=x|y^z`<>', (("f", '{"a":[1]}'), ("p", "x|y^z`<>"))),
     ],
 )
 def test_c3_query_pairs_are_decoded_in_order(query: bytes, pairs: object) -> None:
@@ -394,13 +397,7 @@ def test_c3_query_pairs_are_decoded_in_order(query: bytes, pairs: object) -> Non
         b"a=%00",
         b"%0a=1",
         b"a=b c",
-        b'a="',
-        b"a={}",
-        b"a=|",
         b"a=\\",
-        b"a=^",
-        b"a=`",
-        b"a=<",
         b"a=\xc3\xa9",
         b"a#b",
         b"#",
@@ -413,39 +410,6 @@ def test_c3_queries_with_two_readings_are_refused(query: bytes) -> None:
 def test_c3_the_number_of_query_pairs_is_bounded() -> None:
     assert isinstance(read(message(b"/a?" + b"&".join([b"a"] * 1000))), CanonicalRequest)
     assert read(message(b"/a?" + b"&".join([b"a"] * 1001))) is Reason.TOO_LARGE
-
-
-def whatwg_path(path: str) -> list[str]:
-    """The path state of the URL standard for http and https, on input without `?` and `#`."""
-    path = "".join(c for c in path.strip("".join(map(chr, range(0x21)))) if c not in "\t\n\r")
-    result: list[str] = []
-    pieces = path.removeprefix("/").replace("\\", "/").split("/")
-    for position, piece in enumerate(pieces):
-        last = position == len(pieces) - 1
-        dots = piece.lower().replace("%2e", ".")
-        if dots == "..":
-            del result[-1:]
-        if dots in (".", ".."):
-            result += [""] if last else []
-        else:
-            encode = '"<>^`{}'
-            result.append(
-                "".join(
-                    c if "!" <= c <= "~" and c not in encode else "".join(f"%{b:02X}" for b in c.encode())
-                    for c in piece
-                )
-            )
-    return result
-
-
-def whatwg_query(query: str) -> list[tuple[str, str]]:
-    """The application/x-www-form-urlencoded parser of the URL standard."""
-    pairs = [piece.partition("=") for piece in query.split("&") if piece]
-    decode = [(key.replace("+", " "), value.replace("+", " ")) for key, _, value in pairs]
-    return [
-        (unquote_to_bytes(key).decode("utf-8", "replace"), unquote_to_bytes(value).decode("utf-8", "replace"))
-        for key, value in decode
-    ]
 
 
 PIECES = [
@@ -467,7 +431,7 @@ PIECES = [
     "é",
     "%C3%A9",
 ]
-PIECES += ["?", "&", "=", "+", "[", "]", "'", "{", "%0a", "%00", "%41"]
+PIECES += ["?", "&", "=", "+", "[", "]", "'", "{", '"', "<", "^", "`", "|", "%0a", "%00", "%41"]
 
 
 @settings(max_examples=400)
@@ -555,6 +519,8 @@ def test_c5_nothing_between_us_and_the_agent_is_sent_on() -> None:
         (b"Content-Encoding", b"gzip", "gzip"),
         (b"Content-Encoding", b"aws-chunked", "aws-chunked"),
         (b"Content-Encoding", b"identity", None),
+        (b"Content-Encoding", b"gzip,aws-chunked", "gzip,aws-chunked"),
+        (b"Content-Encoding", b"zstd, aws-chunked", "zstd,aws-chunked"),
         (b"Content-Encoding", b"GZIP", UNSUPPORTED),
         (b"Content-Encoding", b"x-gzip", UNSUPPORTED),
         (b"Content-Encoding", b"deflate", UNSUPPORTED),
@@ -571,6 +537,10 @@ def test_codings_and_types(name: bytes, value: bytes, expected: object) -> None:
 
 
 def test_us_ascii_means_ascii() -> None:
-    header = (b"Content-Type", b"text/plain; charset=US-ASCII")
-    assert isinstance(read(message(b"/", header, body=b"abc")), CanonicalRequest)
-    assert read(message(b"/", header, body=b"\xc3\xa9")) is UNSUPPORTED
+    for charset in (b"US-ASCII", b"ISO-8859-1"):
+        header = (b"Content-Type", b"text/plain; charset=" + charset)
+        assert isinstance(read(message(b"/", header, body=b"abc")), CanonicalRequest)
+        assert read(message(b"/", header, body=b"\xc3\xa9")) is UNSUPPORTED
+        # In a form the escapes are characters of the charset too.
+        assert isinstance(read(message(b"/", header, body=b"a=%20%7E")), CanonicalRequest)
+        assert read(message(b"/", header, body=b"a=%C3%A9")) is UNSUPPORTED

@@ -71,6 +71,7 @@ def test_types_of_expressions(source: str, kind: str) -> None:
         pytest.param("params.tags + ['x']", "1:1", "+ joins integers only", id="joined lists"),
         pytest.param("params.live < true", "1:1", "orders integers or strings", id="order of bools"),
         pytest.param("params == params", "1:1", "cannot compare record", id="records"),
+        pytest.param("params >= 5", "1:1", "found record and int", id="record and int"),
         pytest.param("constants.caps == constants.caps", "1:1", "cannot compare map", id="maps"),
         pytest.param("params.amount in params.tags", "1:1", "`in` looks for string", id="in with other type"),
         pytest.param("'a' in params.currency", "1:8", "x.contains(y)", id="in a string"),

@@ -18,10 +18,15 @@ import pytest
 from holdgate.adapters.keyfiles import load_keys
 from holdgate.adapters.sqlite import SqliteLedger
 from holdgate.cli import build_parser, main
+from holdgate.cli.progress import Progress
 from holdgate.config import load_config
 from holdgate.errors import Outcome, Reason
+from holdgate.keys import SigningKey
 from holdgate.ledger import Entry
+from holdgate.note import parse_vkey, sign_checkpoint, vkey
 from holdgate.receipt import decision_statement, sign
+from holdgate.tlog import Tree
+from holdgate.tlogproof import parse_proof, verify_proof
 
 SHA = "sha256:" + "0" * 64
 MAP = """\
@@ -197,8 +202,10 @@ def test_q2_every_command_has_help_with_an_example(run, words):
 
 def test_q2_only_what_is_built_is_there():
     assert {words[0] for words in EVERY} == {
-        *("init", "demo", "run", "doctor", "check", "test", "explain", "verify", "receipts", "log"),
-        *("trust", "keys", "surfaces"),
+        *("init", "demo", "run", "doctor", "check", "test", "explain", "verify", "receipts", "log", "replay"),
+        *("trust", "keys"),
+        "surfaces",
+        "ca",
     }
 
 
@@ -235,7 +242,13 @@ def test_q3_looking_commands_write_nothing(run, recorded, shop):
     for argv in (
         *(["check"], ["test"], ["explain", "buy.http"], ["receipts", "list"], ["receipts", "export"]),
         *(["receipts", "show", recorded[0]], ["log", "checkpoint"], ["log", "audit"]),
-        *(["keys", "list"], ["keys", "export"], ["surfaces", "list"], ["surfaces", "compile"]),
+        *(
+            ["ca", "list"],
+            ["keys", "list"],
+            ["keys", "export"],
+            ["surfaces", "list"],
+            ["surfaces", "compile"],
+        ),
     ):
         assert run(*argv).code == 0, argv
     assert snapshot() == before
@@ -515,6 +528,19 @@ def test_receipts_filters(run, recorded):
     assert run("receipts", "show", "rcpt_none").code == 2
 
 
+def test_receipts_export_sends_the_rest_on_the_next_call(run, recorded, shop):
+    words = ("receipts", "export", "--cursor", "soc.cursor", "--output", "out.jsonl", "--format", "ocsf")
+    assert run(*words, "--limit", 2).code == 0
+    assert run(*words).code == 0
+    assert run(*words).code == 0
+    lines = [json.loads(line) for line in (shop / "out.jsonl").read_text().splitlines()]
+    assert [line["metadata"]["uid"] for line in lines] == recorded
+    (shop / "soc.cursor").write_text('{"origin": "holdgate.local/edge-7", "next": 4}')
+    assert run(*words).code == 2
+    for wrong in (("--syslog", "nowhere"), ("--http", "http://soc.example/"), ("--syslog", "localhost:1")):
+        assert run("receipts", "export", *wrong).code == 2
+
+
 def test_receipts_before_the_first_run_say_so(run, shop):
     said = run("receipts", "list")
     assert said.code == 2 and "ledger" in said.err
@@ -541,7 +567,7 @@ def test_verify_refuses_what_was_changed(run, recorded, shop):
     assert json.loads(result.out) == [
         {"source": "forged.jws", "ok": False, "reason": "the signature is wrong"}
     ]
-    for text in ("rubbish", "{}", '{"jws": 1}', "eyJ.eyJ.x"):
+    for text in ("rubbish", "{}", '{"jws": 1}', r'{"jws": "\ud800"}', "eyJ.eyJ.x"):
         (shop / "forged.jws").write_text(text)
         assert run("verify", "forged.jws").code == 1
     (shop / "forged.jws").write_text("\n")
@@ -582,6 +608,119 @@ def test_log_audit_is_clean_and_finds_an_edit(run, recorded, shop):
 # --- keys, trust, surfaces, run ---
 
 
+def test_verify_takes_header_lines_headers_and_folders(run, recorded, shop, monkeypatch):
+    jws = run("receipts", "show", "--raw", recorded[0]).out.strip()
+    assert run("verify", f"Holdgate-Receipt: {jws}").code == 0
+    headers = f"HTTP/1.1 403 Holdgate\r\nHoldgate-Decision: SILENCE\r\nholdgate-receipt: {jws}\r\n\r\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(headers.encode())))
+    said = run("verify", "--json", "-")
+    assert [row["receipt"]["id"] for row in json.loads(said.out)] == [recorded[0]]
+    folder = shop / "kept"
+    (folder / "deep").mkdir(parents=True)
+    for number, place in enumerate((folder / "a.jws", folder / "deep/b.jws")):
+        place.write_text(run("receipts", "show", "--raw", recorded[number]).out)
+    (folder / "a.tlog-proof").write_text("read over: it is no receipt")
+    said = run("verify", folder)
+    assert (said.code, len(said.out.splitlines())) == (0, 2)
+    (folder / "c.jws").write_text(jws[:-2])
+    assert run("verify", folder).code == 1
+    (shop / "empty").mkdir()
+    assert run("verify", shop / "empty").code == 2
+
+
+def test_verify_with_a_proof_needs_no_state(run, recorded, shop, tmp_path, monkeypatch):
+    (shop / "r.jws").write_text(run("receipts", "show", "--raw", recorded[2]).out)
+    (shop / "r.tlog-proof").write_text(run("log", "prove", recorded[2]).out)
+    (shop / "keys.json").write_text(run("keys", "export").out)
+    log_key = (shop / "state/log/key.vkey").read_text().strip()
+    said = run("verify", "--proof", "r.tlog-proof", "--json", "r.jws")
+    assert json.loads(said.out)[0]["log"] == {
+        "origin": "holdgate.local/edge-7", "index": 2, "size": 3, "witnesses": []
+    }  # fmt: skip
+    (shop / "away").mkdir()
+    monkeypatch.chdir(shop / "away")
+    offline = ("verify", "--keys", "../keys.json", "--proof", "../r.tlog-proof", "../r.jws")
+    said = run(*offline, "--log-key", log_key)
+    assert (said.code, said.out.endswith("leaf 2 of 3\n")) == (0, True)
+    (shop / "log.vkey").write_text(log_key + "\n")
+    assert run(*offline, "--log-key", "../log.vkey").code == 0
+    assert run(*offline).code == 2  # no log key, and no configuration here
+    assert run(*offline, "--log-key", log_key, "--witness", log_key).code == 2
+    other = vkey("other.example", SigningKey(seed=bytes(32)).public)
+    assert run(*offline, "--log-key", other).code == 1
+    assert run(*offline, "../r.jws", "--log-key", log_key).code == 2  # a proof is of one receipt
+
+
+def test_verify_with_the_proof_of_another_receipt_fails(run, recorded, shop):
+    (shop / "r.jws").write_text(run("receipts", "show", "--raw", recorded[2]).out)
+    (shop / "other.tlog-proof").write_text(run("log", "prove", recorded[1]).out)
+    said = run("verify", "--proof", "other.tlog-proof", "r.jws")
+    assert (said.code, "not of this receipt" in said.out) == (1, True)
+    (shop / "none.tlog-proof").write_text("hello")
+    assert run("verify", "--proof", "none.tlog-proof", "r.jws").code == 1
+    assert run("verify", "--proof", "missing.tlog-proof", "r.jws").code == 2
+
+
+def test_log_audit_finds_an_edited_tile_and_a_damaged_index(run, recorded, shop):
+    tile = next((shop / "state/log/tile/0/000.p").iterdir())
+    good = tile.read_bytes()
+    tile.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    said = run("log", "audit")
+    assert (said.code, f"leaf 2 ({recorded[2]})" in said.out) == (1, True)
+    tile.write_bytes(good)
+    assert run("log", "audit").code == 0
+    path = shop / "state/ledger.db"
+    data = path.read_bytes()
+    at = data.rindex(recorded[1].encode(), 0, len(data))  # in the index of ids, which no row is read from
+    places = [at]
+    while (at := data.rfind(recorded[1].encode(), 0, at)) >= 0:
+        places.append(at)
+    for place in places:
+        path.write_bytes(data[: place + 8] + b"?" + data[place + 9 :])
+        assert run("log", "audit").code != 0
+    path.write_bytes(data)
+    assert run("log", "audit").code == 0
+
+
+def test_progress_is_for_terminals_only(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream in (Terminal(), io.StringIO()):
+        moments = itertools.count(0.0, 1.0)
+        monkeypatch.setattr("holdgate.cli.progress.time.monotonic", lambda moments=moments: next(moments))
+        with Progress("audit", 1000, "receipts", stream=stream) as progress:
+            progress.show(256)
+        if stream.isatty():
+            assert "] 26% 256 receipts, 256/s, 3 s left" in stream.getvalue().replace("]  26%", "] 26%")
+        else:
+            assert stream.getvalue() == ""
+
+
+def test_log_prove_prints_a_proof_that_verifies(run, recorded, shop):
+    said = run("log", "prove", recorded[1])
+    assert said.code == 0
+    proof = parse_proof(said.out.encode())
+    jws = run("receipts", "show", "--raw", recorded[1]).out.strip().encode()
+    log = parse_vkey((shop / "state/log/key.vkey").read_text().strip())
+    assert (proof.index, verify_proof(proof, jws, log).size) == (1, 3)
+    assert run("log", "prove", "rcpt_0").code == 2
+    assert run("log", "prove").code == 2
+
+
+def test_log_prove_since_a_checkpoint_tells_growth_from_a_fork(run, recorded, shop):
+    (shop / "earlier").write_text(run("log", "checkpoint").out)
+    said = run("log", "prove", "--since-checkpoint", "earlier")
+    assert (said.code, said.out.split("\n")[0]) == (0, "old 3")
+    keys = load_keys(shop / "state")
+    tree = Tree(size=2, hashes=(bytes(32),))
+    (shop / "fork").write_bytes(sign_checkpoint("holdgate.local/edge-7", tree, keys.log))
+    said = run("log", "prove", "--since-checkpoint", "fork")
+    assert (said.code, said.out) == (1, "")
+    assert "does not begin with the 2 receipts" in said.err
+
+
 def test_keys_list_and_export(run, shop):
     rows = json.loads(run("keys", "list", "--json").out)
     assert [row["purpose"] for row in rows] == ["receipt", "log"] and all(row["active"] for row in rows)
@@ -612,6 +751,50 @@ def test_trust_prints_installs_and_undoes(run, shop):
     assert run("trust", "-c", "other/holdgate.yaml", "--uninstall", "cacert.pem").out.startswith("removed ")
     assert (shop / "cacert.pem").read_bytes() == ca
     assert run("trust", "--install", "missing").code == 2
+
+
+def test_trust_publishes_for_other_users_who_then_need_no_state_directory(run, shop, tmp_path):
+    assert run("trust", "--publish", tmp_path / "trust").code == 0
+    ca = (shop / "state/ca/ca.pem").read_bytes()
+    assert (tmp_path / "trust/ca.pem").read_bytes() == ca
+    assert f'SSL_CERT_FILE="{tmp_path}/trust/bundle.pem"' in (tmp_path / "trust/env").read_text()
+    (tmp_path / "cacert.pem").write_bytes(ca)
+    done = run("trust", "-c", "none.yaml", "--ca", tmp_path / "trust/ca.pem", "--bundle", tmp_path / "b.pem")
+    assert done.code == 0
+    assert ca in (tmp_path / "b.pem").read_bytes()
+    assert run("trust", "--ca", "none.pem", "--bundle", tmp_path / "b.pem").code == 2
+    assert run("trust", "--ca", tmp_path / "trust/ca.pem", "--env").code == 2
+
+
+def test_init_with_a_constrained_ca_names_the_starters_hosts(run, tmp_path):
+    assert run("init", tmp_path / "gate", "--constrain").code == 0
+    config = tmp_path / "gate/holdgate.yaml"
+    assert load_config(config).ca.constrain
+    (row,) = json.loads(run("ca", "list", "-c", config, "--json").out)
+    assert row["standing"] == "signing"
+    assert {"api.stripe.com", "slack.com", "amazonaws.com"} <= set(row["permitted"])
+    assert run("init", tmp_path / "plain").code == 0
+    refused = run("init", tmp_path / "plain", "--constrain")
+    assert refused.code == 2 and "ca: {constrain: true}" in refused.err
+
+
+def test_ca_rotates_in_three_steps_that_wait(run, shop):
+    def standings():
+        return [row["standing"] for row in json.loads(run("ca", "list", "--json").out)]
+
+    assert run("ca", "switch").code == 2
+    assert "after 168 h" in run("ca", "rotate").out
+    assert standings() == ["next", "signing"]
+    assert "agents have until" in run("ca", "switch").err
+    assert "SIGHUP" in run("ca", "switch", "--now").out
+    assert standings() == ["signing", "previous"]
+    assert run("ca", "switch", "--back").code == 0
+    assert standings() == ["next", "signing"]
+    assert run("ca", "switch", "--now").code == 0
+    assert run("ca", "retire").code == 2
+    assert run("ca", "retire", "--now").code == 0
+    assert standings() == ["signing"]
+    assert "every name" in run("ca", "list").out
 
 
 def test_surfaces_list_and_compile(run, shop):

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from holdgate.agents import CertificateRule
 from holdgate.config import Address, Config, ConnectTo, OpenDoor, ReceiptsHeader, load_config
 from holdgate.config_doctor import Doctor
-from holdgate.config_values import read_address, read_networks
+from holdgate.config_values import read_address, read_ca, read_networks
 from holdgate.errors import ConfigError
 from holdgate.escape import REQUIRED
 from holdgate.limits import Limits
 from holdgate.strictyaml import Node
+from holdgate.strictyaml import load as load_yaml
 
 SHA = hashlib.sha256(b"token").hexdigest()
 SHA2 = hashlib.sha256(b"token 2").hexdigest()
@@ -301,6 +302,27 @@ def test_v1_any_text_is_a_value_or_a_configuration_error(text: str) -> None:
             assert read()
         except ConfigError as error:
             assert error.line == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("", (False, 168), id="nothing written"),
+        pytest.param("ca: {constrain: true, overlap_h: 24}", (True, 24), id="both"),
+        pytest.param("ca: {overlap_h: 0}", "ca.overlap_h", id="no overlap at all"),
+        pytest.param("ca: {constrain: yes}", "ca.constrain", id="not a boolean"),
+        pytest.param("ca: {constrained: true}", "constrained", id="an unknown key"),
+    ],
+)
+def test_ca_says_how_the_ca_is_made_and_rotated(text: str, expected: tuple[bool, int] | str) -> None:
+    node = load_yaml(f"x: 1\n{text}\n").open_mapping("test").get("ca")
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=expected) as refused:
+            read_ca(node)
+        assert refused.value.line == 2
+    else:
+        made = read_ca(node)
+        assert (made.constrain, made.overlap_h) == expected
 
 
 # --- doctor ---

@@ -77,12 +77,15 @@ def test_mp1_a_malformed_boundary_is_refused(boundary: str) -> None:
 
 def test_mp1_either_end_of_the_last_line_is_read() -> None:
     assert read(body(A, end=b"--X--")) == read(body(A)) != BAD
+    assert read(body(A, end=b"--X--\r\n\r\n")) == read(body(A)), "form-data-encoder (got) writes it so"
 
 
 def test_mp2_names_are_unique_unless_the_caller_says_so() -> None:
     twice = body(A, A)
     assert read(twice) is Reason.DUPLICATE_PARAMETER
     assert [part.name for part in parse_multipart(twice, boundary="X", repeat=frozenset({"a"}))] == ["a", "a"]
+    listed = body(A.replace(b'"a"', b'"a[]"'), A.replace(b'"a"', b'"a[]"'))
+    assert [part.name for part in parse_multipart(listed, boundary="X")] == ["a[]", "a[]"]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,11 @@ def test_mp3_names_with_an_escape_are_refused(name: str) -> None:
 )
 def test_mp4_a_part_is_plain(header: str, reason: Reason) -> None:
     assert read(body(header.encode() + b"\r\n" + A)) is reason
+
+
+@pytest.mark.parametrize("coding", ["7bit", "8bit", "binary"])
+def test_mp4_a_transfer_encoding_that_is_none_changes_nothing(coding: str) -> None:
+    assert read(body(f"Content-Transfer-Encoding: {coding}\r\n".encode() + A)) == read(body(A)) != BAD
 
 
 def test_mp4_charset_parts_are_refused() -> None:

@@ -56,6 +56,7 @@ def test_documents(data: bytes, expected: object) -> None:
         pytest.param(b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>', id="external DTD"),
         pytest.param(b"<a>1<!-- -->00</a>", id="comment inside a value"),
         pytest.param(b"<a><![CDATA[1]]></a>", id="CDATA"),
+        pytest.param(b'<a xmlns:p="u}v"><p:b/></a>', id="brace in a namespace"),
         pytest.param(b"<a><?php x?></a>", id="processing instruction"),
         pytest.param(b"<?php x?><a/>", id="processing instruction first"),
         pytest.param(b"<a/><?x?>", id="processing instruction last"),
@@ -76,6 +77,11 @@ def test_x1_only_elements_attributes_and_text(data: bytes) -> None:
         pytest.param(b'<?xml version="1.0" encoding="iso-8859-1"?><a/>', id="declared Latin-1"),
         pytest.param(b'<?xml version="1.1"?><a/>', id="XML 1.1"),
         pytest.param(b"\xef\xbb\xbf<a/>", id="byte order mark"),
+        pytest.param("<a>1</a>".encode("utf-16-le"), id="UTF-16 without saying so"),
+        pytest.param('<!DOCTYPE a [<!ENTITY b "1">]><a>&b;</a>'.encode("utf-16-le"), id="entity in UTF-16"),
+        pytest.param("<a>1<!-- -->00</a>".encode("utf-16-le"), id="comment in UTF-16"),
+        pytest.param("<a/>".encode("utf-32-le"), id="UTF-32"),
+        pytest.param(b"<a>\0</a>", id="NUL"),
         pytest.param(b"<a>\xe9</a>", id="not UTF-8"),
         pytest.param(b" <a/>", id="leading white space"),
         pytest.param(b"", id="empty"),
@@ -106,6 +112,20 @@ def test_x5_depth_and_elements_are_bounded() -> None:
     assert reason(b"<a>" * 33 + b"</a>" * 33) is Reason.BAD_BODY
     assert reason(b"<a>" * 100_000, max_nodes=10**6) is Reason.BAD_BODY
     assert reason(b"<a>" + b"<b/>" * 30 + b"</a>", max_nodes=10) is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param('<a xmlns="{uri}"><b/></a>', id="of elements"),
+        pytest.param('<a xmlns:p="{uri}"><b p:c=""/></a>', id="of attributes"),
+        pytest.param('<a><b xmlns="{uri}"/></a>', id="further down"),
+    ],
+)
+def test_x5_a_namespace_is_bounded(document: str) -> None:
+    """It is part of every name below it: 64 KiB of those took a second, 1 MiB minutes."""
+    assert reason(document.format(uri="u" * 1024).encode()) is None
+    assert reason(document.format(uri="u" * 1025).encode()) is Reason.BAD_BODY
 
 
 NAMES = st.sampled_from(["Key", "Object", "x-y"])

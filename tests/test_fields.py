@@ -17,9 +17,12 @@ REMOVED = """
     Holdgate-Decision X-Holdgate-Anything TG-Receipt X-TG-Id X-TrigGuard-Receipt TrigGuard-Key
     Proxy-Authorization Proxy-Connection Proxy-Status Via Forwarded X-Forwarded-For X-Forwarded-Host
     X-Forwarded-User X-Real-IP True-Client-IP X-Original-URL X-Rewrite-URL X-Agent-Id Remote-User
-    X-Remote-Extra-Scopes X-Auth-Request-Email Keep-Alive TE Trailer HTTP2-Settings
+    X-Remote-Extra-Scopes X-Auth-Request-Email X-Envoy-Original-Path X-MS-Client-Principal-Id
+    Keep-Alive TE Trailer HTTP2-Settings
 """.split()
-REFUSED = "X-HTTP-Method-Override X-HTTP-Method X-Method-Override _method".split()
+REFUSED = """
+    X-HTTP-Method-Override X-HTTP-Method X-Method-Override _method X-HTTP-Host-Override Http-Host
+""".split()
 
 
 def read(*headers: tuple[bytes, bytes]) -> FieldSet | Reason:
@@ -91,7 +94,8 @@ def test_f3_inert_is_never_removed_refused_or_a_credential() -> None:
 
 def test_f3_sdk_telemetry_and_tracing_are_inert() -> None:
     names = (
-        "x-stripe-client-user-agent amz-sdk-request traceparent x-stainless-os sec-fetch-mode x-b3-traceid"
+        "x-stripe-client-user-agent amz-sdk-request traceparent x-stainless-os sec-fetch-mode x-b3-traceid "
+        "x-ms-client-request-id x-elastic-client-meta x-fern-language mime-version npm-command"
     )
     assert all(map(is_inert, names.split()))
 
@@ -116,6 +120,7 @@ def test_connection_names_only_hop_by_hop_headers(value: bytes, reason: Reason |
 
 def test_an_upgrade_is_left_out_but_a_nominated_one_is_refused() -> None:
     assert isinstance(read((b"Upgrade", b"h2c")), FieldSet)
+    assert read((b"Upgrade", b"h2c"), (b"Connection", b"Upgrade")) is Reason.UNSUPPORTED_PROTOCOL
     upgrade = [(b"Upgrade", b"websocket"), (b"Connection", b"keep-alive, Upgrade")]
     assert read(*upgrade) is read(*reversed(upgrade)) is Reason.UNSUPPORTED_PROTOCOL
     # The nomination is found whichever of two Connection lines has it.

@@ -576,6 +576,8 @@ BAD_ANSWERS = [
     pytest.param(OK + CHUNKED + b"\r\n2\r\nhiXX", id="chunk followed by XX"),
     pytest.param(OK + CHUNKED + b"\r\n2 \r\nhi", id="space after a chunk size"),
     pytest.param(OK + CHUNKED + b"\r\n0\r\nno colon\r\n\r\n", id="malformed trailer"),
+    pytest.param(OK + CHUNKED + b"\r\n0\r\nContent-Length: 5\r\n\r\n", id="a length in the trailers"),
+    pytest.param(OK + CHUNKED + b"\r\n0\r\nA: b\r\ntransfer-encoding:x\r\n\r\n", id="a coding in them"),
     pytest.param(OK + CHUNKED + b"\r\n0\r\nX: " + b"a" * 2100, id="trailer without end"),
     pytest.param(OK + CHUNKED + b"\r\n0\r\n" + b"X: 1\r\n" * 400, id="too many trailers"),
 ]

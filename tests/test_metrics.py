@@ -17,6 +17,7 @@ EXPECTED = {
     "holdgate_barrier_trips": "counter",
     "holdgate_log_size": "gauge",
     "holdgate_unmapped": "counter",
+    "holdgate_ca_expiry_timestamp_seconds": "gauge",
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -460,6 +462,83 @@ async def test_a_refused_leader_does_not_wedge_its_followers(monkeypatch: pytest
     assert house.pipeline.flights == {}
 
 
+def raiser(error: Exception) -> Callable[[Message], CanonicalRequest]:
+    def canonicalise(_message: Message) -> CanonicalRequest:
+        raise error
+
+    return canonicalise
+
+
+def statement(jws: bytes) -> dict[str, Any]:
+    return dict(verify(jws, key_set([SigningKey(seed=b"s" * 32).public])).statement)
+
+
+async def test_a_large_body_is_read_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised())
+    here, seen = threading.get_ident(), []
+
+    def canonicalise(message: Message) -> CanonicalRequest:
+        seen.append((len(message.body), threading.get_ident() == here))
+        return REQUEST
+
+    house.pipeline.canonicalise = canonicalise
+    for size in (65_536, 65_537):
+        await house.pipeline.handle(replace(MESSAGE, body=b"a" * size), FakeClient())
+    assert seen == [(65_536, True), (65_537, False)]
+
+
+async def test_a_flood_of_refusals_shares_one_counted_receipt_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(monkeypatch, recognised(), refusals_per_agent_s=2)
+    house.pipeline.canonicalise = raiser(InputError(Reason.UNKNOWN_DESTINATION, "nowhere"))
+    second = asyncio.Event()
+    waited: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        waited.append(seconds)
+        await second.wait()
+
+    house.pipeline.pause = pause
+    asks = [asyncio.ensure_future(house.ask()) for _ in range(12)]
+    done, waiting = await asyncio.wait(asks, timeout=1)
+    assert (len(done), len(waiting)) == (2, 10), "those beyond the rate wait for their receipt"
+    assert house.pipeline.in_flight == 0, "and are in nobody's way meanwhile"
+    second.set()
+    answers = await asyncio.gather(*asks)
+    assert waited == [1.0]
+    assert {answer.status for answer in answers} == {403}
+    rows = [statement(entry.jws) for entry in house.ledger.entries]
+    assert [row.get("count", 1) for row in rows] == [1, 1, 10]
+    assert {row["reason"] for row in rows} == {"unknown_destination"}
+    told = Counter(header(answer, b"holdgate-receipt") for answer in answers)
+    ids = {statement(jws)["id"]: count for jws, count in told.items()}
+    assert ids == {row["id"]: row.get("count", 1) for row in rows}
+    assert house.upstream.seen == []
+
+
+async def test_a_flood_that_cannot_be_recorded_is_answered_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(monkeypatch, recognised(), refusals_per_agent_s=1)
+    house.pipeline.canonicalise = raiser(InputError(Reason.UNKNOWN_DESTINATION, "nowhere"))
+    house.pipeline.pause = lambda _seconds: asyncio.sleep(0)
+    house.ledger.broken = True
+    answers = await asyncio.gather(*(house.ask() for _ in range(5)))
+    assert {answer.status for answer in answers} == {503}
+    assert len(house.pipeline.floods) <= 1, "nothing stays open"
+
+
+async def test_a_permit_and_a_policys_no_are_never_part_of_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(Effect.READ), refusals_per_agent_s=1)
+    for outcome, reason in ((Outcome.DENY, Reason.DENY_RULE), (Outcome.PERMIT, Reason.PERMIT_RULE)):
+        house.decision = Decision(outcome=outcome, reason=reason, rules=("p/r",))
+        for _ in range(3):
+            await house.ask()
+    assert len(house.ledger.entries) == 6
+    assert all("count" not in statement(entry.jws) for entry in house.ledger.entries)
+
+
 async def test_more_requests_than_in_flight_are_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(monkeypatch, recognised(), in_flight=2)
     house.upstream.gate = asyncio.Event()
@@ -480,6 +559,50 @@ def test_held_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.reason is Reason.OVERLOADED
     house.pipeline.reserve(-60)
     house.pipeline.reserve(60)
+
+
+@pytest.mark.parametrize(
+    ("vouched", "mapped", "refused"),
+    [
+        pytest.param(None, False, False, id="any CA: the verdict waits for the request"),
+        pytest.param(True, True, False, id="a constrained CA, and a name that it covers"),
+        pytest.param(True, False, True, id="covered, and in no map"),
+        pytest.param(False, True, True, id="mapped, and not covered"),
+    ],
+)
+def test_a_tunnel_to_a_name_that_agents_would_not_believe_is_refused_itself(
+    house: House, vouched: bool | None, mapped: bool, refused: bool
+) -> None:
+    asked: list[object] = []
+    house.pipeline.vouches_for = None if vouched is None else lambda host: asked.append(host) or bool(vouched)
+    house.pipeline.bundle.index.is_mapped = lambda *of: asked.append(of) or mapped  # type: ignore[method-assign]
+    tunnel = replace(ORIGIN, connect=("API.ok.test", 443))
+    if refused:
+        with pytest.raises(InputError) as caught:
+            house.pipeline.greet(tunnel)
+        assert caught.value.reason is Reason.UNKNOWN_DESTINATION
+        assert ("unmapped", ("api.ok.test",)) in house.meter.calls
+    else:
+        house.pipeline.greet(tunnel)
+    assert set(asked) <= {"api.ok.test", ("api.ok.test", 443, "https")}
+
+
+@pytest.mark.parametrize(
+    ("vouched", "sni", "reason"),
+    [
+        pytest.param(None, "evil.example", Reason.UNSUPPORTED_PROTOCOL, id="any CA"),
+        pytest.param(False, "Evil.Example", Reason.UNKNOWN_DESTINATION, id="a name beyond a constrained CA"),
+        pytest.param(True, "api.ok.test", Reason.UNSUPPORTED_PROTOCOL, id="a name that it covers"),
+        pytest.param(False, None, Reason.UNSUPPORTED_PROTOCOL, id="no name at all"),
+    ],
+)
+def test_an_agent_that_left_before_tls_is_told_from_one_that_could_not_believe_us(
+    house: House, vouched: bool | None, sni: str | None, reason: Reason
+) -> None:
+    house.pipeline.vouches_for = None if vouched is None else lambda host: bool(vouched)
+    assert house.pipeline.unheard(sni).reason is reason
+    beyond = reason is Reason.UNKNOWN_DESTINATION
+    assert (("unmapped", ("evil.example",)) in house.meter.calls) is beyond
 
 
 async def test_bytes_that_are_no_message_get_a_receipt_and_a_closing_answer(house: House) -> None:

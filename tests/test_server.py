@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,12 +25,16 @@ from typing import Any
 
 import pytest
 
+from holdgate.adapters.ca import create_ca, load_ca
+from holdgate.adapters.ca_rotation import rotate
 from holdgate.adapters.keyfiles import load_keys
-from holdgate.adapters.server import Server, serve
+from holdgate.adapters.server import Server, check_ca, serve
+from holdgate.bundle import load_bundle
 from holdgate.config import Address, Config, load_config
 from holdgate.demo.instance import Instance
 from holdgate.errors import ConfigError
-from holdgate.tlog import EMPTY, leaf_hash, sign_checkpoint
+from holdgate.note import sign_checkpoint
+from holdgate.tlog import EMPTY, leaf_hash
 
 STRIPE = "api.stripe.com:443"
 
@@ -107,6 +112,15 @@ def name_a_ca_file_that_is_none(folder: Path) -> None:
     edit(folder / "holdgate.yaml", "upstream:\n", "upstream:\n  ca_file: ./roots.pem\n")
 
 
+def ask_for_constraints(folder: Path) -> None:
+    (folder / "holdgate.yaml").open("a").write("ca: {constrain: true}\n")
+
+
+def give_away_the_next_ca_key(folder: Path) -> None:
+    rotate(folder / "state", "demo", None)
+    (folder / "state/ca/next.key").chmod(0o640)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -114,6 +128,8 @@ def name_a_ca_file_that_is_none(folder: Path) -> None:
         pytest.param(break_a_policy, "stripe_refunds.yaml:", id="a policy with a mistake"),
         pytest.param(share_the_receipt_key, "others may read this key", id="a receipt key for everybody"),
         pytest.param(share_the_ca_key, "ca.key", id="a CA key for everybody"),
+        pytest.param(give_away_the_next_ca_key, "next.key", id="the next CA key for everybody"),
+        pytest.param(ask_for_constraints, "holdgate ca rotate", id="a CA that is not the one asked for"),
         pytest.param(lose_the_keys, "holdgate init", id="no keys"),
         pytest.param(restore_an_old_ledger, "restored from a backup", id="a ledger behind its checkpoint"),
         pytest.param(name_an_unmapped_host, "holdgate.yaml:", id="connect_to names an unmapped host"),
@@ -321,7 +337,7 @@ def idle() -> Any:
         "pipeline": SimpleNamespace(in_flight=1),
         "addon": SimpleNamespace(busy=False),
         "engine": engine,
-        **dict.fromkeys(("ledger", "metrics", "proxy", "admin", "boundary")),
+        **dict.fromkeys(("ledger", "metrics", "proxy", "admin", "agent_tls", "boundary")),
     }
     made: Any = Server(**parts)
     made.said = said
@@ -337,6 +353,33 @@ async def test_sv2_a_second_signal_changes_nothing(idle: Any) -> None:
     await idle.drain()
     await idle.drain()
     assert idle.said.count("shutdown") == 1
+
+
+# --- the CA at start ---
+
+
+def test_a_ca_about_to_end_and_a_map_it_does_not_cover_are_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(folder / "holdgate.yaml")
+    bundle = load_bundle(config.surfaces, config.policies)
+    shutil.rmtree(folder / "state/ca")
+    soon = datetime.now(UTC) - timedelta(days=3650 - 20)
+    authority = create_ca(folder / "state", "demo", names=("api.stripe.com", "slack.com"), now=soon)
+    check_ca(config, authority, bundle)
+    assert "the CA ends in 19 days" in caplog.text
+    assert "does not cover api.anthropic.com, api.openai.com" in caplog.text
+    assert "stripe" not in caplog.text
+
+
+def test_while_a_rotation_to_a_constrained_ca_lasts_the_old_one_may_sign(folder: Path) -> None:
+    ask_for_constraints(folder)
+    config = load_config(folder / "holdgate.yaml")
+    bundle = load_bundle(config.surfaces, config.policies)
+    with pytest.raises(ConfigError, match="not constrained"):
+        check_ca(config, load_ca(config.state_dir), bundle)
+    rotate(config.state_dir, "demo", ("api.stripe.com",))
+    check_ca(config, load_ca(config.state_dir), bundle)
 
 
 # --- SV3: SIGHUP ---
@@ -359,6 +402,14 @@ def test_sv3_sighup_swaps_the_bundle_or_keeps_it(tmp_path: Path) -> None:
             amounts = iter(range(200, 9000))
             assert until(lambda: refund(gate, next(amounts))[1].startswith("SILENCE"))
             assert policy_of(refund(gate, 102)) != first
+            # The CA is part of it: a new map does not become active when the CA cannot be read.
+            second = policy_of(refund(gate, 103))
+            (tmp_path / "state/ca/ca.key").chmod(0o644)
+            policy.write_text(sound)
+            refusals = gate.log.count("reload refused")
+            os.kill(gate.pid, signal.SIGHUP)
+            assert until(lambda: gate.log.count("reload refused") > refusals)
+            assert policy_of(refund(gate, 104)) == second
 
 
 def policy_of(answer: tuple[int, str]) -> str:

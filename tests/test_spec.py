@@ -10,8 +10,9 @@ import json
 from evidence import LOG_KEY, ORIGIN, RECEIPT_KEY, REFUND, permit_statement
 from holdgate.digest import fingerprint, raw_digest, wire_digest
 from holdgate.ledger import op_key
+from holdgate.note import sign_checkpoint, vkey
 from holdgate.receipt import actions_digest, input_digest, sign
-from holdgate.tlog import EMPTY, leaf_hash, sign_checkpoint, vkey
+from holdgate.tlog import EMPTY, leaf_hash
 
 
 def framed(domain: bytes, *parts: bytes) -> bytes:

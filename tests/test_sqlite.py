@@ -32,14 +32,16 @@ from evidence import (
     open_ledger,
     ticking,
 )
+from holdgate.adapters import sequencer
 from holdgate.adapters import sqlite as sqlite_adapter
 from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
 from holdgate.audit import AuditReport, audit
 from holdgate.errors import BackendError, ConfigError, InputError, Outcome, Reason
 from holdgate.ledger import AdminNote, Binding, ClaimRow, Entry, OutcomeStatus, Recorded, State, Verdict
+from holdgate.note import verify_checkpoint, vkey
 from holdgate.receipt import verify
 from holdgate.statement import StatementError
-from holdgate.tlog import EMPTY, leaf_hash, verify_checkpoint, vkey
+from holdgate.tlog import EMPTY, leaf_hash
 
 EXECUTED, NOT_SENT, UNKNOWN = OutcomeStatus.EXECUTED, OutcomeStatus.NOT_SENT, OutcomeStatus.UNKNOWN
 
@@ -368,12 +370,11 @@ async def test_s3_a_checkpoint_that_cannot_be_written_stops_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = open_ledger(tmp_path)
-    monkeypatch.setattr(sqlite_adapter, "_CHECKPOINT_S", 0.0)
 
     def broken(*_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(sqlite_adapter, "replace_file", broken)
+    monkeypatch.setattr(sequencer, "replace_file", broken)
     await ledger.record(RefundJudge("a"))
     ledger._thread.join(10)
     with pytest.raises(BackendError, match="Read-only"):
@@ -421,11 +422,13 @@ async def test_s7_nothing_is_recorded_in_a_file_that_was_moved_away(
     await ledger.record(RefundJudge("a"))
     (tmp_path / name).rename(tmp_path / "away")
     shutil.copyfile(tmp_path / "away", tmp_path / name)
-    with pytest.raises(BackendError, match="moved or replaced"):
+    # The sequencer may be the one who notices first.
+    with pytest.raises(BackendError, match=r"moved or replaced|log: |FileNotFoundError"):
         await ledger.record(RefundJudge("b"))
     assert not ledger.healthy
     (tmp_path / "away").replace(tmp_path / name)
-    with pytest.raises(BackendError, match="moved or replaced"):
+    # The sequencer may be the one who notices first.
+    with pytest.raises(BackendError, match=r"moved or replaced|log: |FileNotFoundError"):
         await ledger.record(RefundJudge("c"))
     ledger.close()
     open_ledger(tmp_path).close()
@@ -542,7 +545,6 @@ _VANDALISM = {
     "an older end": "UPDATE head SET size = 1, hashes = zeroblob(32)",
     "an end that does not fit": "UPDATE head SET hashes = zeroblob(33)",
     "no end": "DELETE FROM head",
-    "another root": "UPDATE anchors SET hashes = zeroblob(length(hashes))",
     "a newer format": "PRAGMA user_version = 9",
 }
 
@@ -575,12 +577,13 @@ async def test_s4_a_missing_or_forged_checkpoint_is_refused(tmp_path: Path) -> N
     open_ledger(tmp_path).close()
 
 
-async def test_a_checkpoint_without_anchor_is_checked_from_the_first_leaf(tmp_path: Path) -> None:
+async def test_a_checkpoint_without_tiles_is_checked_from_the_first_leaf(tmp_path: Path) -> None:
     await _filled(tmp_path)
-    db = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
-    db.execute("DELETE FROM anchors")
+    shutil.rmtree(tmp_path / "log" / "tile")
     open_ledger(tmp_path).close()
-    db.execute("DELETE FROM anchors")
+    assert _audit(tmp_path).problems == ()
+    shutil.rmtree(tmp_path / "log" / "tile")
+    db = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
     db.execute("UPDATE receipts SET jws = x'00' WHERE idx = 0")
     db.close()
     with pytest.raises(ConfigError, match="differs from what its checkpoint signed"):
@@ -664,7 +667,7 @@ async def test_an_audit_of_a_damaged_ledger_says_so(tmp_path: Path, sql: str) ->
     db = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
     db.execute(sql)
     db.close()
-    with pytest.raises(ConfigError, match="damaged or was edited"):
+    with pytest.raises(ConfigError, match="was edited"):
         _audit(tmp_path)
 
 
@@ -713,7 +716,7 @@ def test_s5_kill_9_at_any_point_loses_nothing_and_doubles_nothing(tmp_path: Path
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Any:
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name == "ledger-writer"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ledger-")]
 
 
 def test_the_keys_of_this_file_are_two_purposes() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
+import zlib
 
 import pytest
 
@@ -201,3 +203,109 @@ def test_sm14_the_callers_bound_holds_where_a_map_has_none() -> None:
     assert index.body_limit("a.test", 443, "https", 1000, 5000) == 5000
     assert index.body_limit("other.test", 443, "https", 1000, 5000) == 1000
     assert INDEX.body_limit("b.store.test", 443, "https", 1_000_000, 10**9) == 64 * 1024
+
+
+LISTS = """
+hosts: [files.test]
+operations:
+- id: send
+  match: {method: POST, path: /send}
+  surface: files.send
+  effect: commit
+  body: {decode: multipart}
+  params: {tags: {from: "body.tag[]", type: list<string>}}
+"""
+
+
+def parts_to(*parts: str) -> CanonicalRequest:
+    headers = {"Content-Type": "multipart/form-data; boundary=B"}
+    data = ("".join(parts) + "--B--\r\n").encode()
+    return request("/send", host="files.test", headers=headers, body=data)
+
+
+def test_sm13_a_part_with_brackets_is_an_item_of_a_list_as_in_a_form() -> None:
+    recognised = recognise(index_of(LISTS), parts_to(part("tag[]", "a"), part("tag[]", "b")))
+    assert params(recognised) == {"tags": ("a", "b")}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param((part("tag[]", "a"), part("tag", "b")), id="then a value"),
+        pytest.param((part("tag", ""), part("tag[]", "b")), id="after an empty value"),
+    ],
+)
+def test_sm13_a_part_is_a_value_or_a_list_not_both(parts: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as caught:
+        recognise(index_of(LISTS), parts_to(*parts))
+    assert caught.value.reason is Reason.DUPLICATE_PARAMETER
+
+
+STORE = """
+hosts: ["{bucket}.s3.test"]
+defaults:
+  body: {decode: opaque, content_codings: CODINGS, max: 1MiB}
+  ignore: [host.bucket]
+  headers: [x-amz-content-sha256]
+operations:
+- id: put
+  match: {method: PUT, path: "/{key+}"}
+  surface: data.write
+  effect: commit
+  params:
+    key: {from: path.key, type: string}
+    size: {from: raw.bytes, type: int}
+"""
+CHUNKED = {
+    "X-Amz-Content-SHA256": "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+    "X-Amz-Trailer": "x-amz-checksum-crc32",
+    "X-Amz-Sdk-Checksum-Algorithm": "CRC32",
+}
+
+
+def framed(data: bytes) -> bytes:
+    checksum = base64.b64encode(zlib.crc32(data).to_bytes(4, "big"))
+    return b"%x\r\n%s\r\n0\r\nx-amz-checksum-crc32:%s\r\n\r\n" % (len(data), data, checksum)
+
+
+def stored(headers: dict[str, str], body: bytes, codings: str = "[gzip, aws-chunked]") -> object:
+    index = index_of(STORE.replace("CODINGS", codings))
+    try:
+        asked = request("/k", method="PUT", host="b.s3.test", headers=headers, body=body)
+        return params(recognise(index, asked))["size"]
+    except InputError as error:
+        return error.reason
+
+
+def test_sm13_what_was_compressed_before_it_was_framed_is_read_in_that_order() -> None:
+    data = gzip.compress(b"a,b\n" * 100)
+    headers = {
+        **CHUNKED,
+        "Content-Encoding": "gzip,aws-chunked",
+        "X-Amz-Decoded-Content-Length": str(len(data)),
+    }
+    assert stored(headers, framed(data)) == 400
+    assert stored(headers, framed(b"x" * len(data))) is Reason.BAD_BODY
+    assert stored(headers, framed(data), codings="[aws-chunked]") is Reason.UNSUPPORTED_CONTENT
+
+
+def test_headers_that_only_repeat_what_the_body_says_need_no_mention() -> None:
+    framing = {**CHUNKED, "Content-Encoding": "aws-chunked", "X-Amz-Decoded-Content-Length": "5"}
+    assert stored(framing, framed(b"hello")) == 5
+    assert stored({**framing, "X-Amz-Decoded-Content-Length": "6"}, framed(b"hello")) is Reason.BAD_BODY
+    assert stored({"Content-MD5": "XUFAKrxLKna5cZ2REBfFkg=="}, b"hello") == 5
+    assert stored({"X-Amz-Checksum-Crc32": "NhCmhg=="}, b"hello") == 5
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param({"Content-MD5": "XUFAKrxLKna5cZ2REBfFkg=="}, id="the MD5 of another body"),
+        pytest.param({"X-Amz-Checksum-Crc32": "NhCmhg=="}, id="the CRC of another body"),
+        pytest.param({"X-Amz-Checksum-Crc64nvme": "AAAAAAAAAAA="}, id="a checksum that nobody computes here"),
+        pytest.param({"X-Amz-Decoded-Content-Length": "6"}, id="framing of a body that has none"),
+        pytest.param({"X-Amz-Trailer": "x-amz-checksum-crc32"}, id="a trailer of a body that has none"),
+    ],
+)
+def test_sm18_a_header_that_says_more_than_the_body_is_unknown(headers: dict[str, str]) -> None:
+    assert stored(headers, b"other!") is Reason.UNKNOWN_PARAMETER

@@ -187,6 +187,12 @@ def test_sm19_no_header_can_change_the_method() -> None:
     assert caught.value.reason in (Reason.UNKNOWN_PARAMETER, Reason.MALFORMED_REQUEST)
 
 
+@pytest.mark.parametrize("name", ["X-Amz-Target", "SOAPAction", "X-Amz-Target-Extra"])
+def test_sm19_no_undeclared_header_can_name_the_operation(name: str) -> None:
+    headers = {name: "Service.Delete"}
+    assert reason_of(request("/v1/refunds", method="GET", headers=headers)) == Reason.UNKNOWN_PARAMETER
+
+
 def public_of(canonical: CanonicalRequest) -> dict[str, object]:
     return {param.name: param.public for param in recognise(INDEX, canonical).actions[0].params}
 
@@ -249,6 +255,7 @@ def test_the_principal_is_a_fingerprint(host: str, value: str | None, secret: by
         pytest.param("api.pay.test", "Bearer", id="no token"),
         pytest.param("api.pay.test", "Bearer a b", id="two tokens"),
         pytest.param("ehr.test", "Basic !!!", id="not base64"),
+        pytest.param("ehr.test", "Basic " + base64.b64encode(b"ab:").decode() + "==", id="padding twice"),
         pytest.param("ehr.test", "Basic " + base64.b64encode(b":p").decode(), id="no user"),
     ],
 )

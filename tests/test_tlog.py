@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 
 import pytest
 
-from evidence import LOG_KEY, ORIGIN, OTHER_KEY
 from holdgate.tlog import (
     EMPTY,
     TlogError,
@@ -15,11 +13,8 @@ from holdgate.tlog import (
     consistency_proof,
     inclusion_proof,
     leaf_hash,
-    sign_checkpoint,
-    verify_checkpoint,
     verify_consistency,
     verify_inclusion,
-    vkey,
 )
 
 LEAVES = [b"leaf %d" % i for i in range(33)]
@@ -100,65 +95,3 @@ def test_proofs_of_leaves_that_are_not_there_are_refused() -> None:
     for old in (0, 4):
         with pytest.raises(TlogError):
             consistency_proof(HASHES[:3], old)
-
-
-def test_t3_a_checkpoint_is_a_signed_note_that_any_c2sp_tool_reads() -> None:
-    tree = _tree(5)
-    note = sign_checkpoint(ORIGIN, tree, LOG_KEY)
-    root = base64.b64encode(_mth(LEAVES[:5])).decode()
-    text = f"{ORIGIN}\n5\n{root}\n".encode()
-    # signed-note: key id = SHA-256(name, newline, algorithm byte, key)[:4], before the signature
-    key_id = hashlib.sha256(ORIGIN.encode() + b"\n\x01" + LOG_KEY.public.raw).digest()[:4]
-    encoded = base64.b64encode(key_id + LOG_KEY.sign(text)).decode()
-    assert note == text + f"\n\u2014 {ORIGIN} {encoded}\n".encode()
-    assert vkey(ORIGIN, LOG_KEY.public) == (
-        f"{ORIGIN}+{key_id.hex()}+{base64.b64encode(bytes([1]) + LOG_KEY.public.raw).decode()}"
-    )
-    checkpoint = verify_checkpoint(note, ORIGIN, LOG_KEY.public)
-    assert (checkpoint.size, checkpoint.root) == (5, tree.root())
-
-
-def test_t3_any_changed_byte_is_refused() -> None:
-    note = sign_checkpoint(ORIGIN, _tree(5), LOG_KEY)
-    for position in range(len(note)):
-        for change in (note[position] ^ 1, note[position] ^ 0x80):
-            changed = note[:position] + bytes([change]) + note[position + 1 :]
-            with pytest.raises(TlogError):
-                verify_checkpoint(changed, ORIGIN, LOG_KEY.public)
-    for cut in range(len(note)):
-        with pytest.raises(TlogError):
-            verify_checkpoint(note[:cut], ORIGIN, LOG_KEY.public)
-
-
-def test_t3_another_origin_or_key_is_refused() -> None:
-    note = sign_checkpoint(ORIGIN, _tree(5), LOG_KEY)
-    for origin, key in ((ORIGIN + "x", LOG_KEY), (ORIGIN, OTHER_KEY)):
-        with pytest.raises(TlogError):
-            verify_checkpoint(note, origin, key.public)
-
-
-def test_t3_a_witness_cosignature_is_skipped_and_a_second_one_of_ours_is_not() -> None:
-    note = sign_checkpoint(ORIGIN, _tree(5), LOG_KEY)
-    witness = f"\u2014 witness.example/w {base64.b64encode(bytes(76)).decode()}\n".encode()
-    assert verify_checkpoint(note + witness, ORIGIN, LOG_KEY.public).size == 5
-    ours = note[note.index(b"\n\n") + 2 :]
-    for extra in (ours, b"\n", b"junk\n", b"\xff\n"):
-        with pytest.raises(TlogError):
-            verify_checkpoint(note + extra, ORIGIN, LOG_KEY.public)
-
-
-@pytest.mark.parametrize("size", ["05", "-1", "+5", " 5", "5 ", "\u0665", "5.0", ""])
-def test_t3_a_size_has_one_spelling(size: str) -> None:
-    text = f"{ORIGIN}\n{size}\n{base64.b64encode(bytes(32)).decode()}\n".encode()
-    key_id = hashlib.sha256(ORIGIN.encode() + b"\n\x01" + LOG_KEY.public.raw).digest()[:4]
-    signature = base64.b64encode(key_id + LOG_KEY.sign(text)).decode()
-    with pytest.raises(TlogError):
-        verify_checkpoint(text + f"\n\u2014 {ORIGIN} {signature}\n".encode(), ORIGIN, LOG_KEY.public)
-
-
-@pytest.mark.parametrize("origin", ["", "a b", "a+b", "a\nb", "a" * 256])
-def test_an_origin_that_breaks_the_note_format_is_refused(origin: str) -> None:
-    with pytest.raises(TlogError):
-        vkey(origin, LOG_KEY.public)
-    with pytest.raises(TlogError):
-        sign_checkpoint(origin, EMPTY, LOG_KEY)

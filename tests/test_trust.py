@@ -8,6 +8,7 @@ import shlex
 import shutil
 import ssl
 import subprocess
+import sys
 from pathlib import Path
 
 import certifi
@@ -20,6 +21,7 @@ from holdgate.adapters.trust import (
     env_lines,
     install,
     java_store_path,
+    publish,
     trust_env,
     uninstall,
     write_bundle,
@@ -105,6 +107,74 @@ def test_b1_two_cas_live_side_by_side(tmp_path: Path, ca: CertificateAuthority) 
     assert (trusted(bundle, ca), trusted(bundle, other)) == (False, True)
 
 
+def test_b1_a_rotation_leaves_no_trace_either(venv: Path, ca: CertificateAuthority, tmp_path: Path) -> None:
+    other = create_ca(tmp_path / "other", "edge-1")
+    before = contents(venv)
+    install([venv], ca.pem)
+    install([venv], ca.pem + other.pem)
+    for bundle in contents(venv):
+        if bundle.name != "ca.crt":
+            assert (trusted(bundle, ca), trusted(bundle, other)) == (True, True)
+    assert {one.change for one in install([venv], other.pem, retired=ca.pem)} == {Change.ADDED}
+    for bundle in contents(venv):
+        if bundle.name != "ca.crt":
+            assert (trusted(bundle, ca), trusted(bundle, other)) == (False, True)
+    assert {one.change for one in install([venv], other.pem, retired=ca.pem)} == {Change.UNCHANGED}
+    uninstall([venv], other.pem, retired=ca.pem)
+    assert contents(venv) == before
+
+
+def test_b1_the_folder_of_an_image_s_system_store_gets_and_loses_one_file_per_ca(
+    tmp_path: Path, ca: CertificateAuthority
+) -> None:
+    other = create_ca(tmp_path / "other", "edge-2")
+    folder = tmp_path / "rootfs/usr/local/share/ca-certificates"
+    folder.mkdir(parents=True)
+    (folder / "company.crt").write_bytes(CERTIFICATE)
+    assert [one.change for one in install([folder], ca.pem + other.pem)] == [Change.ADDED]
+    assert {path.read_bytes() for path in folder.glob("holdgate-*.crt")} == {ca.pem, other.pem}
+    assert [one.change for one in install([folder], other.pem, retired=ca.pem)] == [Change.ADDED]
+    assert [path.read_bytes() for path in folder.glob("holdgate-*.crt")] == [other.pem]
+    assert [one.change for one in uninstall([folder], other.pem)] == [Change.REMOVED]
+    assert contents(folder) == {folder / "company.crt": CERTIFICATE}
+
+
+_SYSTEM = """
+set -e
+mount --bind "$1/anchors" /usr/local/share/ca-certificates
+mount --bind "$1/certs" /etc/ssl/certs
+"$2" -m holdgate trust --ca "$1/ca.pem" --install /usr/local/share/ca-certificates
+openssl verify -CAfile /etc/ssl/certs/ca-certificates.crt "$1/ca.pem"
+"$2" -m holdgate trust --ca "$1/ca.pem" --uninstall /usr/local/share/ca-certificates
+! openssl verify -CAfile /etc/ssl/certs/ca-certificates.crt "$1/ca.pem"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
+@pytest.mark.skipif(
+    any(shutil.which(tool) is None for tool in ("update-ca-certificates", "unshare", "openssl"))
+    or not Path("/usr/local/share/ca-certificates").is_dir(),
+    reason="no Debian system store here",
+)
+def test_b1_a_system_s_own_store_is_made_again(tmp_path: Path, ca: CertificateAuthority) -> None:
+    for name in ("anchors", "certs"):  # in a mount namespace of its own: this machine's store stays as it is
+        (tmp_path / name).mkdir()
+    (tmp_path / "ca.pem").write_bytes(ca.pem)
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", _SYSTEM, "sh", str(tmp_path), sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare failed" in done.stderr:
+        pytest.skip("no mount namespaces here")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[:2] == [
+        "added /usr/local/share/ca-certificates",
+        f"{tmp_path}/ca.pem: OK",
+    ]
+
+
 def test_b2_mode_links_and_cache_copies_survive(tmp_path: Path, ca: CertificateAuthority) -> None:
     bundle, cached, link = tmp_path / "cacert.pem", tmp_path / "cached.pem", tmp_path / "link.pem"
     bundle.write_bytes(CERTIFICATE)
@@ -165,16 +235,37 @@ def test_b3_a_java_root_without_keytool_says_so(
     assert store.read_bytes() == b"\xfe\xed\xfe\xed"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("keytool") is None, reason="no Java here")
 def test_a_java_root_gets_and_loses_our_ca(tmp_path: Path, ca: CertificateAuthority) -> None:
+    """A copy of the store of this machine's Java, or one like it, through a rotation."""
     store = tmp_path / "lib" / "security" / "cacerts"
     store.parent.mkdir(parents=True)
-    write_java_store(store, create_ca(tmp_path / "other", "edge-2").pem)
-    assert [touched.change for touched in install([tmp_path], ca.pem)] == [Change.ADDED]
-    assert [touched.change for touched in install([tmp_path], ca.pem)] == [Change.UNCHANGED]
-    loaded = pkcs12.load_pkcs12(store.read_bytes(), b"changeit")
-    assert ca.certificate in [entry.certificate for entry in loaded.additional_certs]
-    assert [touched.change for touched in uninstall([tmp_path], ca.pem)] == [Change.REMOVED]
+    java = Path(shutil.which("java") or "/").resolve().parents[-1 if shutil.which("java") is None else 1]
+    other = create_ca(tmp_path / "other", "edge-2")
+    if (java / "lib/security/cacerts").is_file():
+        shutil.copyfile(java / "lib/security/cacerts", store)
+    else:
+        write_java_store(store, create_ca(tmp_path / "third", "edge-3").pem)
+    before = java_certificates(store)
+    assert [touched.change for touched in install([tmp_path], ca.pem + other.pem)] == [Change.ADDED]
+    assert java_certificates(store) == before + 2
+    assert [touched.change for touched in install([tmp_path], other.pem, retired=ca.pem)] == [Change.ADDED]
+    assert [touched.change for touched in install([tmp_path], other.pem)] == [Change.UNCHANGED]
+    assert java_certificates(store) == before + 1
+    assert [touched.change for touched in uninstall([tmp_path], other.pem)] == [Change.REMOVED]
+    assert java_certificates(store) == before
+
+
+def java_certificates(store: Path) -> int:
+    """How many entries Java, not we, sees in a store."""
+    listed = subprocess.run(
+        ["keytool", "-J-Duser.language=en", "-list", "-keystore", str(store), "-storepass", "changeit"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(listed.stdout.partition("Your keystore contains ")[2].split()[0])
 
 
 def test_b4_no_private_key_is_ever_written(tmp_path: Path, ca: CertificateAuthority) -> None:
@@ -193,6 +284,42 @@ def test_the_bundle_is_public_roots_and_our_ca(tmp_path: Path, ca: CertificateAu
     assert trusted(bundle, ca)
     assert bundle.read_bytes().startswith(Path(certifi.where()).read_bytes())
     assert bundle.stat().st_mode & 0o777 == 0o644
+
+
+def test_what_is_published_can_be_read_by_others_and_sourced(
+    tmp_path: Path, ca: CertificateAuthority
+) -> None:
+    before = os.umask(0o077)
+    try:
+        env = publish(tmp_path / "trust", ca.pem)
+    finally:
+        os.umask(before)
+    folder = tmp_path / "trust"
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert modes == dict.fromkeys(("ca.pem", "bundle.pem", "bundle.p12", "env"), 0o644)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    script = "set -a; . ./env; unset PWD; env"
+    shell = subprocess.run(
+        ["sh", "-c", script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "/bin:/usr/bin"},
+    )
+    seen = dict(line.split("=", 1) for line in shell.stdout.splitlines())
+    assert env.items() <= seen.items()
+    assert env["NODE_EXTRA_CA_CERTS"] == str(folder / "ca.pem")
+    assert b"PRIVATE" not in b"".join(contents(folder).values())
+
+
+@pytest.mark.parametrize("name", ["with space", 'quo"te', "dol$lar", "back\\slash"])
+def test_a_published_folder_has_a_name_that_systemd_compose_and_shells_read_alike(
+    tmp_path: Path, ca: CertificateAuthority, name: str
+) -> None:
+    with pytest.raises(ConfigError, match="without spaces"):
+        publish(tmp_path / name, ca.pem)
+    assert not (tmp_path / name).exists()
 
 
 def test_the_variables_are_what_a_shell_reads(tmp_path: Path, ca: CertificateAuthority) -> None:

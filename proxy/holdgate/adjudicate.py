@@ -66,6 +66,7 @@ class Case:
     raw_digest: str  # digest of what arrived, for requests that could not be read
     raw_bytes: int
     refusal: Reason | None  # set: record this SILENCE and ask nobody
+    count: int = 1  # refusals like this one that the receipt stands for
 
 
 class TimedGate:
@@ -177,6 +178,7 @@ class Adjudication:
             exp_us=now_us + PERMIT_USE_BY_US if permit else 0,
             replay_of=prior if permit and replay else "",
             supersedes=prior if permit and not replay else "",
+            count=case.count if outcome is Outcome.SILENCE and inputs is None else 1,
         )
         return Entry(
             receipt_id=receipt_id,

@@ -1,7 +1,8 @@
-"""Re-verification of a whole log: records, claims and a checkpoint become a list of problems.
+"""Re-verification of a whole log: records, tiles, claims and a checkpoint become a list of problems.
 
 Pure: it reads iterators once, in order, and trusts nothing in them but the public keys that it is
 given. It sees everything from leaf 0, so it does not rely on what the ledger remembered of the tree.
+A problem names the leaf and its receipt, so that one can look at it.
 
 Invariants (tests/test_audit.py has one test named after each):
   A1  An edited, removed, inserted or reordered receipt is a problem, the removed tail included.
@@ -9,27 +10,57 @@ Invariants (tests/test_audit.py has one test named after each):
   A3  A recorded input that is not the one its receipt names is a problem.
   A4  A claim that the receipts do not bear out, or that is missing, is a problem.
   A5  Two PERMITs that were in doubt under one key at once are a problem, unless the second is a replay.
+  A6  A tile that is missing, or that is not what the leaves make, is a problem that names leaf and receipt.
+  A7  A receipt by a key that was revoked at or below its index is a problem.
+  A8  Any single byte changed in a receipt, its row, a tile or the checkpoint is a problem.
 
 It does not see: a roll-back of ledger and checkpoint together (keep an earlier checkpoint elsewhere
-and pass it as `earlier`), and recorded inputs that were deleted (that is allowed: privacy).
+and pass it as `earlier`), recorded inputs that were deleted (that is allowed: privacy), and what is in no
+receipt: when a claim expires, whether a provider repeats its answer, which run made a permit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from .errors import Outcome
 from .keys import KeySet, PublicKey
 from .ledger import ClaimRow, OutcomeStatus, State
+from .note import Checkpoint, verify_checkpoint
 from .receipt import ReceiptError, input_digest, verify
 from .statement import parse_us
-from .tlog import EMPTY, Checkpoint, TlogError, Tree, leaf_hash, verify_checkpoint
+from .tiles import ENTRIES, WIDTH, Edge, Tile, prefix_of, unpack_entries
+from .tlog import TlogError
 
-__all__ = ["AuditInput", "AuditReport", "LogRecord", "audit"]
+__all__ = ["AuditInput", "AuditReport", "LogRecord", "PermitRow", "StoredTiles", "audit"]
 
 _MAX_PROBLEMS: Final = 1000
+_STEP: Final = 256  # leaves between two calls of `progress`
+
+
+class StoredTiles(Protocol):
+    """The tiles as they are stored."""
+
+    def widths(self, level: int, index: int) -> tuple[int, ...]:
+        """The widths under which the tile of this place is there."""
+        ...
+
+    def exact(self, tile: Tile) -> bytes:
+        """The content stored for exactly this width. Raises OSError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PermitRow:
+    """What the store keeps of one permit."""
+
+    id: str
+    state: State
+    http_status: int
+    claims: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +77,13 @@ class LogRecord:
     iat_us: int
     jws: bytes
     inputs: bytes | None
-    state: State | None  # of a permit; None when the store has no permit here
+    permit: PermitRow | None  # None when the store has no permit here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditInput:
     checkpoint: bytes  # signed note
+    tiles: StoredTiles
     records: Iterable[LogRecord]
     claims: Iterable[ClaimRow]  # read after `records`
 
@@ -77,10 +109,13 @@ class _Permit:
     """What the receipts so far say of one PERMIT."""
 
     index: int
+    id: str
     digest: str
     status: OutcomeStatus | None
+    http_status: int
     key_hash: str
     source: str
+    row: PermitRow | None
 
 
 def audit(
@@ -90,46 +125,52 @@ def audit(
     receipt_keys: KeySet,
     log_key: PublicKey,
     earlier: Checkpoint | None = None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> AuditReport:
-    """Verify everything; problems are found, never raised."""
-    auditor = _Auditor(origin, receipt_keys)
+    """Verify everything; problems are found, never raised. `progress` is told how many leaves were read."""
+    auditor = _Auditor(origin, receipt_keys, given.tiles)
     checkpoints = [] if earlier is None else [earlier]
-    signed = 0
     try:
         checkpoint = verify_checkpoint(given.checkpoint, origin, log_key)
         checkpoints.append(checkpoint)
-        signed = checkpoint.size
+        auditor.signed = checkpoint.size
     except TlogError as error:
         auditor.problem(f"checkpoint: {error}")
     for record in given.records:
         auditor.compare(checkpoints)
         auditor.leaf(record)
+        if not auditor.edge.size % _STEP:
+            progress(auditor.edge.size)
     auditor.compare(checkpoints)
+    auditor.tiles(auditor.edge.partials())
     for left in checkpoints:
-        auditor.problem(f"the log ends at {auditor.tree.size}, but {left.size} leaves were signed")
+        auditor.problem(f"the log ends at {auditor.edge.size}, but {left.size} leaves were signed")
     auditor.claims(given.claims)
-    return auditor.report(signed)
+    return auditor.report()
 
 
 class _Auditor:
-    def __init__(self, origin: str, keys: KeySet) -> None:
-        self.tree: Tree = EMPTY
-        self._origin, self._keys = origin, keys
+    def __init__(self, origin: str, keys: KeySet, tiles: StoredTiles) -> None:
+        self.edge, self.signed = Edge.empty(), 0
+        self._origin, self._keys, self._tiles = origin, keys, tiles
         self._problems: list[str] = []
+        self._ids: deque[str] = deque(maxlen=WIDTH)  # of the newest leaves, to name what a tile got wrong
         self._permits: dict[str, _Permit] = {}
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
         self._outcomes = self._inputs = self._admin = self._iat_us = 0
-        self._states: dict[str, State] = {}
 
     def problem(self, text: str) -> None:
         if len(self._problems) < _MAX_PROBLEMS:
             self._problems.append(text)
 
-    def report(self, signed: int) -> AuditReport:
+    def _at(self, record: LogRecord, text: str) -> None:
+        self.problem(f"leaf {self.edge.size - 1}: {text} ({record.id})")
+
+    def report(self) -> AuditReport:
         return AuditReport(
-            size=self.tree.size,
-            signed=signed,
-            root=self.tree.root().hex(),
+            size=self.edge.size,
+            signed=self.signed,
+            root=self.edge.tree.root().hex(),
             permits=len(self._permits),
             outcomes=self._outcomes,
             admin=self._admin,
@@ -139,103 +180,160 @@ class _Auditor:
 
     def compare(self, checkpoints: list[Checkpoint]) -> None:
         """Compare with every checkpoint of this size, and forget it."""
-        for checkpoint in [item for item in checkpoints if item.size == self.tree.size]:
+        for checkpoint in [item for item in checkpoints if item.size == self.edge.size]:
             checkpoints.remove(checkpoint)
-            if checkpoint.root != self.tree.root():
+            if checkpoint.root != self.edge.tree.root():
                 self.problem(f"the first {checkpoint.size} leaves are not those that were signed")
 
     def leaf(self, record: LogRecord) -> None:
-        where = f"leaf {self.tree.size}"
-        if record.index != self.tree.size:
-            self.problem(f"{where}: missing, the next one is {record.index}")
-        self.tree = self.tree.append(leaf_hash(record.jws))
+        index = self.edge.size
+        self._ids.append(record.id)
+        filled = self.edge.append(record.jws)
+        if record.index != index:
+            self._at(record, f"missing, the next one is {record.index}")
+        self.tiles(filled)
         try:
-            statement = verify(record.jws, self._keys).statement
+            found = verify(record.jws, self._keys)
         except ReceiptError as error:
-            self.problem(f"{where}: {error}")
+            self._at(record, str(error))
             return
-        self._columns(where, record, statement)
-        kind = statement["type"]
-        if kind == "decision":
-            self._decision(where, record, statement)
-            return
-        if kind == "outcome":
-            self._outcome(where, statement)
+        if index >= self._keys[found.kid].revoked_from_index:
+            self._at(record, f"signed with a key that was revoked from leaf {self._revoked(found.kid)} on")
+        statement = found.statement
+        if statement["type"] == "decision":
+            self._columns(record, statement, statement["outcome"], statement["reason"], statement["agent"])
+            self._decision(record, statement)
         else:
-            self._admin += 1
-        if record.state is not None or record.inputs is not None:
-            self.problem(f"{where}: {kind} receipt with a permit or input beside it")
+            what = statement.get("status") or statement.get("action", "")
+            self._columns(record, statement, "", what, "")
+            self._after(record, statement)
 
-    def _columns(self, where: str, record: LogRecord, statement: Mapping[str, Any]) -> None:
-        is_decision = statement["type"] == "decision"
-        reason = {"decision": "reason", "outcome": "status", "admin": "action"}[statement["type"]]
-        said = {
-            "id": statement["id"],
-            "type": statement["type"],
-            "outcome": statement["outcome"] if is_decision else "",
-            "reason": statement[reason],
-            "agent": statement["agent"] if is_decision else "",
-            "iat_us": parse_us(statement["iat"]),
-        }
-        for name, value in said.items():
-            if getattr(record, name) != value:
-                self.problem(f"{where}: the ledger's {name} is not the receipt's")
-        surfaces = [row["surface"] for row in statement.get("actions") or statement.get("counts") or ()]
-        if record.surface and surfaces and record.surface not in surfaces:
-            self.problem(f"{where}: the ledger's surface is not the receipt's")
+    def _revoked(self, kid: str) -> int:
+        return self._keys[kid].revoked_from_index
+
+    def _columns(
+        self, record: LogRecord, statement: Mapping[str, Any], outcome: str, reason: str, agent: str
+    ) -> None:
+        iat_us = parse_us(statement["iat"])
+        said = (statement["id"], statement["type"], outcome, reason, agent, iat_us)
+        kept = (record.id, record.type, record.outcome, record.reason, record.agent, record.iat_us)
+        if said != kept:
+            names = ("id", "type", "outcome", "reason", "agent", "iat_us")
+            for name, one, other in zip(names, said, kept, strict=True):
+                if one != other:
+                    self._at(record, f"the ledger's {name} is not the receipt's")
+        rows = statement.get("actions", ())[:1] or statement.get("counts", ())
+        if record.surface not in ([row["surface"] for row in rows] or ("",)):
+            self._at(record, "the ledger's surface is not the receipt's")
         if statement["iss"] != self._origin:
-            self.problem(f"{where}: issued for another log")
-        if said["iat_us"] <= self._iat_us:
-            self.problem(f"{where}: not later than the leaf before it")
-        self._iat_us = said["iat_us"]
+            self._at(record, "issued for another log")
+        if iat_us <= self._iat_us:
+            self._at(record, "not later than the leaf before it")
+        self._iat_us = iat_us
 
-    def _decision(self, where: str, record: LogRecord, statement: Mapping[str, Any]) -> None:
+    # --- tiles ---
+
+    def tiles(self, wanted: Iterable[tuple[Tile, bytes]]) -> None:
+        """Compare every stored width of tiles with what the leaves so far make."""
+        for tile, data in wanted:
+            there = self._tiles.widths(tile.level, tile.index)
+            if max(there, default=0) < self._signed_width(tile):
+                self.problem(f"{tile.path} is missing")
+            for width in there:
+                if width <= tile.width:
+                    self._tile(Tile(level=tile.level, index=tile.index, width=width), data)
+
+    def _signed_width(self, tile: Tile) -> int:
+        """How much of a tile the checkpoint needs; beyond it a tile may be on its way."""
+        nodes = self.signed >> 8 * max(tile.level, 0)
+        return max(0, min(tile.width, nodes - tile.index * WIDTH))
+
+    def _tile(self, tile: Tile, data: bytes) -> None:
+        wanted = prefix_of(tile, data)
+        try:
+            found = self._tiles.exact(tile)
+        except OSError as error:
+            self.problem(f"{tile.path} cannot be read: {error.strerror}")
+            return
+        if found != wanted:
+            self.problem(
+                f"{tile.path} is not what the receipts make: {self._difference(tile, found, wanted)}"
+            )
+
+    def _difference(self, tile: Tile, found: bytes, wanted: bytes) -> str:
+        try:
+            ours, theirs = _items(tile, wanted), _items(tile, found)
+        except TlogError as error:
+            return str(error)
+        pairs = zip(ours, [*theirs, *[None] * len(ours)], strict=False)
+        place = next((number for number, (one, other) in enumerate(pairs) if one != other), tile.width)
+        if place == tile.width:
+            return "it goes on where it should end"
+        span = 1 << 8 * max(tile.level, 0)
+        first = (tile.index * WIDTH + place) * span
+        if span > 1:
+            return f"the hash of leaves {first} to {first + span - 1}"
+        behind = self.edge.size - first  # 1: the newest leaf
+        return f"leaf {first}" + (f" ({self._ids[-behind]})" if behind <= len(self._ids) else "")
+
+    # --- decisions, outcomes, claims ---
+
+    def _decision(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         if record.inputs is not None:
             self._inputs += 1
             if statement.get("input_digest") != input_digest(record.inputs):
-                self.problem(f"{where}: the recorded input is not the one that was decided")
+                self._at(record, "the recorded input is not the one that was decided")
         is_permit = statement["outcome"] == Outcome.PERMIT
-        if is_permit != (record.state is not None):
-            self.problem(f"{where}: the ledger and the receipt disagree whether this is a permit")
+        if is_permit != (record.permit is not None):
+            self._at(record, "the ledger and the receipt disagree whether this is a permit")
         if not is_permit:
             return
         key = statement.get("idempotency", {"key_hash": "", "source": ""})
         permit = _Permit(
             index=record.index,
+            id=statement["id"],
             digest=statement["request"]["digest"],
             status=None,
+            http_status=0,
             key_hash=key["key_hash"],
             source=key["source"],
+            row=record.permit,
         )
         first = self._permits.get(self._by_key.get(permit.key_hash, ""))
         if first is not None and first.status in (None, OutcomeStatus.UNKNOWN):
             if first.status is None or "replay_of" not in statement:
-                self.problem(f"{where}: a second PERMIT under a key that leaf {first.index} still holds")
+                self._at(record, f"a second PERMIT under a key that leaf {first.index} still holds")
         if permit.key_hash:
-            self._by_key[permit.key_hash] = statement["id"]
-        self._permits[statement["id"]] = permit
-        if record.state is not None:
-            self._states[statement["id"]] = record.state
+            self._by_key[permit.key_hash] = permit.id
+        self._permits[permit.id] = permit
 
-    def _outcome(self, where: str, statement: Mapping[str, Any]) -> None:
+    def _after(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
+        """Anything but a decision."""
+        if record.permit is not None or record.inputs is not None:
+            self._at(record, f"{statement['type']} receipt with a permit or input beside it")
+        if statement["type"] == "outcome":
+            self._outcome(record, statement)
+        else:
+            self._admin += 1
+
+    def _outcome(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         self._outcomes += 1
         permit = self._permits.get(statement["of"])
         if permit is None:
-            self.problem(f"{where}: the outcome of no earlier PERMIT")
+            self._at(record, "the outcome of no earlier PERMIT")
             return
         status = OutcomeStatus(statement["status"])
         is_reconciled = status is OutcomeStatus.RECONCILED
         if (permit.status is OutcomeStatus.UNKNOWN) != is_reconciled or (permit.status and not is_reconciled):
-            self.problem(
-                f"{where}: {status} cannot follow {permit.status or 'a PERMIT'} of leaf {permit.index}"
-            )
-        permit.status = status
+            before = permit.status or "a PERMIT"
+            self._at(record, f"{status} cannot follow {before} of leaf {permit.index}")
+        permit.status, permit.http_status = status, statement.get("http_status", 0)
 
     def claims(self, rows: Iterable[ClaimRow]) -> None:
-        """Compare the claims, and the permits' states, with what the receipts add up to."""
-        for receipt_id, permit in self._permits.items():
-            if self._states.get(receipt_id) not in _STATES_AFTER[permit.status]:
-                self.problem(f"leaf {permit.index}: the ledger's permit state is not what its outcomes say")
+        """Compare the claims, and the permits' rows, with what the receipts add up to."""
+        for permit in self._permits.values():
+            if permit.row is not None:
+                self._permit_row(permit, permit.row)
         held = set()
         for row in rows:
             held.add(row.key)
@@ -244,7 +342,18 @@ class _Auditor:
             permit = self._permits[receipt_id]
             open_now = permit.status in (None, OutcomeStatus.UNKNOWN)
             if key not in held and (open_now or permit.source != "implicit"):
-                self.problem(f"leaf {permit.index}: its claim {key[:16]} is missing")
+                self.problem(f"leaf {permit.index}: its claim {key[:16]} is missing ({permit.id})")
+
+    def _permit_row(self, permit: _Permit, row: PermitRow) -> None:
+        name = f"leaf {permit.index}: the ledger's permit"
+        if row.state not in _STATES_AFTER[permit.status]:
+            self.problem(f"{name} state is not what its outcomes say ({permit.id})")
+        if row.id != permit.id:
+            self.problem(f"{name} id is not the receipt's ({permit.id})")
+        if row.http_status != permit.http_status:
+            self.problem(f"{name} http_status is not its outcome's ({permit.id})")
+        if permit.key_hash and permit.key_hash not in row.claims:
+            self.problem(f"{name} claims are not what it held ({permit.id})")
 
     def _claim(self, row: ClaimRow) -> None:
         name = f"claim {row.key[:16]}"
@@ -258,6 +367,10 @@ class _Auditor:
             self.problem(f"{name}: {row.state}, which leaf {permit.index} and its outcome do not say")
         if row.source == permit.source and permit.key_hash and row.key != permit.key_hash:
             self.problem(f"{name}: not the key of leaf {permit.index}")
+        if permit.row is not None and row.key not in permit.row.claims:
+            self.problem(f"{name}: not among what leaf {permit.index} holds")
+        if row.http_status != permit.http_status:
+            self.problem(f"{name}: http_status is not that of leaf {permit.index}'s outcome")
         newest = self._by_key.get(row.key)
         if newest not in (None, row.receipt_id) and not self._fell_back(row, newest):
             self.problem(f"{name}: a later PERMIT holds it")
@@ -277,3 +390,9 @@ _STATES_AFTER: Final[Mapping[OutcomeStatus | None, frozenset[State]]] = {
     OutcomeStatus.UNKNOWN: frozenset({State.UNKNOWN}),
     OutcomeStatus.RECONCILED: frozenset({State.EXECUTED}),
 }
+
+
+def _items(tile: Tile, data: bytes) -> tuple[bytes, ...]:
+    if tile.level == ENTRIES:
+        return unpack_entries(data)
+    return tuple(data[at : at + 32] for at in range(0, len(data), 32))

@@ -22,14 +22,14 @@ from .policy import PolicySet, load_policies
 from .surface.index import SurfaceIndex
 from .surface.load import load_maps
 
-__all__ = ["Bundle", "load_bundle"]
+__all__ = ["Bundle", "bundle_digest", "load_bundle", "source_files"]
 
 _DOMAIN: Final = b"holdgate-bundle-v1\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    digest: str  # "sha256:<hex>" over every file, see `_digest`
+    digest: str  # "sha256:<hex>" over every file, see `bundle_digest`
     revision: int  # 0 in files mode
     signed: bool
     index: SurfaceIndex
@@ -38,10 +38,10 @@ class Bundle:
 
 def load_bundle(surfaces: Sequence[Path], policies: Sequence[Path]) -> Bundle:
     """Read, compile and type-check. Raises ConfigError with file and line; never returns a part."""
-    digest = _digest({"surfaces": surfaces, "policies": policies})
+    digest = bundle_digest(surfaces, policies)
     index = SurfaceIndex.compile(load_maps(surfaces))
     rules = load_policies(policies, index)
-    if _digest({"surfaces": surfaces, "policies": policies}) != digest:
+    if bundle_digest(surfaces, policies) != digest:
         raise ConfigError("maps or policies changed while they were read; try again", file=str(surfaces[0]))
     return Bundle(
         digest=digest,
@@ -52,19 +52,20 @@ def load_bundle(surfaces: Sequence[Path], policies: Sequence[Path]) -> Bundle:
     )
 
 
-def _digest(roots: dict[str, Sequence[Path]]) -> str:
+def bundle_digest(surfaces: Sequence[Path], policies: Sequence[Path]) -> str:
     """SHA-256 over the domain, the engine and one line `kind/path size sha256` per file, sorted."""
     lines = set()
-    for kind, paths in roots.items():
+    for kind, paths in (("surfaces", surfaces), ("policies", policies)):
         for root in paths:
-            for file, name in _files(root):
+            for file, name in source_files(root):
                 data = file.read_bytes()
                 lines.add(f"{kind}/{name} {len(data)} {hashlib.sha256(data).hexdigest()}\n")
     text = "".join(sorted(lines))
     return "sha256:" + hashlib.sha256(_DOMAIN + f"{ENGINE}\n{text}".encode()).hexdigest()
 
 
-def _files(root: Path) -> list[tuple[Path, str]]:
+def source_files(root: Path) -> list[tuple[Path, str]]:
+    """The maps or policies below a root, with the names under which they are digested. Raises ConfigError."""
     if root.is_file():
         return [(root, root.name)]
     if not root.is_dir():

@@ -25,7 +25,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from .content.form import split_pairs
-from .content.mediatype import parse_media_type
+from .content.mediatype import check_charset, parse_media_type
 from .errors import InputError, Reason
 from .fields import read_fields
 from .message import Headers, Listener, Message, Origin
@@ -59,7 +59,9 @@ class CanonicalRequest:
     ]  # lower-case name -> value, of the headers above; a name occurs once or is in `repeated`
     repeated: frozenset[str]  # names that occurred more than once (never in `fields`)
     content_type: MediaType | None
-    content_coding: str | None  # "gzip" | "br" | "zstd" | "aws-chunked" | None (identity)
+    content_coding: (
+        str | None
+    )  # "gzip" | "br" | "zstd" | "aws-chunked" | "gzip,aws-chunked", ... | None (identity)
     body: bytes  # exactly as it will be sent (codings on, transfer coding off)
 
     @property
@@ -200,11 +202,11 @@ def _refuse_address(raw: bytes) -> None:
 # --- path and query -------------------------------------------------------------------------
 
 # RFC 3986 pchar without `;`: path parameters are part of the name to some servers, not to others.
-# Brackets are no pchar, but stripe-python sends them raw in queries and every reader takes them.
-_PATH: Final = re.compile(
-    rb"/[A-Za-z0-9\-._~!$&'()*+,=:@/]*(?:%[0-9A-Fa-f]{2}[A-Za-z0-9\-._~!$&'()*+,=:@/]*)*"
-)
-_QUERY_CHARS: Final = rb"[A-Za-z0-9\-._~!$&'()*+,=:@/?\[\]]*"
+# Brackets and `|` are no pchar, but URL parsers of browsers and Node leave them raw, and every reader takes
+# them. In a query the same holds for what curl, Go and Node send raw; a backslash is a slash to some.
+_PATH_CHARS: Final = rb"[A-Za-z0-9\-._~!$&'()*+,=:@/\[\]|]*"
+_PATH: Final = re.compile(rb"/" + _PATH_CHARS + rb"(?:%[0-9A-Fa-f]{2}" + _PATH_CHARS + rb")*")
+_QUERY_CHARS: Final = rb"[A-Za-z0-9\-._~!$&'()*+,=:@/?\[\]|{}^`\"<>]*"
 _QUERY: Final = re.compile(_QUERY_CHARS + rb"(?:%[0-9A-Fa-f]{2}" + _QUERY_CHARS + rb")*")
 _MAX_PAIRS: Final = 1000
 
@@ -269,21 +271,29 @@ def _segment(raw: str) -> str:
 # --- body description -----------------------------------------------------------------------
 
 _CODINGS: Final = {"gzip": "gzip", "br": "br", "zstd": "zstd", "aws-chunked": "aws-chunked", "identity": None}
+# The AWS SDKs frame what is compressed already; the order is that of RFC 9110 8.4, the outermost last.
+_CODINGS.update(
+    {
+        f"{inner}{comma}aws-chunked": f"{inner},aws-chunked"
+        for inner in ("gzip", "br", "zstd")
+        for comma in (",", ", ")
+    }
+)
 
 
 def _content_type(value: str | None, body: bytes) -> MediaType | None:
     if value is None:
         return None
     essence, params = parse_media_type(value)
-    if params and not body.isascii() and dict(params).get("charset", "").lower() == "us-ascii":
-        raise InputError(Reason.UNSUPPORTED_CONTENT, "charset us-ascii over bytes that are not ASCII")
+    if params:
+        check_charset(params, body)
     return MediaType(essence=essence, params=params)
 
 
 def _content_coding(value: str | None) -> str | None:
     if value is None:
         return None
-    # Exactly one token in lower case: readers differ about lists, x-gzip and raw deflate.
+    # Exactly these, in lower case: readers differ about other lists, x-gzip and raw deflate.
     if value not in _CODINGS:
         raise InputError(Reason.UNSUPPORTED_CONTENT, f"content coding {value[:40]!r}")
     return _CODINGS[value]

@@ -26,7 +26,9 @@ from .config_doctor import Doctor, read_doctor
 from .config_values import (
     IDENTIFIER,
     Address,
+    Ca,
     read_address,
+    read_ca,
     read_digest,
     read_matching,
     read_names,
@@ -42,6 +44,7 @@ __all__ = [
     "Address",
     "Admin",
     "AdminToken",
+    "Ca",
     "Config",
     "ConnectTo",
     "Listen",
@@ -127,6 +130,7 @@ class Config:
     receipts_header: ReceiptsHeader
     upstream: Upstream
     doctor: Doctor
+    ca: Ca
 
     @property
     def issuer(self) -> str:
@@ -141,7 +145,7 @@ def load_config(path: Path) -> Config:
     root = load_file(path)
     keys = root.mapping(
         required=("version", "node", "state_dir", "listen", "surfaces", "policies", "agents"),
-        optional=("admin", "bundle", "store", "gate", "limits", "receipts", "upstream", "doctor"),
+        optional=("admin", "bundle", "ca", "store", "gate", "limits", "receipts", "upstream", "doctor"),
         what="the configuration",
     )
     if keys["version"].integer("version") != 1:
@@ -166,6 +170,7 @@ def load_config(path: Path) -> Config:
         receipts_header=_receipts(keys.get("receipts")),
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
         doctor=read_doctor(keys.get("doctor")),
+        ca=read_ca(keys.get("ca")),
     )
 
 

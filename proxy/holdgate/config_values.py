@@ -18,7 +18,9 @@ from .strictyaml import Node
 __all__ = [
     "IDENTIFIER",
     "Address",
+    "Ca",
     "read_address",
+    "read_ca",
     "read_digest",
     "read_matching",
     "read_names",
@@ -44,6 +46,21 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ca:
+    """How the interception CA is made and rotated."""
+
+    constrain: bool  # vouch for mapped hosts only
+    overlap_h: int  # how long agents have to fetch a new root before it signs, and an old one still counts
+
+
+def read_ca(node: Node | None) -> Ca:
+    keys = {} if node is None else node.mapping(optional=("constrain", "overlap_h"), what="ca")
+    constrain = keys["constrain"].boolean("ca.constrain") if "constrain" in keys else False
+    hours = keys["overlap_h"].integer("ca.overlap_h", low=1, high=8760) if "overlap_h" in keys else 168
+    return Ca(constrain=constrain, overlap_h=hours)
 
 
 def read_path(node: Node, base: Path, what: str) -> Path:

@@ -121,7 +121,7 @@ def _origin(head: RequestHead) -> Origin:
     host = next((value for name, value in head.headers if name.lower() == b"host"), b"")
     name, _, port = host.decode("latin-1").partition(":")
     plain = head.target[:7].lower() == b"http://"
-    number = int(port) if port.isascii() and port.isdigit() else 443
+    number = int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 443
     return Origin(
         listener=Listener.EXPLICIT,
         tls=not plain,

@@ -28,13 +28,28 @@ INERT_HEADERS: Final = frozenset(
     accept accept-charset accept-encoding accept-language cache-control content-encoding
     content-language content-type date dnt pragma priority save-data sec-gpc user-agent
     upgrade-insecure-requests
-    amz-sdk-invocation-id amz-sdk-request x-amz-user-agent x-client-request-id x-goog-api-client
-    x-stripe-client-telemetry x-stripe-client-user-agent
-    b3 baggage newrelic sentry-trace traceparent tracestate uber-trace-id x-amzn-trace-id
+    amz-sdk-invocation-id amz-sdk-request x-amz-sdk-checksum-algorithm x-amz-user-agent x-amzn-query-mode
+    client-request-id commandname parametersetname return-client-request-id
+    x-client-cpu x-client-current-telemetry x-client-last-telemetry x-client-os x-client-request-id
+    x-client-sku x-client-ver x-ms-client-request-id x-ms-correlation-request-id x-ms-lib-capability
+    x-ms-return-client-request-id
+    mime-version npm-command npm-in-ci npm-session
+    x-client-info x-elastic-client-meta x-goog-api-client x-opaque-id x-openai-client-user-agent
+    x-stripe-client-telemetry x-stripe-client-user-agent x-twilio-client x-vault-request
+    b3 baggage elastic-apm-traceparent newrelic sentry-trace traceparent tracestate uber-trace-id
+    x-amzn-trace-id
     x-cloud-trace-context x-correlation-id x-ot-span-context x-request-id
     """.split()
 )
-_INERT_PREFIXES: Final = ("sec-fetch-", "sec-ch-", "x-b3-", "x-datadog-", "x-stainless-")
+_INERT_PREFIXES: Final = (
+    "sec-fetch-",
+    "sec-ch-",
+    "x-b3-",
+    "x-datadog-",
+    "x-fern-",
+    "x-instana-",
+    "x-stainless-",
+)
 
 
 def is_inert(name: str) -> bool:
@@ -80,12 +95,19 @@ _DROP_PREFIXES: Final = (
     "x-rewrite-",
     "x-auth-request-",
     "x-remote-extra-",
+    # What the gateways in front of vendors tell their services of caller, host and path.
+    "x-envoy-",
+    "x-waws-",
+    "x-consumer-",
+    "x-amzn-oidc-",
+    "x-ms-client-principal",
+    "x-goog-authenticated-user-",
 )
 _OVERRIDE: Final = frozenset(
     """
     x-http-method-override x-http-method x-method-override x-override-method http-method-override
     method-override -method x-http-verb x-verb-override x-url-override x-http-path-override
-    x-override-url
+    x-override-url x-http-host-override x-http-host http-host
     """.split()
 )
 _ONCE: Final = frozenset({"authorization", "content-type", "content-encoding"})

@@ -55,7 +55,12 @@ class Held:
     wire: str = ""
     waiting: bool = False  # for the answer of an identical request
 
-    def case(self, refusal: Reason | None, fleet_key: bytes) -> Case:
+    @property
+    def who(self) -> str:
+        """The agent, or where somebody who is none calls from."""
+        return self.agent.id if isinstance(self.agent, Agent) else f"[{self.message.origin.source}]"
+
+    def case(self, refusal: Reason | None, fleet_key: bytes, *, count: int = 1) -> Case:
         """What is known so far, for the judge."""
         raw = ""
         if self.recognised is None:
@@ -68,6 +73,7 @@ class Held:
             raw_digest=raw,
             raw_bytes=len(self.message.body),
             refusal=refusal,
+            count=count,
         )
 
     @property

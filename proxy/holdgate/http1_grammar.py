@@ -288,6 +288,9 @@ class ChunkDecoder:
             return at
         if not _HEADER_LINE.fullmatch(buffer, at, end):
             raise Malformed(Flaw.SYNTAX, "a trailer line is malformed")
+        # RFC 9110 6.5.1: a reader that merges trailers into the head would frame the message anew.
+        if bytes(buffer[at : buffer.index(b":", at)]).lower() in (b"content-length", b"transfer-encoding"):
+            raise Malformed(Flaw.SYNTAX, "a trailer names the framing")
         self._trailer_room = max(1, self._trailer_room - (end + 2 - at))
         self._trailer_seen = 0
         return end + 2

@@ -1,6 +1,7 @@
 """Ed25519 keys: a seed becomes a signer with a stable name, and documents that publish its public half.
 
-The name (`kid`) is the RFC 7638 thumbprint, so a key cannot be published under another key's name.
+The name (`kid`) is the RFC 7638 thumbprint, so a key cannot be published under another key's name. A JWK
+may have one member of ours, `revoked_from_index`.
 One key per purpose: receipts, log checkpoints. Files are in adapters/keyfiles.py.
 
 Invariants (tests/test_keys.py has one test named after each):
@@ -15,7 +16,6 @@ import base64
 import binascii
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -27,6 +27,7 @@ from nacl.exceptions import CryptoError
 from .errors import HoldgateError
 
 __all__ = [
+    "NEVER",
     "KeyDocumentError",
     "KeySet",
     "PublicKey",
@@ -39,12 +40,15 @@ __all__ = [
     "unb64url",
 ]
 
+NEVER: Final = 2**63  # above every index of a log
+
 # kid -> key. A plain mapping: key sets are merged, filtered and looked up, nothing else.
 type KeySet = Mapping[str, PublicKey]
 
-_B64URL: Final = re.compile(rb"[A-Za-z0-9_-]*\Z").match
 _TO_URL: Final = bytes.maketrans(b"+/", b"-_")
-_FROM_URL: Final = bytes.maketrans(b"-_", b"+/")
+_FROM_URL: Final = bytes.maketrans(b"-_+/=", b"+/!!!")  # other alphabets become no base64 at all
+_PADDING: Final = (b"", b"", b"==", b"=")
+_LAST: Final = (b"", b"", b"AQgw", b"AEIMQUYcgkosw048")  # by length modulo 4
 _SPKI_ED25519: Final = bytes.fromhex("302a300506032b6570032100")  # RFC 8410: all of it but the key
 
 
@@ -59,22 +63,29 @@ def b64url(data: bytes) -> bytes:
 
 def unb64url(text: bytes) -> bytes:
     """Strict inverse of b64url: no padding, no white space, no stray trailing bits. Raises ValueError."""
-    if not _B64URL(text) or len(text) % 4 == 1:
-        raise ValueError("not base64url")
-    data = binascii.a2b_base64(text.translate(_FROM_URL) + b"=" * (-len(text) % 4))
-    if b64url(data) != text:
+    rest = len(text) % 4
+    # The last character may hold bits that a reader drops: they must be 0.
+    if rest == 1 or (rest and text[-1] not in _LAST[rest]):
         raise ValueError("not canonical base64url")
-    return data
+    try:
+        return binascii.a2b_base64(text.translate(_FROM_URL) + _PADDING[rest], strict_mode=True)
+    except binascii.Error as error:
+        raise ValueError("not base64url") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicKey:
     raw: bytes
+    # What it signed counts below this index of the log only: after a key was lost, only the log can say
+    # which receipts are older, not the time that they claim.
+    revoked_from_index: int = NEVER
     kid: str = field(init=False)
 
     def __post_init__(self) -> None:
         if len(self.raw) != 32:
             raise KeyDocumentError("an Ed25519 public key has 32 bytes")
+        if not 0 <= self.revoked_from_index <= NEVER:
+            raise KeyDocumentError("revoked_from_index is an index of the log")
         object.__setattr__(self, "kid", _thumbprint(self.raw))
 
     def verifies(self, message: bytes, signature: bytes) -> bool:
@@ -88,9 +99,19 @@ class PublicKey:
         return True
 
     @property
-    def jwk(self) -> dict[str, str]:
+    def jwk(self) -> dict[str, str | int]:
         x = b64url(self.raw).decode()
-        return {"alg": "EdDSA", "crv": "Ed25519", "kid": self.kid, "kty": "OKP", "use": "sig", "x": x}
+        row: dict[str, str | int] = {
+            "alg": "EdDSA",
+            "crv": "Ed25519",
+            "kid": self.kid,
+            "kty": "OKP",
+            "use": "sig",
+            "x": x,
+        }
+        if self.revoked_from_index != NEVER:
+            row["revoked_from_index"] = self.revoked_from_index
+        return row
 
     @property
     def pem(self) -> str:
@@ -155,7 +176,10 @@ def parse_jwks(document: bytes) -> KeySet:
 def _parse_jwk(row: Mapping[str, Any]) -> PublicKey:
     if row.get("alg", "EdDSA") not in ("EdDSA", "Ed25519") or row.get("use", "sig") != "sig":
         raise KeyDocumentError("an Ed25519 key that is not for EdDSA signatures")
-    key = PublicKey(raw=unb64url(row["x"].encode("ascii")))
+    revoked = row.get("revoked_from_index", NEVER)
+    if type(revoked) is not int:
+        raise KeyDocumentError("revoked_from_index is an index of the log")
+    key = PublicKey(raw=unb64url(row["x"].encode("ascii")), revoked_from_index=revoked)
     if row.get("kid", key.kid) != key.kid:
         raise KeyDocumentError("a kid is not the thumbprint of its key")
     return key

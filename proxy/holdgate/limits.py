@@ -23,6 +23,7 @@ class Limits:
     decide_ms: int = 1000
     in_flight: int = 512
     held_bytes: int = 268_435_456
+    connections_per_source: int = 1024
     refusals_per_agent_s: int = 50
     head_s: float = 10.0
     body_s: float = 30.0

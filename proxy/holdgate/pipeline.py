@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from .bundle import Bundle
 from .canonical import CanonicalRequest, canonicalise
 from .digest import wire_digest
 from .errors import REASONS, BackendError, InputError, Outcome, Reason
+from .floods import FLOOD_S, Flood, Floods
 from .headers import Verdicts, decision_headers
 from .held import Client, Gone, Held, claimed_host
 from .ledger import Ledger, OutcomeStatus, Recorded
@@ -75,11 +76,17 @@ class Pipeline:
     meter: Meter
     clock: Callable[[], float]  # monotonic seconds
     canonicalise: Callable[[Message], CanonicalRequest] = canonicalise
+    pause: Callable[[float], Awaitable[object]] = asyncio.sleep
+    vouches_for: Callable[[str], bool] | None = None  # the hosts of a constrained CA; None: of any
     held_bytes: int = 0
     in_flight: int = 0
     flights: dict[str, Flight] = field(default_factory=dict)
+    floods: Floods[asyncio.Future[Recorded | None]] = field(init=False)
     # Reading takes several times a body's own memory, which held_bytes does not count.
     large_reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_READS))
+
+    def __post_init__(self) -> None:
+        self.floods = Floods(self.limits.refusals_per_agent_s)
 
     # -- what the inner door asks -----------------------------------------------------------------
 
@@ -97,20 +104,36 @@ class Pipeline:
         self.held_bytes += size_bytes
 
     def greet(self, origin: Origin) -> None:
-        """Ask for proxy credentials while they can be given; every other verdict waits for the request."""
+        """Ask for proxy credentials while they can be given; every other verdict waits for the request.
+
+        But under a constrained CA no request can follow for a name that the agent will not believe.
+        """
         try:
             self.identify(origin)
         except InputError as error:
             if error.status == 407:
                 raise
+        if self.vouches_for is None or origin.connect is None:
+            return
+        host, port = origin.connect[0].lower(), origin.connect[1]
+        if not (self.vouches_for(host) and self.bundle.index.is_mapped(host, port, "https")):
+            raise self._beyond_the_ca(host)
+
+    def unheard(self, sni: str | None) -> InputError:
+        """Why an agent may have left before TLS was established, as far as that can be told."""
+        if self.vouches_for is not None and sni and not self.vouches_for(sni.lower()):
+            return self._beyond_the_ca(sni.lower())
+        return InputError(Reason.UNSUPPORTED_PROTOCOL, "closed before TLS or HTTP was established")
+
+    def _beyond_the_ca(self, host: str) -> InputError:
+        self.meter.unmapped(host[:253])  # longer ones are no names
+        return InputError(Reason.UNKNOWN_DESTINATION, f"the CA is constrained, and not to {host}")
 
     async def handle(self, message: Message, client: Client) -> Answer:
         """Hold one request, and answer it. Never raises but for cancellation of the whole process."""
         held = Held(message, client, self.clock(), self.bundle)
-        self.in_flight += 1
-        self.meter.in_flight(1)
         try:
-            return await self._held(held)
+            return await self._counted(held)
         except InputError as error:
             return await self._refuse(held, error.reason, error.detail, status=error.status)
         except BackendError as error:
@@ -123,15 +146,22 @@ class Pipeline:
         except Exception as error:
             log.exception("internal error")
             return await self._refuse(held, Reason.INTERNAL_ERROR, repr(error))
-        finally:
-            self.in_flight -= 1
-            self.meter.in_flight(-1)
 
     async def refuse(self, origin: Origin, error: InputError, seen: bytes) -> Answer:
         """Answer bytes that are not one readable message."""
         head = RequestHead(method=b"", target=b"", headers=())
         held = Held(Message(origin=origin, head=head, body=seen), Gone(), self.clock(), self.bundle)
         return await self._refuse(held, error.reason, error.detail, status=error.status, close=True)
+
+    async def _counted(self, held: Held) -> Answer:
+        """In flight until it is answered, but not while a refusal waits for the receipt of a flood."""
+        self.in_flight += 1
+        self.meter.in_flight(1)
+        try:
+            return await self._held(held)
+        finally:
+            self.in_flight -= 1
+            self.meter.in_flight(-1)
 
     # -- the nine steps ---------------------------------------------------------------------------
 
@@ -273,22 +303,42 @@ class Pipeline:
         log.info("SILENCE %s: %.300s", reason.value, detail)  # a detail may quote a key of megabytes
         if reason is Reason.UNKNOWN_DESTINATION and held.request is not None:
             self.meter.unmapped(held.request.host)
-        recorded = await self._record_refusal(held, reason)
+        recorded = await self._receipt_of(held, reason)
         if recorded is None:
             reason, status = Reason.STORE_UNAVAILABLE, None
         self.meter.decision("", Outcome.SILENCE.value, reason.value)
         return self._refusal(held, recorded, reason, status=status, close=close)
 
-    async def _record_refusal(self, held: Held, reason: Reason) -> Recorded | None:
+    async def _receipt_of(self, held: Held, reason: Reason) -> Recorded | None:
+        """A refusal's own receipt; in a flood, one that counts it."""
+        if self.floods.admit(held.who, self.clock()):
+            return await self._record_refusal(held, reason)
+        flood = self.floods.join(held.who, reason)
+        if flood.shared is None:
+            flood.shared = asyncio.ensure_future(self._record_flood(held, flood))
+        try:
+            return await asyncio.shield(flood.shared)
+        except asyncio.CancelledError:  # the process is ending: there is no receipt any more
+            return None
+
+    async def _record_flood(
+        self, held: Held, flood: Flood[asyncio.Future[Recorded | None]]
+    ) -> Recorded | None:
+        try:
+            await self.pause(FLOOD_S)
+        finally:
+            count = self.floods.close(flood)
+        return await self._record_refusal(held, flood.reason, count=count)
+
+    async def _record_refusal(self, held: Held, reason: Reason, *, count: int = 1) -> Recorded | None:
         """A receipt for a refusal; with what is known of the request, or, if that is broken, without."""
         bare = Held(held.message, held.client, held.arrived, held.bundle)
         try:
             async with asyncio.timeout(REFUSAL_RECORD_S):
                 for known in (held, bare):
                     try:
-                        judge = Adjudication(
-                            known.case(reason, self.evidence.fleet_key), held.bundle, self.evidence
-                        )
+                        case = known.case(reason, self.evidence.fleet_key, count=count)
+                        judge = Adjudication(case, held.bundle, self.evidence)
                         recorded = await self.ledger.record(judge)
                     except (AttributeError, TypeError, ValueError, ReceiptError):
                         log.exception("a receipt could not be built")

@@ -112,6 +112,7 @@ def decision_statement(
     replay_of: str = "",
     supersedes: str = "",
     via: str = "",
+    count: int = 1,  # refusals that this receipt stands for: see floods.py
 ) -> dict[str, Any]:
     """The statement of a decision. Empty means unknown and is left out: a receipt has no nulls.
 
@@ -153,6 +154,8 @@ def decision_statement(
         out["supersedes"] = supersedes
     if via:
         out["via"] = via
+    if count > 1:
+        out["count"] = count
     return out
 
 
@@ -285,16 +288,12 @@ def verify(jws: bytes, keys: KeySet) -> Verified:
     if len(parts) != 3:
         raise ReceiptError("not a compact JWS: it has three parts")
     try:
-        header_bytes, payload, signature = (unb64url(part) for part in parts)
-        header = loads_strict(header_bytes)
+        kid = _kid_of(parts[0])
+        payload, signature = unb64url(parts[1]), unb64url(parts[2])
         statement = loads_strict(payload)
     except (ValueError, JcsError) as error:
         raise ReceiptError(str(error)) from error
-    if not isinstance(header, dict) or header.keys() != {"alg", "kid", "typ"} or header["typ"] != TYP:
-        raise ReceiptError("the header is not a receipt's")
-    if header["alg"] not in ("EdDSA", "Ed25519"):
-        raise ReceiptError("the algorithm is not EdDSA")
-    key = keys.get(header["kid"]) if isinstance(header["kid"], str) else None
+    key = keys.get(kid)
     if key is None:
         raise ReceiptError("signed with a key that is not in the key set")
     if not key.verifies(jws[: len(parts[0]) + 1 + len(parts[1])], signature):
@@ -304,6 +303,19 @@ def verify(jws: bytes, keys: KeySet) -> Verified:
     except StatementError as error:
         raise ReceiptError(str(error)) from error
     return Verified(kid=key.kid, statement=statement)
+
+
+@lru_cache(maxsize=64)  # a log has a handful of headers and a million receipts
+def _kid_of(encoded: bytes) -> str:
+    """The key that a JWS header names. Raises ReceiptError, ValueError, JcsError."""
+    header = loads_strict(unb64url(encoded))
+    if not isinstance(header, dict) or header.keys() != {"alg", "kid", "typ"} or header["typ"] != TYP:
+        raise ReceiptError("the header is not a receipt's")
+    if header["alg"] not in ("EdDSA", "Ed25519"):
+        raise ReceiptError("the algorithm is not EdDSA")
+    if not isinstance(header["kid"], str):
+        raise ReceiptError("the header names no key")
+    return header["kid"]
 
 
 # --- the TrigGuard-shaped view ---

@@ -37,7 +37,7 @@ class StatementError(HoldgateError):
 # --- time: RFC 3339 UTC with microseconds, one spelling ---
 
 _EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001  (naive UTC: isoformat then has no offset to cut off)
-_INSTANT: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6})Z\Z", re.ASCII).match
+_INSTANT: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{6})Z\Z", re.ASCII).match
 
 
 def format_us(epoch_us: int) -> str:
@@ -56,8 +56,14 @@ def parse_us(text: str) -> int:
     found = _INSTANT(text)
     if not found:
         raise ValueError("not an RFC 3339 time in UTC with microseconds")
-    delta = datetime.fromisoformat(found[1]).replace(tzinfo=UTC) - _EPOCH.replace(tzinfo=UTC)
-    return delta // timedelta(microseconds=1)
+    return _parse_second(found[1]) * 1_000_000 + int(found[2])
+
+
+@lru_cache(maxsize=64)  # the receipts of one second come one after the other
+def _parse_second(text: str) -> int:
+    # Read as UTC: the text has no offset any more.
+    delta = datetime.fromisoformat(text + "+00:00") - datetime(1970, 1, 1, tzinfo=UTC)
+    return delta // timedelta(seconds=1)
 
 
 # --- shapes ---
@@ -100,11 +106,12 @@ def _record(required: Mapping[str, _Shape], optional: Mapping[str, _Shape] | Non
     shapes = {**required, **(optional or {})}
 
     def shape(value: Any) -> bool:
-        return (
-            isinstance(value, dict)
-            and value.keys() >= required.keys()
-            and all(name in shapes and shapes[name](item) for name, item in value.items())
-        )
+        if not isinstance(value, dict) or not value.keys() >= required.keys():
+            return False
+        for name, item in value.items():
+            if name not in shapes or not shapes[name](item):
+                return False
+        return True
 
     return shape
 
@@ -156,6 +163,7 @@ _DECISION_OPTIONAL: Final[Mapping[str, _Shape]] = {
     "rules": _list_of(_is_text),
     "actions": _list_of(_record({**_ACTION, "params": _is_params})),
     "actions_digest": _sha256,
+    "count": lambda value: type(value) is int and value >= 2,
     "counts": _list_of(_record({**_ACTION, "count": _is_count})),
     "destination": _destination,
     "idempotency": _record({"source": _one_of(*KeySource), "key_hash": _matches("[0-9a-f]{64}")}),
@@ -198,10 +206,14 @@ _ADMIN: Final[Mapping[str, _Shape]] = {
     "by": _is_text,
     "details": lambda value: isinstance(value, dict),
 }
-_TYPES: Final[Mapping[str, tuple[Mapping[str, _Shape], Mapping[str, _Shape]]]] = {
-    "decision": (_DECISION, _DECISION_OPTIONAL),
-    "outcome": (_OUTCOME, _OUTCOME_OPTIONAL),
-    "admin": (_ADMIN, {}),
+# type -> the fields that must be there, and the shape of every field that may be
+_TYPES: Final = {
+    kind: (frozenset(required), {**required, **optional})
+    for kind, required, optional in (
+        ("decision", _DECISION, _DECISION_OPTIONAL),
+        ("outcome", _OUTCOME, _OUTCOME_OPTIONAL),
+        ("admin", _ADMIN, {}),
+    )
 }
 
 # --- rules between fields ---
@@ -228,12 +240,12 @@ def check_statement(statement: Any) -> None:
     kind = statement.get("type") if isinstance(statement, dict) else None
     if not isinstance(kind, str) or kind not in _TYPES:
         raise StatementError("not a decision, outcome or admin statement")
-    required, optional = _TYPES[kind]
-    for name in required:
-        if name not in statement:
-            raise StatementError(f"the field {name} is missing")
+    required, shapes = _TYPES[kind]
+    if not statement.keys() >= required:
+        missing = min(required - statement.keys())
+        raise StatementError(f"the field {missing} is missing")
     for name, value in statement.items():
-        shape = required.get(name) or optional.get(name)
+        shape = shapes.get(name)
         if shape is None:
             raise StatementError(f"the field {name} is not known")
         if not shape(value):
@@ -284,6 +296,8 @@ def _check_decision(statement: Mapping[str, Any]) -> None:
         raise StatementError("actions and counts exclude each other")
     if "replay_of" in statement and "supersedes" in statement:
         raise StatementError("replay_of and supersedes exclude each other")
+    if "count" in statement and (outcome is not Outcome.SILENCE or "input_digest" in statement):
+        raise StatementError("count stands for requests that were refused unseen by the gate")
     if statement["id"] in (statement.get("replay_of"), statement.get("supersedes")):
         raise StatementError("a receipt cannot point to itself")
     if outcome is Outcome.PERMIT:

@@ -2,8 +2,8 @@
 
 YAML 1.1's surprises are errors or plain strings here. Only `true`, `false`, `null` and decimal
 integers without leading zeros are not strings (so `NO`, `010`, `12:30`, `1.10` are strings).
-Duplicate keys, anchors, aliases, tags, merge keys, non-string keys, several documents, and more
-than 50,000 nodes or 64 levels are ConfigErrors with file and line.
+Duplicate keys, anchors, aliases, tags, merge keys, non-string keys, several documents, byte order
+marks inside, and more than 50,000 nodes or 64 levels are ConfigErrors with file and line.
 
 Invariants (tests/test_strictyaml.py):
   Y1  load() returns plain data with a line for every node, or raises ConfigError.
@@ -26,7 +26,7 @@ __all__ = ["Node", "load", "load_file"]
 
 _MAX_NODES: Final = 50_000
 _MAX_DEPTH: Final = 64
-_INT: Final = re.compile(r"-?(0|[1-9][0-9]*)\Z")
+_INT: Final = re.compile(r"(0|-?[1-9][0-9]*)\Z")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -108,6 +108,10 @@ def load_file(path: Path) -> Node:
 
 def load(text: str, *, file: str = "<text>") -> Node:
     """Parse exactly one document. Raises ConfigError with file and line."""
+    # Invisible, and to libyaml white space: at the beginning of a line it would put the line a level deeper.
+    if (at := text.find("\ufeff", 1)) > 0:
+        line = text.count("\n", 0, at) + 1
+        raise ConfigError("a byte order mark (U+FEFF) inside the text: remove it", file=file, line=line)
     try:
         for event in yaml.parse(text, Loader=_Loader):
             _check_event(event, file)

@@ -1,46 +1,41 @@
-"""The log's mathematics: leaves become a tree head (RFC 6962), a tree head becomes a signed note (C2SP).
+"""The log's tree (RFC 6962): leaves become a root, and a root has proofs.
 
 `Tree` is the compact form of a tree that only grows: the roots of its perfect subtrees, at most
-64 hashes. It is a value; the ledger keeps it in the same transaction as the leaves.
+64 hashes. It is a value; the ledger keeps it in the same transaction as the leaves. A proof is a list
+of ranges of leaves first (`inclusion_ranges`), and their hashes second, from wherever those are kept:
+in a list here, in tiles in tiles.py. Heads are signed in note.py.
 
 Invariants (tests/test_tlog.py has one test named after each):
   T1  Tree.root() is the RFC 6962 Merkle tree hash of the leaves that were appended, in order.
   T2  A proof verifies only for its leaf, index, size and root.
-  T3  A checkpoint verifies only under its origin's log key; every byte of its text is signed.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from .errors import HoldgateError
-from .keys import PublicKey, SigningKey
 
 __all__ = [
     "EMPTY",
-    "Checkpoint",
+    "Range",
     "TlogError",
     "Tree",
     "consistency_proof",
+    "consistency_ranges",
     "inclusion_proof",
+    "inclusion_ranges",
     "leaf_hash",
-    "sign_checkpoint",
-    "verify_checkpoint",
+    "node_hash",
+    "root_of",
     "verify_consistency",
     "verify_inclusion",
-    "vkey",
 ]
 
 _sha256: Final = hashlib.sha256
-_ED25519: Final = b"\x01"  # signed-note algorithm byte
-_ORIGIN: Final = re.compile(r"[^\s+\x00-\x1f\x7f]{1,255}\Z").match
-_SIZE: Final = re.compile(r"(0|[1-9][0-9]{0,18})\Z").match
 
 
 class TlogError(HoldgateError):
@@ -51,7 +46,7 @@ def leaf_hash(leaf: bytes) -> bytes:
     return _sha256(b"\x00" + leaf).digest()
 
 
-def _node(left: bytes, right: bytes) -> bytes:
+def node_hash(left: bytes, right: bytes) -> bytes:
     return _sha256(b"\x01" + left + right).digest()
 
 
@@ -69,7 +64,7 @@ class Tree:
         keep, carry, node = len(self.hashes), self.size, leaf
         while carry & 1:
             keep -= 1
-            node = _node(self.hashes[keep], node)
+            node = node_hash(self.hashes[keep], node)
             carry >>= 1
         return Tree(size=self.size + 1, hashes=(*self.hashes[:keep], node))
 
@@ -78,7 +73,7 @@ class Tree:
             return _sha256(b"").digest()
         node = self.hashes[-1]
         for left in self.hashes[-2::-1]:
-            node = _node(left, node)
+            node = node_hash(left, node)
         return node
 
 
@@ -87,12 +82,20 @@ EMPTY: Final = Tree(size=0, hashes=())
 
 # --- proofs (RFC 6962 2.1.1, 2.1.2; verification as in RFC 9162 2.1.3.2, 2.1.4.2) ---
 
+type Range = tuple[int, int]  # leaves first to last-but-one
 
-def _root_of(hashes: Sequence[bytes]) -> bytes:
-    tree = EMPTY
-    for item in hashes:
-        tree = tree.append(item)
-    return tree.root()
+
+def root_of(hashes: Sequence[bytes]) -> bytes:
+    """The Merkle tree hash over the leaf (or subtree) hashes `hashes`."""
+    if not hashes:
+        return EMPTY.root()
+    # Pairs, level by level; an odd last one goes up as it is. That is the tree of RFC 6962 2.1.
+    level = list(hashes)
+    while len(level) > 1:
+        pairs = zip(level[::2], level[1::2], strict=False)
+        last = level[-1:] if len(level) % 2 else []
+        level = [_sha256(b"\x01" + left + right).digest() for left, right in pairs] + last
+    return level[0]
 
 
 def _split(size: int) -> int:
@@ -100,20 +103,26 @@ def _split(size: int) -> int:
     return 1 << ((size - 1).bit_length() - 1)
 
 
+def inclusion_ranges(index: int, size: int) -> tuple[Range, ...]:
+    """The ranges of leaves whose hashes are the audit path of leaf `index` in a tree of `size` leaves."""
+    if not 0 <= index < size:
+        raise TlogError("there is no such leaf")
+    path: list[Range] = []
+    low, high = 0, size
+    while high - low > 1:
+        middle = low + _split(high - low)
+        if index < middle:
+            path.append((middle, high))
+            high = middle
+        else:
+            path.append((low, middle))
+            low = middle
+    return tuple(reversed(path))
+
+
 def inclusion_proof(hashes: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     """The audit path of leaf `index` in the tree over the leaf hashes `hashes`."""
-    if not 0 <= index < len(hashes):
-        raise TlogError("there is no such leaf")
-    path: list[bytes] = []
-    while len(hashes) > 1:
-        half = _split(len(hashes))
-        if index < half:
-            path.append(_root_of(hashes[half:]))
-            hashes = hashes[:half]
-        else:
-            path.append(_root_of(hashes[:half]))
-            hashes, index = hashes[half:], index - half
-    return tuple(reversed(path))
+    return tuple(root_of(hashes[low:high]) for low, high in inclusion_ranges(index, len(hashes)))
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes) -> bool:
@@ -125,32 +134,37 @@ def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], 
         if sn == 0 or len(item) != 32:
             return False
         if fn & 1 or fn == sn:
-            node = _node(item, node)
+            node = node_hash(item, node)
             while not fn & 1 and fn:
                 fn, sn = fn >> 1, sn >> 1
         else:
-            node = _node(node, item)
+            node = node_hash(node, item)
         fn, sn = fn >> 1, sn >> 1
     return sn == 0 and node == root
 
 
+def consistency_ranges(old_size: int, size: int) -> tuple[Range, ...]:
+    """The ranges of leaves whose hashes prove that the first `old_size` leaves are a prefix of `size`."""
+    if not 0 < old_size <= size:
+        raise TlogError("the old size must be between 1 and the size")
+    path: list[Range] = []
+    low, high = 0, size
+    while old_size < high:
+        middle = low + _split(high - low)
+        if old_size <= middle:
+            path.append((middle, high))
+            high = middle
+        else:
+            path.append((low, middle))
+            low = middle
+    if low:  # else the old tree is exactly the subtree looked at, so its root is known to the verifier
+        path.append((low, high))
+    return tuple(reversed(path))
+
+
 def consistency_proof(hashes: Sequence[bytes], old_size: int) -> tuple[bytes, ...]:
     """The proof that the first `old_size` leaves are a prefix of the tree over `hashes`."""
-    if not 0 < old_size <= len(hashes):
-        raise TlogError("the old size must be between 1 and the size")
-    path: list[bytes] = []
-    whole = True  # the old tree is exactly the subtree looked at, so its root is known to the verifier
-    while old_size < len(hashes):
-        half = _split(len(hashes))
-        if old_size <= half:
-            path.append(_root_of(hashes[half:]))
-            hashes = hashes[:half]
-        else:
-            path.append(_root_of(hashes[:half]))
-            hashes, old_size, whole = hashes[half:], old_size - half, False
-    if not whole:
-        path.append(_root_of(hashes))
-    return tuple(reversed(path))
+    return tuple(root_of(hashes[low:high]) for low, high in consistency_ranges(old_size, len(hashes)))
 
 
 def verify_consistency(old_size: int, old_root: bytes, size: int, root: bytes, path: Sequence[bytes]) -> bool:
@@ -170,83 +184,10 @@ def verify_consistency(old_size: int, old_root: bytes, size: int, root: bytes, p
         if sn == 0:
             return False
         if fn & 1 or fn == sn:
-            old, new = _node(item, old), _node(item, new)
+            old, new = node_hash(item, old), node_hash(item, new)
             while not fn & 1 and fn:
                 fn, sn = fn >> 1, sn >> 1
         else:
-            new = _node(new, item)
+            new = node_hash(new, item)
         fn, sn = fn >> 1, sn >> 1
     return sn == 0 and old == old_root and new == root
-
-
-# --- checkpoints (C2SP tlog-checkpoint over signed-note) ---
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    origin: str
-    size: int
-    root: bytes
-
-
-def _key_id(origin: str, key: PublicKey) -> bytes:
-    return _sha256(origin.encode() + b"\n" + _ED25519 + key.raw).digest()[:4]
-
-
-def vkey(origin: str, key: PublicKey) -> str:
-    """The verifier key text of a log, `name+keyid+base64`."""
-    if not _ORIGIN(origin):
-        raise TlogError("a log origin has no white space, no control character and no +")
-    return f"{origin}+{_key_id(origin, key).hex()}+{base64.b64encode(_ED25519 + key.raw).decode()}"
-
-
-def _text(origin: str, size: int, root: bytes) -> bytes:
-    return f"{origin}\n{size}\n{base64.b64encode(root).decode()}\n".encode()
-
-
-def sign_checkpoint(origin: str, tree: Tree, key: SigningKey) -> bytes:
-    """The signed note that commits the log to `tree`."""
-    if not _ORIGIN(origin):
-        raise TlogError("a log origin has no white space, no control character and no +")
-    text = _text(origin, tree.size, tree.root())
-    signature = base64.b64encode(_key_id(origin, key.public) + key.sign(text)).decode()
-    return text + f"\n\u2014 {origin} {signature}\n".encode()
-
-
-def verify_checkpoint(note: bytes, origin: str, key: PublicKey) -> Checkpoint:
-    """The checkpoint in `note`, if the log signed it; others' cosignatures are skipped. Raises TlogError."""
-    head, separator, tail = note.partition(b"\n\n")
-    text = head + b"\n"
-    try:
-        lines = text.decode("utf-8").split("\n")
-        signatures = tail.decode("utf-8").split("\n")
-        if not separator or len(lines) != 4 or signatures.pop() != "" or not _SIZE(lines[1]):
-            raise TlogError("not a checkpoint")
-        checkpoint = Checkpoint(
-            origin=lines[0], size=int(lines[1]), root=base64.b64decode(lines[2], validate=True)
-        )
-    except (UnicodeDecodeError, binascii.Error) as error:
-        raise TlogError("not a checkpoint") from error
-    if checkpoint.origin != origin or _text(origin, checkpoint.size, checkpoint.root) != text:
-        raise TlogError("the checkpoint is of another log, or not canonical")
-    if len(checkpoint.root) != 32 or not _is_signed(text, signatures, origin, key):
-        raise TlogError("the checkpoint is not signed by the log key")
-    return checkpoint
-
-
-def _is_signed(text: bytes, lines: Sequence[str], origin: str, key: PublicKey) -> bool:
-    found = False
-    for line in lines:
-        dash, _, rest = line.partition(" ")
-        name, _, encoded = rest.partition(" ")
-        try:
-            data = base64.b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError):
-            return False
-        if dash != "\u2014" or not name or len(data) < 5:
-            return False
-        if name == origin and data[:4] == _key_id(origin, key):
-            if found or not key.verifies(text, data[4:]):
-                return False
-            found = True
-    return found

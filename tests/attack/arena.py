@@ -13,7 +13,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +31,14 @@ from holdgate.receipt import Verified, verify
 
 WAIT_S: Final = 8.0
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
-HOSTS: Final = {"tls": "api.ok.test", "plain": "web.ok.test"}
+HOSTS: Final = {
+    "tls": "api.ok.test",
+    "plain": "web.ok.test",
+    "redirected": "api.ok.test",
+    "redirected plain": "web.ok.test",
+}
+TLS_PATHS: Final = ("tls", "redirected")
+OUTSIDE: Final = "198.51.100.7"  # RFC 5737: nobody is there, so what arrives was redirected
 HERE: Final = Path(__file__).resolve().parent
 
 
@@ -273,13 +280,13 @@ def _dechunk(data: bytes) -> tuple[bytes, bytes, bool]:
 
 
 class Agent:
-    """One raw connection to the proxy."""
+    """One raw connection to the proxy, or to an address outside whose traffic is redirected to it."""
 
-    def __init__(self, arena: Arena, *, source: str = "127.0.0.1") -> None:
+    def __init__(self, arena: Arena, *, source: str = "127.0.0.1", to: tuple[str, int] | None = None) -> None:
         self.arena = arena
         host, _, port = arena.gate.proxy.rpartition(":")
         self.sock: socket.socket = socket.create_connection(
-            (host, int(port)), timeout=WAIT_S, source_address=(source, 0)
+            to or (host, int(port)), timeout=WAIT_S, source_address=(source, 0)
         )
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""
@@ -356,6 +363,14 @@ class Agent:
         self.sock.close()
 
 
+def until(happened: Callable[[], object]) -> None:
+    """What nobody tells us of (a log line, a receipt of a connection that was closed) within five seconds."""
+    deadline = time.monotonic() + 5
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 class Arena:
     """The instance, what is outside of it, and its ledger."""
 
@@ -372,10 +387,12 @@ class Arena:
 
     def agent(self, path: str, host: str = "", *, source: str = "127.0.0.1") -> Agent:
         """A connection that is ready for a request on this path."""
-        agent = Agent(self, source=source)
+        ports = {"redirected": 443, "redirected plain": 80}
+        agent = Agent(self, source=source, to=(OUTSIDE, ports[path]) if path in ports else None)
+        name = host or HOSTS[path]
         if path == "tls":
-            name = host or HOSTS["tls"]
             assert agent.connect(f"{name}:443").startswith(b"HTTP/1.1 200 ")
+        if path in TLS_PATHS:
             agent.start_tls(name)
         return agent
 
@@ -409,7 +426,7 @@ class Arena:
         self.turn += 1
         body = b'{"q": "normal %d"}' % self.turn
         host = HOSTS[path].encode()
-        at = b"" if path == "tls" else b"http://" + host
+        at = b"http://" + host if path == "plain" else b""
         rest = b"Host: %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
             host,
             len(body),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import yaml
@@ -18,9 +18,12 @@ _TYPES: Final = {
     "xml": "text/xml",
 }
 _TARGETS: Final = {"form": "/v1/charges", "json": "/v1/transfers", "xml": "/v1/invoices"}
+# CONNECT and the listener's own address are not there when traffic is redirected.
+TWINS: Final = {"tls": "redirected", "plain": "redirected plain"}
 _KEYS: Final = {
     "id", "via", "send", "raw", "target", "method", "url", "as", "form", "json", "xml", "parts", "coding",
     "type", "sni", "connect", "source", "then", "head", "expect", "responses", "upstream", "agent",
+    "redirected",
 }  # fmt: skip
 
 
@@ -59,7 +62,8 @@ def unescape(text: str) -> bytes:
 
 def fill(text: str, path: str, places: dict[str, str]) -> str:
     host = HOSTS.get(path, HOSTS["tls"])
-    values = {"host": host, "at": "" if path == "tls" else f"http://{host}", **places}
+    at = "" if path in ("tls", "redirected", "redirected plain") else f"http://{host}"
+    values = {"host": host, "at": at, **places}
     for name, value in values.items():
         text = text.replace("{" + name + "}", value)
     return re.sub(r"\{(.)\*([0-9]+)\}", lambda m: m[1] * int(m[2]), text)
@@ -73,7 +77,7 @@ def wire(text: str) -> str:
 
 def _document() -> dict[str, Any]:
     with (HERE / "cases.yaml").open(encoding="utf-8") as file:
-        document: dict[str, Any] = yaml.safe_load(file)
+        document: dict[str, Any] = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     return document
 
 
@@ -112,8 +116,31 @@ def load_answers() -> list[Forged]:
 
 
 def load() -> list[Case]:
-    rows: list[dict[str, Any]] = _document()["cases"]
-    cases = [case for row in rows for case in _cases(row)]
+    """Every case on each of its paths to the explicit listener."""
+    cases = [case for row in _document()["cases"] for case in _cases(row)]
+    return _checked([case for case in cases if case.path not in TWINS.values()])
+
+
+def load_redirected() -> list[Case]:
+    """The same cases as traffic that an agent sends straight to the internet, and a packet filter redirects.
+
+    Where a row says nothing of it, the answer is the same. `redirected:` says what else is answered, or why
+    there is no such case.
+    """
+    cases = []
+    for row in _document()["cases"]:
+        said = row.get("redirected", "")
+        other = said if said.startswith(("SILENCE ", "DENY ", "PERMIT ")) else None
+        if said and other is None:
+            continue
+        for case in _cases(row | ({"expect": other} if other else {})):
+            path = TWINS.get(case.path, case.path)
+            if path in TWINS.values():
+                cases.append(replace(case, path=path))
+    return _checked(cases)
+
+
+def _checked(cases: list[Case]) -> list[Case]:
     names = [(case.id, case.path) for case in cases]
     twice = {name for name in names if names.count(name) > 1}
     if twice:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from attack.arena import Agent, Arena, Reply, Response
+from attack.arena import Agent, Arena, Reply, Response, until
 
 FORM = b"application/x-www-form-urlencoded"
 HOST = b"Host: web.ok.test\r\n"
@@ -140,25 +139,6 @@ def test_tls19_an_upstream_that_is_somebody_else_gets_no_byte(arena: Arena) -> N
     assert arena.upstream.tls_received == b""
 
 
-@pytest.mark.parametrize("offered", [["h2", "http/1.1"], ["h2"], ["h3", "foo"]], ids="+".join)
-def test_h2_is_never_spoken(arena: Arena, offered: list[str]) -> None:
-    context = ssl.create_default_context(cafile=str(arena.gate.state_dir / "ca" / "ca.pem"))
-    context.set_alpn_protocols(offered)
-    since, mark = arena.size(), arena.upstream.mark()
-    with Agent(arena) as agent:
-        agent.connect("api.ok.test:443")
-        try:
-            agent.sock = context.wrap_socket(agent.sock, server_hostname="api.ok.test")
-        except ssl.SSLError:
-            assert "http/1.1" not in offered
-        else:
-            assert agent.sock.selected_alpn_protocol() == ("http/1.1" if "http/1.1" in offered else None)
-            agent.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
-            assert agent.receive().only.decision["reason"] == "unsupported_protocol"
-    _until(lambda: len(arena.decisions(since)) == 1)
-    assert arena.upstream.since(mark) == []
-
-
 # --- deadlines and bounds ---------------------------------------------------------------------------------
 
 
@@ -233,7 +213,7 @@ def test_dec07_a_reload_is_whole_or_nothing(arena: Arena) -> None:
     log_at = len(arena.gate.log)
     policy.write_text(before[: len(before) // 2])  # half a file
     os.kill(arena.gate.pid, signal.SIGHUP)
-    _until(lambda: "reload refused" in arena.gate.log[log_at:])
+    until(lambda: "reload refused" in arena.gate.log[log_at:])
     assert arena.ask("plain", get(b"/v1/search?q=a")).only.decision["policy"] == first["policy"]
     try:
         policy.write_text(
@@ -243,7 +223,7 @@ def test_dec07_a_reload_is_whole_or_nothing(arena: Arena) -> None:
             )
         )
         os.kill(arena.gate.pid, signal.SIGHUP)
-        _until(lambda: "is active" in arena.gate.log[log_at:])
+        until(lambda: "is active" in arena.gate.log[log_at:])
         mark = arena.upstream.mark()
         second = arena.ask("plain", get(b"/v1/search?q=a")).only.decision
         assert second["outcome"] == "DENY" and second["policy"] != first["policy"]
@@ -252,15 +232,8 @@ def test_dec07_a_reload_is_whole_or_nothing(arena: Arena) -> None:
         log_at = len(arena.gate.log)
         policy.write_text(before)
         os.kill(arena.gate.pid, signal.SIGHUP)
-        _until(lambda: "is active" in arena.gate.log[log_at:])
+        until(lambda: "is active" in arena.gate.log[log_at:])
     assert arena.ask("plain", get(b"/v1/search?q=a")).only.decision["policy"] == first["policy"]
-
-
-def _until(happened: object) -> None:
-    deadline = time.monotonic() + 5
-    while not happened():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # --- the admin plane, and what is left behind -------------------------------------------------------------

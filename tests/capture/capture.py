@@ -20,7 +20,7 @@ import ssl
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from calls import CALLS
@@ -38,8 +38,8 @@ NAMES = (
 ).split()
 
 
-def make_certificate(folder: Path) -> Path:
-    """One self-signed certificate for all names; key and certificate in one file."""
+def make_certificate(folder: Path, names: Sequence[str] = NAMES) -> Path:
+    """One self-signed certificate for all `names`; key and certificate in one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "holdgate capture")])
     now = datetime.datetime.now(datetime.UTC)
@@ -51,7 +51,7 @@ def make_certificate(folder: Path) -> Path:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host) for host in NAMES]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host) for host in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

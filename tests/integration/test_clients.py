@@ -254,6 +254,8 @@ def test_everything_that_happened_is_in_the_log_and_verifies(bench: Bench, tmp_p
     while (audit := bench.holdgate("log", "audit")).returncode != 0 and time.monotonic() < deadline:
         pass  # the checkpoint follows a commit within a second
     assert audit.returncode == 0, audit.stdout + audit.stderr
+    again = bench.holdgate("replay")
+    assert again.returncode == 0 and " 0 different" in again.stdout, again.stdout + again.stderr
     listed = bench.holdgate("receipts", "export", "--raw").stdout.split()
     assert len(listed) > 10
     file = tmp_path / "receipt"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import ssl
+import subprocess
 import threading
 import urllib.error
 import urllib.request
@@ -70,3 +72,20 @@ def test_kill_9_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
         assert set(again) == {200}, "the vendor answers a repeated key from its own store"
         outcomes = {row["receipt"]["of"] for row in rows if row["receipt"]["type"] == "outcome"}
         assert {permit["id"] for permit in permits} <= outcomes, "every permit has its outcome"
+        _a_stranger_verifies(bench, [row["receipt"]["id"] for row in rows], tmp_path)
+
+
+def _a_stranger_verifies(bench: Bench, ids: list[str], folder: Path) -> None:
+    """The log folder that the killed instance left, read by the JavaScript of tests/interop."""
+    if shutil.which("node") is None:
+        return
+    keys = folder / "keys.json"
+    keys.write_text(bench.holdgate("keys", "export").stdout)
+    some = [ids[0], ids[len(ids) // 2], ids[-1]]
+    proofs = {receipt_id: bench.holdgate("log", "prove", receipt_id).stdout for receipt_id in some}
+    verifier = Path(__file__).resolve().parents[1] / "interop" / "verify.mjs"
+    words = ["node", str(verifier), str(bench.gate.state_dir / "log"), str(keys)]
+    done = subprocess.run(words, input=json.dumps(proofs), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert (counts["size"], counts["proofs"]) == (len(ids), 3)

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 HELD_BYTES = 32 * MIB
+CONNECTION_BYTES = 160 << 10  # TLS, buffers and objects of one connection that sends
 LOST = 12  # uploads that end early; together more than may be held
 STRIPE = "api.stripe.com"
 
@@ -515,6 +516,54 @@ async def test_large_bodies_together_are_bounded_and_the_rest_is_refused(
         await agent.send(data)
         assert (await agent.answer()).status == 200, "what was held is given back"
         agent.cut()
+
+
+async def test_a_thousand_bodies_of_a_megabyte_are_bounded_too(
+    upstream: Port, vendors: StandIns, tmp_path: Path
+) -> None:
+    """None of them is ever complete: they are what an agent can hold here without being asked anything."""
+    names = vendors.connect_to() | {f"{MODEL}:443": upstream.address}
+    limits = f"limits: {{in_flight: 2000, held_bytes: {HELD_BYTES}, body_s: 60, refusals_per_agent_s: 5}}"
+    before, data = upstream.accepted, asked(MIB)[:-1]
+    agents: list[Peer] = []
+
+    async def call(gate: Instance) -> Answered | None:
+        agent = await tunnel(gate)
+        agents.append(agent)
+        sending = asyncio.ensure_future(agent.send(data))
+        answer = asyncio.ensure_future(agent.answer())
+        await asyncio.wait([sending, answer], return_when=asyncio.FIRST_COMPLETED)
+        if sending.done() and not answer.done():
+            await asyncio.wait([answer], timeout=5)  # a refusal in a flood takes a second
+        if answer.done():
+            sending.cancel()
+            return answer.result()
+        answer.cancel()
+        return None
+
+    with Instance(tmp_path, connect_to=names, extra=limits) as gate:
+        with rss_grows_less_than(gate, HELD_BYTES + 80 * MIB + 1000 * CONNECTION_BYTES):
+            at_once = asyncio.Semaphore(200)
+
+            async def turn() -> Answered | None:
+                async with at_once:
+                    return await call(gate)
+
+            told = await asyncio.wait_for(asyncio.gather(*(turn() for _ in range(1000))), 120)
+        refused = [answer for answer in told if answer is not None]
+        assert {(answer.status, answer.reason) for answer in refused} == {(503, "overloaded")}
+        assert len(refused) >= 1000 - HELD_BYTES // (MIB - 1) and all(answer.receipt_id for answer in refused)
+        for agent in agents:
+            agent.cut()
+        await until(lambda: serves(gate), "memory was given back")
+        counted = [row.get("count", 1) for row in receipts(gate) if row.get("reason") == "overloaded"]
+        assert sum(counted) >= len(refused) and len(counted) < len(refused) / 2
+        assert audit_is_clean(gate)
+    assert upstream.accepted == before
+
+
+async def serves(gate: Instance) -> bool:
+    return (await balance(gate)).status == 200
 
 
 async def test_a_stream_does_not_keep_its_request_in_memory(gate: Instance, upstream: Port) -> None:

@@ -1,7 +1,10 @@
 """What an operator sees of a live instance: metrics, receipts, keys, log, also after it was killed."""
 
 import json
+import os
+import signal
 import subprocess
+import time
 import urllib.error
 import urllib.request
 
@@ -113,6 +116,46 @@ def test_explain_says_what_the_proxy_decided(gate, traffic, tmp_path):
         "reason": "deny_rule",
         "rules": ["stripe-refunds/too-large"],
     }
+
+
+def replay(gate, *words):
+    done = holdgate(gate, "replay", "--json", *words)
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_every_decision_comes_out_the_same_again_also_after_the_policies_changed(gate, traffic):
+    permitted, denied, *_ = ids(traffic)
+    code, told = replay(gate)
+    assert code == 0 and told["counts"]["identical"] == 2 and told["counts"]["not_asked"] >= 2
+    assert told["counts"]["different"] == told["counts"]["no_bundle"] == 0
+    policy = gate.folder / "policies" / "stripe_refunds.yaml"
+    before = policy.read_text()
+    log_at = len(gate.log)
+    try:
+        policy.write_text(before + "\n# another bundle\n")
+        os.kill(gate.pid, signal.SIGHUP)
+        deadline = time.monotonic() + 20
+        while "is active" not in gate.log[log_at:]:
+            assert time.monotonic() < deadline
+        code, told = replay(gate, permitted, denied)
+        assert code == 0 and [row["verdict"] for row in told["receipts"]] == ["identical"] * 2
+        assert json.loads(told["receipts"][1]["now"])["rules"] == ["stripe-refunds/too-large"]
+    finally:
+        policy.write_text(before)
+    kept = sorted((gate.state_dir / "bundles").iterdir())
+    assert len(kept) == 2, "the bundle of before and the one that is active"
+    moved = [file.rename(file.with_suffix(".away")) for file in kept]
+    code, told = replay(gate, permitted)
+    assert code == 1 and told["receipts"][0]["verdict"] == "no_bundle"
+    for file, away in zip(kept, moved, strict=True):
+        away.rename(file)
+
+
+def test_replay_says_what_it_does_not_know(gate, traffic):
+    assert holdgate(gate, "replay", "rcpt_01M80HMX543YPQ1BFVNAM3GQFR").returncode == 2
+    silent = ids(traffic)[3]
+    done = holdgate(gate, "replay", silent)
+    assert done.returncode == 0 and f"{silent} not_asked" in done.stdout
 
 
 def test_killed_and_started_again_the_log_is_clean_and_goes_on(gate, traffic):

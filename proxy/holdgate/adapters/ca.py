@@ -1,7 +1,13 @@
-"""The interception CA: a key and certificate in `state_dir/ca/`, and a leaf per host name made from it.
+"""The interception CA on disk, and a leaf per host name made from it.
 
-Whoever holds `ca.key` can impersonate every site to the agents that trust `ca.pem`; so it is readable by its
-owner only, and it signs leaves but is never a leaf's own key.
+    state_dir/ca/ca.key        0600: the key that signs leaves, and its issuer certificate where it has one
+    state_dir/ca/ca.pem        every certificate that agents are to trust: one, or two while a rotation lasts
+    state_dir/ca/next.key      0600: published in ca.pem, not signing yet        (ca_rotation.py)
+    state_dir/ca/previous.key  0600: signed before, still in ca.pem              (ca_rotation.py)
+
+Which of the certificates signs is decided by ca.key alone, so that one rename switches key and certificate
+together. Whoever holds ca.key can impersonate every site (every permitted one, when it is constrained) to the
+agents that trust ca.pem; so it is readable by its owner only, and it signs leaves but is never a leaf's own.
 
 Invariants (tests/test_ca.py):
   C1  create_ca() never overwrites, and leaves either a complete CA or none.
@@ -14,13 +20,11 @@ Invariants (tests/test_ca.py):
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import shutil
-import stat
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +32,7 @@ from typing import Final
 
 from cachetools import LRUCache
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -39,12 +44,16 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..errors import ConfigError
+from ..subtrees import covers
+from .ca_certificate import BACKDATE, key_usage, make_ca, permitted_names
+from .durable import sync_folder
+from .private_file import read_private, write_new
 
-__all__ = ["CertificateAuthority", "Leaf", "LeafMaker", "create_ca", "load_ca"]
+__all__ = ["CertificateAuthority", "KeyPair", "Leaf", "LeafMaker", "create_ca", "key_pair", "load_ca"]
 
-_CA_LIFE: Final = timedelta(days=3650)
-_LEAF_LIFE: Final = timedelta(days=30)
-_BACKDATE: Final = timedelta(days=1)  # for clients whose clock is behind ours
+type KeyPair = tuple[ec.EllipticCurvePrivateKey, x509.Certificate, x509.Certificate]  # key, issuer, root
+
+_LEAF_LIFE: Final = timedelta(days=7)
 _RENEW_BEFORE: Final = timedelta(days=1)
 _CACHE_SIZE: Final = 1024
 _HOST: Final = re.compile(r"(?!.{254})[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*\Z")
@@ -53,37 +62,60 @@ _MAX_COMMON_NAME: Final = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateAuthority:
-    certificate: x509.Certificate
+    """The CA that signs now."""
+
+    certificate: x509.Certificate  # of `key`: the issuer of leaves
+    root: x509.Certificate  # what agents trust: the same one, or the issuer's
     key: ec.EllipticCurvePrivateKey
-    pem: bytes  # the certificate alone: what clients are given
+    pem: bytes  # every certificate that agents are to trust
     path: Path  # of ca.pem
+
+    @property
+    def not_after(self) -> datetime:
+        return min(self.certificate.not_valid_after_utc, self.root.not_valid_after_utc)
+
+    @property
+    def chain(self) -> tuple[x509.Certificate, ...]:
+        """What a server sends after the leaf: agents have the root."""
+        return () if self.certificate == self.root else (self.certificate,)
+
+    @property
+    def permitted(self) -> tuple[str, ...] | None:
+        """The DNS subtrees it may vouch for; None: every name."""
+        return permitted_names(self.certificate)
+
+    def vouches_for(self, host: str) -> bool:
+        """Whether agents would accept a leaf for this lower-case host name."""
+        return self.permitted is None or covers(self.permitted, host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """A certificate for one host and its key."""
+    """A certificate for one host, its key, and what stands between it and the root."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
+    chain: tuple[x509.Certificate, ...]
     not_after: datetime
 
 
-def create_ca(state_dir: Path, node: str, *, now: datetime | None = None) -> CertificateAuthority:
-    """Make `state_dir/ca/{ca.key,ca.pem}`. Raises ConfigError if there is one already."""
+def create_ca(
+    state_dir: Path, node: str, *, names: Sequence[str] | None = None, now: datetime | None = None
+) -> CertificateAuthority:
+    """Make `state_dir/ca/`, constrained to the DNS subtrees `names`. ConfigError if there is one already."""
     target = state_dir / "ca"
     if target.exists():
         raise ConfigError("there is a CA already; it is never overwritten", file=str(target))
     moment = now or datetime.now(UTC)
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _ca_certificate(key, node, moment)
+    made = make_ca(node, names, moment)
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Written beside its place and renamed: a crash leaves no half of a CA.
     work = Path(tempfile.mkdtemp(prefix=".ca-", dir=state_dir))
     try:
-        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        _write(work / "ca.key", private, 0o600)
-        _write(work / "ca.pem", certificate.public_bytes(Encoding.PEM), 0o644)
+        write_new(work / "ca.key", made.key_pem, 0o600)
+        write_new(work / "ca.pem", made.root_pem, 0o644)
         work.rename(target)
+        sync_folder(state_dir)
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise ConfigError(f"cannot write the CA: {error.strerror}", file=str(target)) from error
@@ -95,21 +127,51 @@ def load_ca(state_dir: Path, *, now: datetime | None = None) -> CertificateAutho
     folder = state_dir / "ca"
     key_path, pem_path = folder / "ca.key", folder / "ca.pem"
     try:
-        key_bytes, pem = _read_private(key_path), pem_path.read_bytes()
+        for waiting in folder.glob("*.key"):  # a key of a rotation is as much a key as the one that signs
+            read_private(waiting, "the CA key")
+        secret, pem = read_private(key_path, "the CA key"), pem_path.read_bytes()
     except FileNotFoundError as error:
         raise ConfigError("missing; `holdgate init` makes the CA", file=str(error.filename)) from error
     except OSError as error:
         raise ConfigError(f"cannot read: {error.strerror}", file=str(error.filename)) from error
+    pair = key_pair(secret, pem, folder)
+    if pair is None:
+        raise ConfigError("does not belong to ca.key (an elliptic curve key is expected)", file=str(pem_path))
+    key, issuer, root = pair
+    _check_ca(issuer, pem_path, now or datetime.now(UTC))
+    _check_ca(root, pem_path, now or datetime.now(UTC))
+    return CertificateAuthority(certificate=issuer, root=root, key=key, pem=_clean(pem), path=pem_path)
+
+
+def key_pair(secret: bytes, pem: bytes, folder: Path) -> KeyPair | None:
+    """The key in a key file, its certificate, and the trusted certificate above it; None where none is."""
     try:
-        key = load_pem_private_key(key_bytes, password=None)
-        certificate = x509.load_pem_x509_certificate(pem)
+        key = load_pem_private_key(secret, password=None)
+        trusted = x509.load_pem_x509_certificates(pem)
+        own = x509.load_pem_x509_certificates(secret) if b"BEGIN CERTIFICATE" in secret else []
     except (ValueError, TypeError) as error:
         raise ConfigError("the CA's key or certificate is not readable PEM", file=str(folder)) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-        raise ConfigError("does not belong to ca.key (an elliptic curve key is expected)", file=str(pem_path))
-    _check_ca(certificate, pem_path, now or datetime.now(UTC))
-    own = certificate.public_bytes(Encoding.PEM)
-    return CertificateAuthority(certificate=certificate, key=key, pem=own, path=pem_path)
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        for issuer in (*own, *trusted):
+            for root in trusted:
+                if issuer.public_key() == key.public_key() and _signed_by(issuer, root):
+                    return key, issuer, root
+    return None
+
+
+def _signed_by(issuer: x509.Certificate, root: x509.Certificate) -> bool:
+    if issuer == root:
+        return True
+    try:
+        issuer.verify_directly_issued_by(root)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _clean(pem: bytes) -> bytes:
+    """The certificates alone, whatever else stands in the file."""
+    return b"".join(one.public_bytes(Encoding.PEM) for one in x509.load_pem_x509_certificates(pem))
 
 
 class LeafMaker:
@@ -137,33 +199,34 @@ class LeafMaker:
             return leaf
 
     def pem(self, host: str) -> bytes:
-        """The leaf's key, the leaf and the CA's certificate, as one PEM text."""
+        """The leaf's key, the leaf and what stands above it but the root, as one PEM text."""
         leaf = self.leaf(host)
         private = leaf.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        return private + leaf.certificate.public_bytes(Encoding.PEM) + self._ca.pem
+        above = b"".join(one.public_bytes(Encoding.PEM) for one in leaf.chain)
+        return private + leaf.certificate.public_bytes(Encoding.PEM) + above
 
     def _make(self, host: str, now: datetime) -> Leaf:
         name = _general_name(host)
         # A common name longer than 64 is not allowed; without a subject the SAN must be critical.
         common = [x509.NameAttribute(NameOID.COMMON_NAME, host)] if len(host) <= _MAX_COMMON_NAME else []
-        not_after = min(now + _LEAF_LIFE, self._ca.certificate.not_valid_after_utc)
+        not_after = min(now + _LEAF_LIFE, self._ca.not_after)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(x509.Name(common))
             .issuer_name(self._ca.certificate.subject)
             .public_key(self._key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _BACKDATE)
+            .not_valid_before(now - BACKDATE)
             .not_valid_after(not_after)
             .add_extension(x509.SubjectAlternativeName([name]), critical=not common)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(digital_signature=True), critical=True)
+            .add_extension(key_usage(digital_signature=True), critical=True)
             .add_extension(self._subject_key, critical=False)
             .add_extension(self._authority_key, critical=False)
             .sign(self._ca.key, hashes.SHA256())
         )
-        return Leaf(certificate=certificate, key=self._key, not_after=not_after)
+        return Leaf(certificate=certificate, key=self._key, chain=self._ca.chain, not_after=not_after)
 
 
 def _general_name(host: str) -> x509.GeneralName:
@@ -174,38 +237,6 @@ def _general_name(host: str) -> x509.GeneralName:
     if not _HOST.match(host):
         raise ValueError(f"not a lower-case host name: {host!r}")
     return x509.DNSName(host)
-
-
-def _ca_certificate(key: ec.EllipticCurvePrivateKey, node: str, now: datetime) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Holdgate CA {node}")])
-    public = key.public_key()
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATE)
-        .not_valid_after(now + _CA_LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(key_cert_sign=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-
-
-def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        key_cert_sign=key_cert_sign,
-        crl_sign=key_cert_sign,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
 
 
 def _check_ca(certificate: x509.Certificate, path: Path, now: datetime) -> None:
@@ -219,23 +250,6 @@ def _check_ca(certificate: x509.Certificate, path: Path, now: datetime) -> None:
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
         until = certificate.not_valid_after_utc.date()
         raise ConfigError(
-            f"the CA is not valid now (it ends {until}); move it away and run `holdgate init`", file=str(path)
+            f"the CA is not valid now (it ends {until}); move {path.parent} away and run `holdgate init`",
+            file=str(path),
         )
-
-
-def _read_private(path: Path) -> bytes:
-    """The file's bytes. The mode is read from the open file, so it is this file's and not a later one's."""
-    with path.open("rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode) or mode & 0o077:
-            raise ConfigError(f"others can read the CA key; run: chmod 600 {path}", file=str(path))
-        return file.read()
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)  # the umask may have taken bits away
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)

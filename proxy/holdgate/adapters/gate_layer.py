@@ -93,7 +93,12 @@ class Gatekeeper(Protocol):
         ...
 
     def greet(self, origin: Origin) -> None:
-        """A tunnel is asked for. Raises InputError only where proxy credentials must be asked for (407)."""
+        """A tunnel is asked for. Raises InputError only where proxy credentials must be asked for (407), or
+        where no request could follow because the CA is constrained to other names."""
+        ...
+
+    def unheard(self, sni: str | None) -> InputError:
+        """Why an agent that asked for this name may have left before TLS or HTTP was established."""
         ...
 
     async def handle(self, message: Message, client: ClientLink) -> Answer: ...
@@ -109,6 +114,7 @@ class Door(Protocol):
 
     def watch(self, gate: GateLayer) -> None: ...
     def forget(self, gate: GateLayer) -> None: ...
+    def is_surplus(self, client: connection.Client) -> bool: ...
     def await_speech(self, client: connection.Client) -> None: ...
     def pause(self, client: connection.Client, *, paused: bool) -> None: ...
 
@@ -189,6 +195,9 @@ class GateLayer(layer.Layer):
         elif isinstance(event, events.Start):
             self.door.watch(self)
             self._arm(self.door.keeper.limits.head_s)
+            if self.door.is_surplus(self.context.client):
+                error = InputError(Reason.OVERLOADED, "limits.connections_per_source")
+                yield from self._turn_away(error, b"")
         elif self.finished:
             if self.lingering and isinstance(event, Expired | events.ConnectionClosed):
                 yield from self._finish()
@@ -290,7 +299,10 @@ class GateLayer(layer.Layer):
             self.served == 0 and self.head is None and not _LOOKS_LIKE_HTTP.match(seen)
         ):
             yield from self._silent(error.detail, seen)
-            return
+        else:
+            yield from self._turn_away(error, seen)
+
+    def _turn_away(self, error: InputError, seen: bytes) -> layer.CommandGenerator[None]:
         self._arm(None)
         self.release_memory()
         held = Held(lambda: self.door.keeper.refuse(self.origin, error, seen))

@@ -12,9 +12,7 @@ Invariants (tests/test_keys.py has one test named after each):
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..keys import KeyDocumentError, KeySet, SigningKey, b64url, jwks, key_set, parse_jwks, unb64url
+from .private_file import read_private, write_new
 
 __all__ = ["Keys", "create_keys", "load_keys", "load_public_keys"]
 
@@ -45,12 +44,12 @@ def create_keys(state_dir: Path) -> tuple[Path, ...]:
         for purpose in _PURPOSES:
             path = folder / f"{purpose}.key"
             if not path.exists():
-                _write_new(path, _encode(purpose, secrets.token_bytes(32)), 0o600)
+                write_new(path, _encode(purpose, secrets.token_bytes(32)), 0o600)
                 made.append(path)
         public = folder / _PUBLIC
         if not public.exists():
             key = _signing_key(folder, "receipt").public
-            _write_new(public, json.dumps(jwks([key]), indent=2).encode() + b"\n", 0o644)
+            write_new(public, json.dumps(jwks([key]), indent=2).encode() + b"\n", 0o644)
             made.append(public)
     except OSError as error:
         raise ConfigError(f"cannot write keys: {error}", file=str(folder)) from error
@@ -96,15 +95,11 @@ def _listed(path: Path) -> KeySet:
 
 def _secret(path: Path, purpose: str) -> bytes:
     try:
-        # Mode and content come from one descriptor: the file cannot be exchanged between the two looks.
-        with path.open("rb") as file:
-            info, data = os.fstat(file.fileno()), file.read(4096)
+        data = read_private(path, "this key")
     except OSError as error:
         raise ConfigError(
             f"cannot read key: {error.strerror}; run `holdgate init`", file=str(path)
         ) from error
-    if not stat.S_ISREG(info.st_mode) or info.st_mode & 0o077:
-        raise ConfigError("others may read this key; run `chmod 600` on it", file=str(path))
     if not data:
         raise ConfigError("this key file is empty; remove it and run `holdgate init`", file=str(path))
     try:
@@ -115,7 +110,7 @@ def _secret(path: Path, purpose: str) -> bytes:
 
 def _encode(purpose: str, secret: bytes) -> bytes:
     text = b64url(secret).decode()
-    row: dict[str, str] = {"purpose": purpose}
+    row: dict[str, str | int] = {"purpose": purpose}
     if purpose == "fleet":
         row |= {"kty": "oct", "k": text}
     else:
@@ -130,22 +125,3 @@ def _decode(purpose: str, row: Mapping[str, Any]) -> bytes:
     if len(secret) != 32 or (purpose != "fleet" and SigningKey(seed=secret).kid != row["kid"]):
         raise ValueError("secret and public half differ")
     return secret
-
-
-def _write_new(path: Path, data: bytes, mode: int) -> None:
-    # Complete and durable under another name first; link() then fails rather than overwrite.
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(scratch, path)
-    finally:
-        scratch.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -84,7 +84,7 @@ def _member(value: str, closed: frozenset[str]) -> str:
 
 
 class Metrics:
-    """The counters of one process. `in_flight` and `log_size` are gauges."""
+    """The counters of one process. `in_flight`, `log_size` and `ca_expiry` are gauges."""
 
     def __init__(self) -> None:
         self._decisions: dict[tuple[str, str, str], int] = {}
@@ -94,6 +94,7 @@ class Metrics:
         self._unmapped = _Bounded(_HOSTS)
         self._in_flight = 0
         self._log_size = 0
+        self._ca_expiry = 0.0
         self._hold = _Histogram(_BOUNDS)
         self._decide = _Histogram(_FINE_BOUNDS)
         self._commit = _Histogram(_BOUNDS)
@@ -133,6 +134,9 @@ class Metrics:
 
     def log_size(self, leaves: int) -> None:
         self._log_size = leaves
+
+    def ca_expiry(self, unix_s: float) -> None:
+        self._ca_expiry = unix_s
 
     def render(self) -> bytes:
         """The exposition text, content type CONTENT_TYPE."""
@@ -179,6 +183,11 @@ class Metrics:
         for host, count in list(self._unmapped.counts.items()):
             unmapped.add_metric((host,), count)
         yield unmapped
+        yield GaugeMetricFamily(
+            "holdgate_ca_expiry_timestamp_seconds",
+            "When the CA that signs leaves ends, Unix time.",
+            value=self._ca_expiry,
+        )
 
 
 class _Families(Collector):

@@ -16,6 +16,7 @@ Invariants (tests/test_mitm.py has one test named after each):
   M2  next_layer builds only ClientTLSLayer, GateLayer or DenyLayer; whatever it raises ends in DenyLayer.
   M3  Engine options that would disarm the gate are refused at start and on every update.
   M4  Every hook that a connection can fire is in HOOKS or IGNORED_HOOKS; another one is a barrier trip.
+  M5  A connection beyond limits.connections_per_source is answered 503, or closed, and nothing of it is read.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -91,6 +93,8 @@ class HoldgateAddon:
     chains: dict[str, tuple[bytes, ...]] = field(default_factory=dict)  # client id -> its certificates, DER
     layers: set[GateLayer] = field(default_factory=set)
     waiting: dict[connection.Client, float] = field(default_factory=dict)
+    sources: Counter[str] = field(default_factory=Counter)
+    surplus: set[str] = field(default_factory=set)
     name: str = "nextlayer"
     armed: bool = False  # options are being set before anything listens
     on_running: Callable[[], None] = lambda: None
@@ -148,12 +152,11 @@ class HoldgateAddon:
     def _origin(self, client: connection.Client, *, tls: bool) -> Origin:
         tunnel = self.tunnels.get(client.id)
         transparent = isinstance(client.proxy_mode, mode_specs.TransparentMode)
-        peer = client.peername or ("", 0)
         return Origin(
             listener=Listener.TRANSPARENT if transparent else Listener.EXPLICIT,
             tls=tls,
-            source=peer[0],
-            source_port=peer[1],
+            source=_source(client),
+            source_port=client.peername[1] if client.peername else 0,
             connect=tunnel.connect if tunnel else None,
             sni=client.sni if tls else None,
             original_port=client.sockname[1] if transparent and client.sockname else None,
@@ -197,6 +200,10 @@ class HoldgateAddon:
     # -- connections -----------------------------------------------------------------------------
 
     def client_connected(self, client: connection.Client) -> None:
+        source = _source(client)
+        self.sources[source] += 1
+        if self.sources[source] > self.keeper.limits.connections_per_source:
+            self.surplus.add(client.id)
         if isinstance(client.proxy_mode, mode_specs.TransparentMode):
             self.await_speech(client)
 
@@ -208,10 +215,14 @@ class HoldgateAddon:
         # Left in a tunnel or on the transparent listener before TLS or HTTP: no layer of ours saw the end.
         left = None
         if self.waiting.pop(client, None) is not None:
-            error = InputError(Reason.UNSUPPORTED_PROTOCOL, "closed before TLS or HTTP was established")
-            left = self.keeper.refuse(self._origin(client, tls=False), error, b"")
+            left = self.keeper.refuse(self._origin(client, tls=False), self.keeper.unheard(client.sni), b"")
         self.tunnels.pop(client.id, None)
         self.chains.pop(client.id, None)
+        self.surplus.discard(client.id)
+        source = _source(client)
+        self.sources[source] -= 1
+        if self.sources[source] <= 0:
+            del self.sources[source]
         for gate in [gate for gate in self.layers if gate.context.client is client]:
             gate.link.leave()
             self.layers.discard(gate)
@@ -229,6 +240,10 @@ class HoldgateAddon:
 
     def forget(self, gate: GateLayer) -> None:
         self.layers.discard(gate)
+
+    def is_surplus(self, client: connection.Client) -> bool:
+        """Whether this is one connection too many from where it comes."""
+        return client.id in self.surplus
 
     @property
     def busy(self) -> bool:
@@ -308,6 +323,10 @@ class HoldgateAddon:
 
     def running(self) -> None:
         self.on_running()
+
+
+def _source(client: connection.Client) -> str:
+    return client.peername[0] if client.peername else ""
 
 
 def check_options(opts: options.Options) -> None:

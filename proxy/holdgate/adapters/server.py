@@ -6,7 +6,7 @@ so that nothing is accepted before everything that refuses is in place.
 Invariants (tests/test_server.py):
   SV1  Whatever fails at start raises ConfigError before any agents' listener accepts.
   SV2  SIGTERM closes listeners first, lets held requests finish within the hold deadline, then stops.
-  SV3  SIGHUP swaps the bundle whole, or keeps the one that is active.
+  SV3  SIGHUP swaps bundle and CA whole, or keeps those that are active.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import secrets
 import signal
 import ssl
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -34,10 +36,12 @@ from ..config import Address, Config, ReceiptsHeader
 from ..errors import ConfigError
 from ..headers import Verdicts
 from ..pipeline import Pipeline
+from ..subtrees import uncovered
 from .admin.state import AdminServer
 from .agent_tls import AgentTls
 from .boundary import Boundary
-from .ca import LeafMaker, load_ca
+from .bundle_store import keep_bundle
+from .ca import CertificateAuthority, LeafMaker, load_ca
 from .client_certs import Identity
 from .control import ControlServer
 from .dispatch import HttpDispatcher, tls_context
@@ -53,6 +57,7 @@ __all__ = ["Server", "serve"]
 log = logging.getLogger("holdgate")
 
 SWEEP_S = 0.25
+CA_WARNING = timedelta(days=30)
 
 
 def clock_us() -> int:
@@ -72,6 +77,7 @@ class Server:
     addon: HoldgateAddon
     admin: AdminServer
     boundary: Boundary
+    agent_tls: AgentTls
     draining: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -97,15 +103,21 @@ class Server:
         return {**bound, "barrier_trips": self.metrics.barrier_trips}
 
     async def reload(self) -> None:
-        """Load the bundle again; a bundle that does not load changes nothing (SV3)."""
+        """Load the bundle and the CA again; if either does not load, nothing changes (SV3)."""
         try:
             # In a thread: parsing takes about a second, and agents are being served.
             bundle = await asyncio.to_thread(load_bundle, self.config.surfaces, self.config.policies)
             check_connect_to(self.config, bundle)
+            authority = load_ca(self.config.state_dir)
+            check_ca(self.config, authority, bundle)
+            await asyncio.to_thread(_keep, self.config, bundle)
         except ConfigError as error:
             log.error("reload refused, %s stays active: %s", self.pipeline.bundle.digest, error)
             return
         self.pipeline.bundle = bundle
+        self.pipeline.vouches_for = _vouching(authority)
+        self.agent_tls.adopt(LeafMaker(authority))
+        self.metrics.ca_expiry(authority.not_after.timestamp())
         log.info("bundle %s is active", bundle.digest)
 
     async def drain(self) -> None:
@@ -170,13 +182,24 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await asyncio.to_thread(server.ledger.close)
 
 
+def _allow_open_files() -> None:
+    """As many connections as the system lets us have: a soft limit of 1,024 is two agents' worth."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def _build(config: Config) -> Server:
     os.umask(0o077)
+    _allow_open_files()
     keys = load_keys(config.state_dir)
     authority = load_ca(config.state_dir)
     bundle = load_bundle(config.surfaces, config.policies)
     check_connect_to(config, bundle)
+    check_ca(config, authority, bundle)
+    _keep(config, bundle)
     metrics = Metrics()
+    metrics.ca_expiry(authority.not_after.timestamp())
     ledger = SqliteLedger.open(
         config.state_dir,
         receipt_key=keys.receipt,
@@ -189,11 +212,9 @@ async def _build(config: Config) -> Server:
     try:
         identity = Identity(config.agents)
         pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
-        addon = HoldgateAddon(
-            keeper=pipeline,
-            tls_contexts=AgentTls(LeafMaker(authority), identity.issuers),
-            barrier_trip=metrics.barrier,
-        )
+        pipeline.vouches_for = _vouching(authority)
+        agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
+        addon = HoldgateAddon(keeper=pipeline, tls_contexts=agent_tls, barrier_trip=metrics.barrier)
         try:
             engine, proxy = build_engine(addon, config.listen, config.limits)
         except exceptions.OptionsError as error:
@@ -218,8 +239,13 @@ async def _build(config: Config) -> Server:
         proxy=proxy,
         addon=addon,
         admin=admin,
+        agent_tls=agent_tls,
         boundary=boundary,
     )
+
+
+def _keep(config: Config, bundle: Bundle) -> None:
+    keep_bundle(config.state_dir, bundle, surfaces=config.surfaces, policies=config.policies)
 
 
 def _pipeline(
@@ -272,6 +298,31 @@ def _dispatcher(config: Config) -> HttpDispatcher:
         public_tls=tls_context(),
         private_tls=private,
     )
+
+
+def _vouching(authority: CertificateAuthority) -> Callable[[str], bool] | None:
+    return None if authority.permitted is None else authority.vouches_for
+
+
+def check_ca(config: Config, authority: CertificateAuthority, bundle: Bundle) -> None:
+    """What is asked of the CA, and how long it lasts. Raises ConfigError where it is not the CA asked for."""
+    rotating = authority.path.with_name("next.key").exists()
+    if config.ca.constrain and authority.permitted is None and not rotating:
+        raise ConfigError(
+            "`ca.constrain` is true, and the CA is not constrained: run `holdgate ca rotate`, and"
+            " `holdgate ca switch` when agents have its root",
+            file=str(config.path),
+        )
+    missing = uncovered(authority.permitted, bundle.index.hosts()) if authority.permitted is not None else ()
+    if missing:
+        log.error(
+            "the CA is constrained and does not cover %s: agents cannot reach them until `holdgate ca rotate`"
+            " and `holdgate ca switch`",
+            ", ".join(missing),
+        )
+    left = authority.not_after - datetime.now(UTC)
+    if left < CA_WARNING:
+        log.warning("the CA ends in %d days, and all TLS with agents then: `holdgate ca rotate`", left.days)
 
 
 def check_connect_to(config: Config, bundle: Bundle) -> None:

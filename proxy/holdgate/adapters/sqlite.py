@@ -4,7 +4,7 @@
 
 The thread commits whatever queued while the last commit ran; nobody waits for company. Outcomes
 alone wait up to `linger_s` for a decision to share its commit with, since nobody waits for them.
-The log's checkpoint follows a commit within a second.
+Tiles and checkpoint follow a commit within a second, in a thread of their own (sequencer.py).
 
 Invariants (tests/test_sqlite.py has one test named after each):
   S1  A future gets its Recorded only after the COMMIT that holds it returned, in leaf order.
@@ -33,27 +33,22 @@ from typing import Any, Final
 from ..errors import BackendError, ConfigError, HoldgateError, Outcome, Reason
 from ..keys import SigningKey
 from ..ledger import AdminNote, Judge, Noted, OutcomeStatus, Recorded, State
+from ..note import vkey
 from ..statement import check_admin
-from ..tlog import Tree, sign_checkpoint, vkey
-from .sqlite_batch import Batch, Head, Node, OutcomeNote, Permit, Written
-from .sqlite_open import (
-    CHECKPOINT,
-    files_of,
-    free_bytes,
-    lock_directory,
-    prepare,
-    read_permits,
-    replace_file,
-)
+from ..tlog import TlogError, Tree
+from .durable import replace_file
+from .sequencer import LOG, Sequencer
+from .sqlite_batch import Batch, Node, OutcomeNote, Permit, Written
+from .sqlite_open import Prepared, files_of, free_bytes, lock_directory, prepare, read_permits
 from .sqlite_reader import SqliteReader, StoredReceipt
-from .sqlite_schema import DB_NAME, pack
+from .sqlite_schema import DB_NAME
 
 __all__ = ["SqliteLedger", "SqliteReader", "StoredReceipt"]
 
 _GROUP: Final = 512  # bounds how long the first of a group waits for the last to be judged
-_CHECKPOINT_S: Final = 0.5
 _FILES_S: Final = 0.02  # two stat() calls at every commit would be felt
 _CLOSE: Final = object()
+_CLOSED: Final = "the ledger is closed"
 
 type _Result = tuple[_Pending, Recorded | Noted | HoldgateError]
 
@@ -71,28 +66,38 @@ class SqliteLedger:
     def __init__(
         self,
         *,
-        db: sqlite3.Connection,
+        prepared: Prepared,
         state_dir: Path,
         lock: int,
         node: Node,
         log_key: SigningKey,
-        head: Head,
         linger_s: float,
         headroom_bytes: int,
         free: Callable[[Path], int],
     ) -> None:
-        self._db, self._dir, self._lock, self._node, self._log_key = db, state_dir, lock, node, log_key
-        self._head, self._linger_s, self._headroom_bytes, self._free = head, linger_s, headroom_bytes, free
+        self._db, self._dir, self._lock, self._node = prepared.db, state_dir, lock, node
+        self._head, self._linger_s, self._headroom_bytes, self._free = (
+            prepared.head,
+            linger_s,
+            headroom_bytes,
+            free,
+        )
         self._queue: queue.SimpleQueue[_Pending | OutcomeNote | object] = queue.SimpleQueue()
         self._live: dict[str, Permit] = {}
-        self._anchored = 0  # how many checkpoints this run wrote; their anchors alternate
-        self._published = -1  # size of the last checkpoint written
-        self._checkpoint_at = 0.0  # monotonic: not before
         self._dead = ""  # why nothing is recorded any more
         self._is_full = False  # found so at the last commit
         self._files = files_of(state_dir)
         self._files_at = 0.0  # monotonic: not asked before
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+        self._sequencer = Sequencer(
+            state_dir=state_dir,
+            origin=node.origin,
+            key=log_key,
+            edge=prepared.edge,
+            signed=prepared.signed,
+            head=self._tree,
+            failed=self._log_failed,
+        )
 
     @classmethod
     def open(
@@ -122,26 +127,25 @@ class SqliteLedger:
         try:
             if free(state_dir) < headroom_bytes:
                 raise ConfigError(f"less than {headroom_bytes >> 20} MiB free", file=str(state_dir))
-            db, head = prepare(state_dir, where, log_key.public)
             ledger = cls(
-                db=db,
+                prepared=prepare(state_dir, where, log_key.public),
                 state_dir=state_dir,
                 lock=lock,
                 node=where,
                 log_key=log_key,
-                head=head,
                 linger_s=linger_s,
                 headroom_bytes=headroom_bytes,
                 free=free,
             )
-            ledger._recover()
-        except (sqlite3.Error, OSError) as error:
+            ledger._recover(vkey(origin, log_key.public))
+        except (sqlite3.Error, OSError, TlogError) as error:
             os.close(lock)
             raise ConfigError(f"cannot open the ledger: {error}", file=str(state_dir / DB_NAME)) from error
         except BaseException:
             os.close(lock)
             raise
         ledger._thread.start()
+        ledger._sequencer.start()
         return ledger
 
     @property
@@ -205,6 +209,8 @@ class SqliteLedger:
         self._queue.put(_CLOSE)
         if self._thread.is_alive():
             self._thread.join()
+        # After an error nobody knows what is on disk: then the next start looks, and signs.
+        self._sequencer.stop(publish=self._dead == _CLOSED)
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
         os.close(self._lock)
@@ -231,7 +237,7 @@ class SqliteLedger:
     def _run(self) -> None:
         try:
             self._serve()
-            self._dead = self._dead or "the ledger is closed"
+            self._dead = self._dead or _CLOSED
         except BaseException as error:  # noqa: BLE001  (whatever it is, what is on disk is not known now)
             self._dead = f"{type(error).__name__}: {error}"
         finally:
@@ -239,24 +245,11 @@ class SqliteLedger:
 
     def _serve(self) -> None:
         while True:
-            try:
-                first = self._queue.get(timeout=self._idle_s())
-            except queue.Empty:
-                self._checkpoint()
-                continue
-            group = self._drain(first)
+            group = self._drain(self._queue.get())
             closing = _CLOSE in group
             self._commit([item for item in group if item is not _CLOSE])
             if closing:
-                self._checkpoint()
                 return
-            if self._published != self.size and time.monotonic() >= self._checkpoint_at:
-                self._checkpoint()
-
-    def _idle_s(self) -> float | None:
-        if self._published == self.size:
-            return None
-        return max(0.0, self._checkpoint_at - time.monotonic())
 
     def _drain(self, first: object) -> list[object]:
         group = [first]
@@ -318,9 +311,8 @@ class SqliteLedger:
         self._files_at = now + _FILES_S
 
     def _advance(self, batch: Batch) -> None:
-        if self._published == self.size:
-            self._checkpoint_at = time.monotonic() + _CHECKPOINT_S
         self._head = batch.head
+        self._sequencer.wake()
         for permit in batch.permits.values():
             if permit.state is State.DISPATCHING:
                 self._live[permit.receipt_id] = permit
@@ -347,29 +339,20 @@ class SqliteLedger:
                     left.append((item, failure))
         self._deliver(left)
 
-    def _checkpoint(self) -> None:
-        tree = self._head.tree
-        if self._published == tree.size:
-            return
-        # The tree that the note speaks of is durable first: the note may then always be found again.
-        self._anchor(tree)
-        note = sign_checkpoint(self._node.origin, tree, self._log_key)
-        replace_file(self._dir / CHECKPOINT, note)
-        self._published = tree.size
+    # --- sequencer thread ---
 
-    def _anchor(self, tree: Tree) -> None:
-        slot, self._anchored = self._anchored % 2, self._anchored + 1
-        self._db.execute("INSERT OR REPLACE INTO anchors VALUES (?,?,?)", (slot, tree.size, pack(tree)))
+    def _tree(self) -> Tree:
+        return self._head.tree
+
+    def _log_failed(self, detail: str) -> None:
+        self._dead = self._dead or detail
+        self._queue.put(_CLOSE)
 
     # --- before the thread starts ---
 
-    def _recover(self) -> None:
+    def _recover(self, log_vkey: str) -> None:
         """Give every permit of a dead owner its `unknown` receipt: it may have been dispatched."""
-        replace_file(
-            self._dir / "log" / "key.vkey", vkey(self._node.origin, self._log_key.public).encode() + b"\n"
-        )
-        newest = self._db.execute("SELECT slot FROM anchors ORDER BY size DESC LIMIT 1").fetchone()
-        self._anchored = 0 if newest is None else newest[0] + 1
+        replace_file(self._dir / LOG / "key.vkey", log_vkey.encode() + b"\n")
         orphans = read_permits(self._db, State.DISPATCHING)
         if orphans:
             self._commit_group(
@@ -383,7 +366,7 @@ class SqliteLedger:
                     for permit in orphans
                 ]
             )
-        self._checkpoint()
+        self._sequencer.publish()
 
 
 def _durable(written: Written) -> Recorded | Noted:

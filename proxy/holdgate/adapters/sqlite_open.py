@@ -1,53 +1,56 @@
 """Opening a SQLite ledger: schema, and the audit of the log's tail against its signed checkpoint.
 
 The checkpoint lives outside the database, so a database restored from a backup is behind it, and
-one that was edited is unlike it. Either refuses to open. What was signed before the last checkpoint
-is re-hashed by `log audit`, not here: a start must not take minutes.
+one that was edited is unlike it. Either refuses to open, and so do tiles that are not what was signed.
+The tree under the checkpoint comes from its tiles; what was signed before is re-hashed by `log audit`, not
+here: a start must not take minutes. Only where tiles are lost everything is read once, to make them again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
 from ..keys import PublicKey
 from ..ledger import State
-from ..tlog import EMPTY, Checkpoint, TlogError, Tree, leaf_hash, verify_checkpoint
+from ..note import Checkpoint, verify_checkpoint
+from ..tiles import Edge
+from ..tlog import EMPTY, TlogError, Tree, leaf_hash
+from .sequencer import CHECKPOINT, LOG, edge_of
 from .sqlite_batch import Head, Node, Permit
 from .sqlite_schema import DB_NAME, SCHEMA, VERSION, connect_writer, unpack
 
-__all__ = [
-    "CHECKPOINT",
-    "files_of",
-    "free_bytes",
-    "lock_directory",
-    "prepare",
-    "read_permits",
-    "replace_file",
-]
-
-CHECKPOINT = Path("log") / "checkpoint"
+__all__ = ["files_of", "free_bytes", "lock_directory", "prepare", "read_permits"]
 
 
-def prepare(state_dir: Path, node: Node, log_key: PublicKey) -> tuple[sqlite3.Connection, Head]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    db: sqlite3.Connection
+    head: Head
+    edge: Edge  # of the tiles that the checkpoint signed; empty when they are lost
+    signed: int  # leaves under the checkpoint
+
+
+def prepare(state_dir: Path, node: Node, log_key: PublicKey) -> Prepared:
     """The writer's connection, and the end of the log. Raises ConfigError, sqlite3.Error, OSError."""
-    (state_dir / "log").mkdir(mode=0o755, exist_ok=True)
+    (state_dir / LOG).mkdir(mode=0o755, exist_ok=True)
     checkpoint = _stored_checkpoint(state_dir, node.origin, log_key)
+    edge = None if checkpoint is None else edge_of(state_dir, checkpoint)
     path = state_dir / DB_NAME
     if not path.exists():
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     db = connect_writer(path)
     try:
         head = _open_head(db, path, node)
-        _audit_tail(db, path, head, checkpoint)
+        _audit_tail(db, path, head, checkpoint, edge)
     except BaseException:
         db.close()
         raise
-    return db, head
+    return Prepared(db=db, head=head, edge=edge or Edge.empty(), signed=checkpoint.size if checkpoint else 0)
 
 
 def _stored_checkpoint(state_dir: Path, origin: str, log_key: PublicKey) -> Checkpoint | None:
@@ -82,7 +85,9 @@ def _open_head(db: sqlite3.Connection, path: Path, node: Node) -> Head:
         raise ConfigError(f"the ledger was edited: {error}", file=str(path)) from error
 
 
-def _audit_tail(db: sqlite3.Connection, path: Path, head: Head, checkpoint: Checkpoint | None) -> None:
+def _audit_tail(
+    db: sqlite3.Connection, path: Path, head: Head, checkpoint: Checkpoint | None, edge: Edge | None
+) -> None:
     size = head.tree.size
     if checkpoint is None:
         if size:
@@ -94,18 +99,11 @@ def _audit_tail(db: sqlite3.Connection, path: Path, head: Head, checkpoint: Chec
             " backup. Start a new node name with an empty state directory; never roll a log back",
             file=str(path),
         )
-    start = _anchor_at(db, checkpoint.size) or _grow(db, EMPTY, checkpoint.size)
+    start = edge.tree if edge is not None else _grow(db, EMPTY, checkpoint.size)
     if start.root() != checkpoint.root:
         raise ConfigError("the ledger differs from what its checkpoint signed", file=str(path))
     if _grow(db, start, size) != head.tree or _count(db) != size:
         raise ConfigError("the end of the ledger was edited or is damaged", file=str(path))
-
-
-def _anchor_at(db: sqlite3.Connection, size: int) -> Tree | None:
-    row = db.execute("SELECT hashes FROM anchors WHERE size = ?", (size,)).fetchone()
-    with contextlib.suppress(TlogError):
-        return None if row is None else unpack(size, row[0])
-    return None
 
 
 def _grow(db: sqlite3.Connection, tree: Tree, size: int) -> Tree:
@@ -146,22 +144,6 @@ def files_of(state_dir: Path) -> tuple[tuple[int, int], ...]:
 def free_bytes(path: Path) -> int:
     info = os.statvfs(path)
     return info.f_bavail * info.f_frsize
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` there, whole and durable, or leave what was."""
-    scratch = path.with_name(path.name + ".new")
-    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def lock_directory(state_dir: Path) -> int:

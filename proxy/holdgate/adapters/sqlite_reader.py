@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..audit import AuditInput, LogRecord
+from ..audit import AuditInput, LogRecord, PermitRow
 from ..errors import ConfigError
 from ..ledger import ClaimRow, State
+from .sequencer import CHECKPOINT, LOG
 from .sqlite_batch import Permit
-from .sqlite_open import CHECKPOINT, read_permits
+from .sqlite_open import read_permits
 from .sqlite_schema import DB_NAME, VERSION, claim_of, connect_reader
+from .tilestore import TileStore
 
 __all__ = ["Page", "SqliteReader", "StoredReceipt"]
 
+_STATES = {state.value: state for state in State}
 _COLUMNS = "idx, id, type, outcome, reason, agent, surface, iat_us, jws"
 
 
@@ -143,6 +146,15 @@ class SqliteReader:
         for row in self._db.execute(sql, (since_index, limit)):
             yield _stored(row)
 
+    def decisions(self, since_index: int = 0, limit: int = -1) -> Iterator[tuple[bytes, bytes | None]]:
+        """Receipts of decisions in log order, each with the input that was recorded, if there is one."""
+        sql = (
+            "SELECT r.jws, i.json FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"
+            " WHERE r.idx >= ? AND r.type = 'decision' ORDER BY r.idx LIMIT ?"
+        )
+        for jws, inputs in self._rows(sql, (since_index, limit)):
+            yield bytes(jws), None if inputs is None else bytes(inputs)
+
     def claims(self) -> Iterator[ClaimRow]:
         """Every claim. Raises ConfigError where a row is not one."""
         for row in self._rows("SELECT * FROM claims ORDER BY key"):
@@ -170,21 +182,30 @@ class SqliteReader:
         """
         note = self.checkpoint()
         self._db.execute("BEGIN")
-        return AuditInput(checkpoint=note, records=self._records(), claims=self.claims())
+        tiles = TileStore(self._dir / LOG)
+        return AuditInput(checkpoint=note, tiles=tiles, records=self._records(), claims=self.claims())
 
     def end_audit(self) -> None:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
+    def integrity_problems(self) -> tuple[str, ...]:
+        """What SQLite itself finds wrong with the file: pages, and indexes that are not their tables'."""
+        try:
+            rows = self._db.execute("PRAGMA integrity_check(20)").fetchall()
+        except sqlite3.Error as error:
+            return (f"ledger.db: {error}",)
+        return tuple(f"ledger.db: {row[0]}" for row in rows if row[0] != "ok")
+
     def _records(self) -> Iterator[LogRecord]:
         sql = (
             "SELECT r.idx, r.id, r.type, r.outcome, r.reason, r.agent, r.surface, r.iat_us, r.jws,"
-            " i.json, p.state FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"
+            " i.json, p.id, p.state, p.http_status, p.claims"
+            " FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"
             " LEFT JOIN permits p ON p.idx = r.idx ORDER BY r.idx"
         )
         for row in self._rows(sql):
-            with self._damage():
-                state = None if row[10] is None else State(row[10])
+            permit = None if row[10] is None else self._permit_row(*row[10:])
             yield LogRecord(
                 index=row[0],
                 id=row[1],
@@ -196,18 +217,19 @@ class SqliteReader:
                 iat_us=row[7],
                 jws=bytes(row[8]),
                 inputs=None if row[9] is None else bytes(row[9]),
-                state=state,
+                permit=permit,
             )
 
-    def _rows(self, sql: str) -> Iterator[Any]:
+    def _permit_row(self, receipt_id: str, state: str, http_status: int, claims: str) -> PermitRow:
+        if state not in _STATES:
+            raise ConfigError(f"the ledger was edited: no state {state!r}", file=str(self._dir))
+        return PermitRow(
+            id=receipt_id, state=_STATES[state], http_status=http_status, claims=tuple(claims.split())
+        )
+
+    def _rows(self, sql: str, values: tuple[int, ...] = ()) -> Iterator[Any]:
         with self._damage():
-            cursor = self._db.execute(sql)
-        while True:
-            with self._damage():
-                row = cursor.fetchone()
-            if row is None:
-                return
-            yield row
+            yield from self._db.execute(sql, values)
 
     @contextlib.contextmanager
     def _damage(self) -> Iterator[None]:

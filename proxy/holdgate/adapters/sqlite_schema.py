@@ -31,12 +31,10 @@ DB_NAME = "ledger.db"
 VERSION = 1
 
 # `head` is one row: the tree over all leaves, changed in the same transaction as the leaves.
-# `anchors` are the trees of the two last checkpoints, so that a start re-hashes only what came after.
 # `claims` of a permit are hex keys joined by spaces; b_* is the claim that a replay took over.
 SCHEMA = """
 CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), origin TEXT NOT NULL, node TEXT NOT NULL,
   size INTEGER NOT NULL, iat_us INTEGER NOT NULL, hashes BLOB NOT NULL) STRICT;
-CREATE TABLE anchors (slot INTEGER PRIMARY KEY, size INTEGER NOT NULL, hashes BLOB NOT NULL) STRICT;
 CREATE TABLE receipts (idx INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, type TEXT NOT NULL,
   outcome TEXT NOT NULL, reason TEXT NOT NULL, agent TEXT NOT NULL, surface TEXT NOT NULL,
   iat_us INTEGER NOT NULL, jws BLOB NOT NULL) STRICT;

@@ -13,12 +13,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 from ..config import load_config
 from ..errors import ConfigError
 from ..files import packaged
+from ..subtrees import subtrees
+from ..surface.index import SurfaceIndex
+from ..surface.load import load_maps
 from .ca import create_ca
 from .keyfiles import create_keys
 from .trust import write_bundle
@@ -53,14 +57,20 @@ agents:
 # - id: triage                    # known by token: HTTPS_PROXY=http://triage:TOKEN@127.0.0.1:8080
 #   match: {{token_sha256: "<sha256 of TOKEN, hex>"}}
 
-# limits: {{hold_s: 55, in_flight: 512}}
+{ca}# limits: {{hold_s: 55, in_flight: 512}}
 # receipts: {{header: reference}}   # only the receipt's id in answers, not the receipt itself
 # upstream:
 #   connect_to: {{"fhir.example.org:443": {{address: "10.0.0.7:8443"}}}}   # dial there; names stay
 """
+_CONSTRAINED: Final = """\
+ca: {constrain: true}             # agents believe its certificates for mapped hosts only; `holdgate ca`
+"""
+_UNCONSTRAINED: Final = """\
+# ca: {constrain: true}           # a CA that agents believe for mapped hosts only; then `holdgate ca rotate`
+"""
 
 
-def initialise(folder: Path, *, node: str, state: Path | None) -> tuple[Path, ...]:
+def initialise(folder: Path, *, node: str, state: Path | None, constrain: bool = False) -> tuple[Path, ...]:
     """Make what is missing in `folder`; returns what was made. Raises ConfigError."""
     config = folder / "holdgate.yaml"
     made: list[Path] = []
@@ -69,13 +79,24 @@ def initialise(folder: Path, *, node: str, state: Path | None) -> tuple[Path, ..
         if not config.exists():
             made += copy_starters(folder)
         state_dir = _state_dir(folder, config, state)
-        made += make_state(state_dir, node)
+        made += make_state(state_dir, node, maps=_maps(folder, config, constrain))
         if not config.exists():
-            _write_config(config, _TEMPLATE.format(node=node, state=_yaml_path(folder, state_dir)))
+            ca = _CONSTRAINED if constrain else _UNCONSTRAINED
+            _write_config(config, _TEMPLATE.format(node=node, state=_yaml_path(folder, state_dir), ca=ca))
             made.append(config)
     except OSError as error:
         raise ConfigError(f"cannot write: {error.strerror}", file=str(error.filename or folder)) from error
     return tuple(made)
+
+
+def _maps(folder: Path, config: Path, constrain: bool) -> tuple[Path, ...] | None:
+    """The maps to constrain the CA to; None for a CA without constraints."""
+    if not config.exists():
+        return (folder / "surfaces",) if constrain else None
+    known = load_config(config)
+    if constrain and not known.ca.constrain:
+        raise ConfigError("write `ca: {constrain: true}` here, or leave --constrain out", file=str(config))
+    return known.surfaces if known.ca.constrain else None
 
 
 def _state_dir(folder: Path, config: Path, asked: Path | None) -> Path:
@@ -100,8 +121,8 @@ def copy_starters(folder: Path) -> list[Path]:
     return made
 
 
-def make_state(state_dir: Path, node: str) -> list[Path]:
-    """Make the state directory, its keys and its CA, as far as they are missing."""
+def make_state(state_dir: Path, node: str, *, maps: Sequence[Path] | None = None) -> list[Path]:
+    """Make the state directory, its keys and its CA (constrained to `maps`), as far as they are missing."""
     made: list[Path] = []
     if not state_dir.exists():
         state_dir.mkdir(mode=0o700, parents=True)
@@ -110,7 +131,8 @@ def make_state(state_dir: Path, node: str) -> list[Path]:
         raise ConfigError("others may read the state directory: chmod 700 it", file=str(state_dir))
     made += create_keys(state_dir)
     if not (state_dir / "ca").exists():
-        authority = create_ca(state_dir, node)
+        names = None if maps is None else subtrees(SurfaceIndex.compile(load_maps(maps)).hosts())
+        authority = create_ca(state_dir, node, names=names)
         write_bundle(authority.path.with_name("bundle.pem"), authority.pem)
         made.append(state_dir / "ca")
     return made

@@ -344,7 +344,7 @@ def _type_of_literal(node: Literal) -> Scalar:
 
 
 def _hint(wanted: Type, found: Type) -> str:
-    if {wanted, found} == {INT, STRING}:
+    if (wanted, found) in ((INT, STRING), (STRING, INT)):
         return ' (numbers are written without quotes, strings with: 5000, "eur")'
     return ""
 

@@ -22,11 +22,14 @@ def register(commands: Commands) -> None:
     )
     parser.add_argument("dir", nargs="?", type=Path, default=Path(), metavar="DIR", help="default: here")
     parser.add_argument("--state", type=Path, metavar="DIR", help="state directory (default: DIR/state)")
+    parser.add_argument(
+        "--constrain", action="store_true", help="make a CA that agents believe for mapped hosts only"
+    )
     parser.add_argument("--node", default="edge-1", metavar="NAME", help="name of this instance")
 
 
 def _init(args: argparse.Namespace) -> int:
-    made = initialise(args.dir, node=args.node, state=args.state)
+    made = initialise(args.dir, node=args.node, state=args.state, constrain=args.constrain)
     for path in made:
         print(f"made {path}")
     if not made:

@@ -6,7 +6,7 @@ import argparse
 
 from ..adapters.keyfiles import load_keys, load_public_keys
 from ..keys import jwks, trigguard_keys
-from ..tlog import vkey
+from ..note import vkey
 from .shared import Commands, add, config_of, group, print_json, print_table
 
 __all__ = ["register"]

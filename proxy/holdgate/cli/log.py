@@ -1,26 +1,32 @@
-"""`holdgate log`: the signed head of the log, and a re-verification of everything in it."""
+"""`holdgate log`: the signed head of the log, proofs for strangers, and a re-verification of everything."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+import sys
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..adapters.keyfiles import load_keys, load_public_keys
+from ..adapters.proofs import NotCovered, prove, prove_consistency
 from ..adapters.sqlite_reader import SqliteReader
 from ..audit import AuditReport, audit
 from ..errors import ConfigError
 from ..keys import PublicKey
-from ..tlog import Checkpoint, TlogError, verify_checkpoint
+from ..note import Checkpoint, verify_checkpoint
+from ..tlog import TlogError
+from .progress import Progress
 from .shared import Commands, add, config_of, group, print_json
 
 __all__ = ["register"]
 
+_COVERED_S = 2.0
 _UNSEEN = "no earlier checkpoint was given (--since-checkpoint): a roll-back of everything cannot be seen"
 
 
 def register(commands: Commands) -> None:
-    log = group(commands, "log", does="checkpoint and audit of the log", example="holdgate log audit")
+    log = group(commands, "log", does="checkpoint, proofs and audit of the log", example="holdgate log audit")
     add(
         log,
         "checkpoint",
@@ -28,11 +34,26 @@ def register(commands: Commands) -> None:
         does="print the signed checkpoint (a C2SP note); keep copies elsewhere",
         example="holdgate log checkpoint > checkpoint-$(date +%F).txt",
     )
+    proving = add(
+        log,
+        "prove",
+        _prove,
+        does="print a proof that a receipt is in the log, or that the log only grew since a checkpoint",
+        example="holdgate log prove rcpt_01JC... > refund.tlog-proof",
+    )
+    what = proving.add_mutually_exclusive_group(required=True)
+    what.add_argument("id", nargs="?", metavar="ID", help="a receipt: prints a c2sp.org/tlog-proof")
+    what.add_argument(
+        "--since-checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="an earlier checkpoint: prints a c2sp.org/tlog-witness add-checkpoint request",
+    )
     auditing = add(
         log,
         "audit",
         _audit,
-        does="verify every receipt, signature, claim, outcome and recorded input against the checkpoint",
+        does="verify every receipt, signature, tile, claim, outcome and input against the checkpoint",
         example="holdgate log audit --since-checkpoint checkpoint-2026-11-20.txt",
         data=True,
     )
@@ -45,19 +66,48 @@ def _checkpoint(args: argparse.Namespace) -> int:
     return 0
 
 
+def _prove(args: argparse.Namespace) -> int:
+    state_dir = config_of(args).state_dir
+    if args.since_checkpoint:
+        text = prove_consistency(state_dir, _bytes(args.since_checkpoint))
+    else:
+        with SqliteReader(state_dir) as reader:
+            stored = reader.get(args.id)
+        if stored is None:
+            raise ConfigError(f"no receipt has the id {args.id}")
+        text = _when_covered(state_dir, stored.index, stored.jws)
+    sys.stdout.write(text.decode("utf-8"))
+    return 0
+
+
+def _when_covered(state_dir: Path, index: int, jws: bytes) -> bytes:
+    """The proof, after the checkpoint that a running instance is about to sign."""
+    until = time.monotonic() + _COVERED_S
+    while True:
+        try:
+            return prove(state_dir, index, jws)
+        except NotCovered:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
 def _audit(args: argparse.Namespace) -> int:
     config = config_of(args)
     origin, log_key = config.issuer, load_keys(config.state_dir).log.public
     earlier = _earlier(args.since_checkpoint, origin, log_key) if args.since_checkpoint else None
-    with SqliteReader(config.state_dir) as reader:
+    with SqliteReader(config.state_dir) as reader, Progress("audit", reader.size, "receipts") as progress:
         report = audit(
             reader.audit_input(),
             origin=origin,
             receipt_keys=load_public_keys(config.state_dir),
             log_key=log_key,
             earlier=earlier,
+            progress=progress.show,
         )
         reader.end_audit()
+        problems = (*report.problems, *reader.integrity_problems())
+    report = replace(report, problems=problems)
     notes = () if earlier is not None else (_UNSEEN,)
     if args.json:
         print_json(asdict(report) | {"clean": report.is_clean, "notes": notes})
@@ -81,8 +131,13 @@ def _print(report: AuditReport, notes: tuple[str, ...]) -> None:
 
 def _earlier(path: Path, origin: str, log_key: PublicKey) -> Checkpoint:
     try:
-        return verify_checkpoint(path.read_bytes(), origin, log_key)
-    except OSError as error:
-        raise ConfigError(f"cannot read: {error.strerror}", file=str(path)) from error
+        return verify_checkpoint(_bytes(path), origin, log_key)
     except TlogError as error:
         raise ConfigError(str(error), file=str(path)) from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read: {error.strerror}", file=str(path)) from error

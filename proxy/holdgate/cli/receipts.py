@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from ..adapters.admin.shapes import decode_jws, export_row, parse_since
+from ..adapters.admin.shapes import decode_jws, export_row
 from ..adapters.sqlite_reader import SqliteReader, StoredReceipt
 from ..errors import ConfigError, Outcome
 from ..statement import format_us
-from .shared import Commands, add, config_of, group, print_json, print_table
+from .export import register_export
+from .shared import (
+    Commands,
+    add,
+    config_of,
+    group,
+    print_json,
+    print_table,
+    time_us,
+    whole_number,
+)
 
 __all__ = ["register"]
 
@@ -23,7 +32,7 @@ def register(commands: Commands) -> None:
     )
     _register_list(receipts)
     _register_show(receipts)
-    _register_export(receipts)
+    register_export(receipts)
 
 
 def _register_list(receipts: Commands) -> None:
@@ -39,8 +48,8 @@ def _register_list(receipts: Commands) -> None:
     listing.add_argument("--surface", default="", metavar="NAME")
     listing.add_argument("--outcome", default="", choices=tuple(Outcome))
     listing.add_argument("--since", default="", metavar="TIME", help="such as 2026-11-21T08:00:00Z")
-    listing.add_argument("--limit", type=_count, default=50, metavar="N")
-    listing.add_argument("--cursor", type=_count, metavar="N", help="`next` of the page before")
+    listing.add_argument("--limit", type=whole_number, default=50, metavar="N")
+    listing.add_argument("--cursor", type=whole_number, metavar="N", help="`next` of the page before")
 
 
 def _register_show(receipts: Commands) -> None:
@@ -56,32 +65,13 @@ def _register_show(receipts: Commands) -> None:
     show.add_argument("--raw", action="store_true", help="print the JWS as it was signed")
 
 
-def _register_export(receipts: Commands) -> None:
-    export = add(
-        receipts,
-        "export",
-        _export,
-        does="print receipts in log order, one JSON object per line",
-        example="holdgate receipts export --since 1000 --limit 500 > receipts.jsonl",
-    )
-    export.add_argument("--raw", action="store_true", help="print the JWS alone, one per line")
-    export.add_argument("--since", default="0", metavar="INDEX|TIME")
-    export.add_argument("--limit", type=_count, default=-1, metavar="N")
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError("a whole number is needed")
-    return int(text)
-
-
 def _list(args: argparse.Namespace) -> int:
     with SqliteReader(config_of(args).state_dir) as reader:
         page = reader.list(
             agent=args.agent,
             surface=args.surface,
             outcome=args.outcome,
-            since_us=_time(args.since) if args.since else 0,
+            since_us=time_us(args.since) if args.since else 0,
             limit=args.limit,
             cursor=args.cursor,
         )
@@ -122,19 +112,3 @@ def _show(args: argparse.Namespace) -> int:
         print_json(decode_jws(stored.jws))
         print(f"log index {stored.index}" + (f", state {state.value}" if state else ""))
     return 0
-
-
-def _export(args: argparse.Namespace) -> int:
-    with SqliteReader(config_of(args).state_dir) as reader:
-        since = args.since
-        index = int(since) if since.isascii() and since.isdigit() else reader.index_since(_time(since))
-        for stored in reader.export(index, args.limit):
-            print(stored.jws.decode("ascii") if args.raw else json.dumps(export_row(stored)))
-    return 0
-
-
-def _time(text: str) -> int:
-    try:
-        return parse_since(text)
-    except ValueError as error:
-        raise ConfigError(f"--since {text}: {error}") from None

@@ -8,6 +8,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+from ..adapters.sd_notify import notify
 from .shared import Commands, add, config_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _announce(server: Server) -> None:
-    """One line per listener, then one that says ready: scripts may wait for it."""
+    """One line per listener, then one that says ready: scripts may wait for it, and systemd does."""
     for name, address in (
         ("explicit", server.explicit),
         ("transparent", server.transparent),
@@ -56,3 +57,4 @@ def _announce(server: Server) -> None:
         if address is not None:
             print(f"{name} {address}")
     print("ready", flush=True)
+    notify("READY=1")

@@ -9,17 +9,23 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..adapters.admin.shapes import parse_since
+from ..adapters.sqlite_reader import SqliteReader
 from ..config import Config, load_config
+from ..errors import ConfigError
 
 __all__ = [
     "Commands",
     "Run",
     "add",
     "config_of",
+    "first_index",
     "group",
     "print_json",
     "print_table",
     "read_bytes",
+    "time_us",
+    "whole_number",
 ]
 
 type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -89,6 +95,28 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def whole_number(text: str) -> int:
+    """An argument's type. Raises ArgumentTypeError."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError("a whole number is needed")
+    return int(text)
+
+
+def first_index(reader: SqliteReader, since: str) -> int:
+    """The log index that `--since INDEX|TIME` means. Raises ConfigError."""
+    if since.isascii() and since.isdigit():
+        return int(since)
+    return reader.index_since(time_us(since))
+
+
+def time_us(since: str) -> int:
+    """Microseconds since the epoch of `--since TIME`. Raises ConfigError."""
+    try:
+        return parse_since(since)
+    except ValueError as error:
+        raise ConfigError(f"--since {since}: {error}") from None
 
 
 def read_bytes(name: str) -> bytes:

@@ -1,7 +1,7 @@
 """`holdgate verify`: are these receipts what they claim to be? Offline, everything recomputed.
 
-A receipt is given as a file (one JWS, one JWS per line, or the JSON lines of `receipts export`), as `-`,
-or as the JWS itself.
+A receipt is given as a file (one JWS, one JWS per line, the JSON lines of `receipts export`, or the headers
+of an HTTP answer), as a folder of such files, as `-`, as a `Holdgate-Receipt` line, or as the JWS itself.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..adapters.keyfiles import load_public_keys
-from ..errors import ConfigError, Outcome
+from ..adapters.proofs import log_verifier
+from ..adapters.sequencer import LOG
+from ..errors import ConfigError
 from ..keys import KeyDocumentError, KeySet, parse_jwks
-from ..receipt import ReceiptError, verify
+from ..note import SignatureType, Verifier, parse_vkey
+from ..tlog import TlogError
+from ..tlogproof import Proof, parse_proof
+from ..verification import Finding, Trust, judge
 from .shared import Commands, add, config_of, print_json, read_bytes
 
 __all__ = ["register"]
@@ -27,14 +32,14 @@ _MAX_KEYS_BYTES: Final = 1_048_576
 _TIMEOUT_S: Final = 10
 # No file is meant: the header of every JWS begins with these letters, and it is longer than a file's name.
 _JWS: Final = re.compile(r"eyJ[\w-]{60,}\.[\w-]+\.[\w-]+", re.ASCII)
+_HEADER: Final = re.compile(rb"(?:< )?holdgate-receipt:[ \t]*([^ \t]*)[ \t]*\Z", re.IGNORECASE)
+_PROOF_SUFFIX: Final = ".tlog-proof"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Result:
     source: str
-    ok: bool
-    reason: str  # "" when ok
-    receipt: Any  # None when the receipt could not be read
+    found: Finding
 
 
 def register(commands: Commands) -> None:
@@ -42,75 +47,139 @@ def register(commands: Commands) -> None:
         commands,
         "verify",
         _verify,
-        does="verify receipts offline: signature, canonical form, fields, key",
-        example="holdgate receipts export --raw > all.jws; holdgate verify --require-permit all.jws",
+        does="verify receipts offline: signature, canonical form, fields, key; with a proof, the log too",
+        example="holdgate receipts export --raw > all.jws; holdgate verify --require-permit all.jws\n"
+        "  curl -sD - -o /dev/null https://api.example.com/v1/refunds | holdgate verify -",
         data=True,
     )
-    parser.add_argument("receipts", nargs="+", metavar="RECEIPT", help="file, `-`, or a compact JWS")
+    parser.add_argument(
+        "receipts", nargs="+", metavar="RECEIPT", help="file, folder, `-`, a Holdgate-Receipt line, or a JWS"
+    )
     parser.add_argument(
         "--keys", metavar="FILE|URL", help="JWK Set to trust (default: the keys in the state directory)"
     )
     parser.add_argument("--require-permit", action="store_true", help="fail unless every receipt is a PERMIT")
+    parser.add_argument(
+        "--proof", type=Path, metavar="FILE", help="tlog-proof of the one receipt: it must be in the log"
+    )
+    parser.add_argument(
+        "--log-key", metavar="VKEY|FILE", help="the log's key (default: log/key.vkey in the state directory)"
+    )
+    parser.add_argument(
+        "--witness", action="append", default=[], metavar="VKEY|FILE", help="a witness of the log; repeatable"
+    )
+    parser.add_argument(
+        "--quorum", type=int, metavar="N", help="how many witnesses must have cosigned (default: all given)"
+    )
 
 
 def _verify(args: argparse.Namespace) -> int:
     keys = _keys(args.keys) if args.keys else load_public_keys(config_of(args).state_dir)
-    results = [
-        _judge(source, jws, keys, require_permit=args.require_permit)
-        for name in args.receipts
-        for source, jws in _read(name)
-    ]
+    receipts = [found for name in args.receipts for found in _read(name)]
+    if args.proof and len(receipts) != 1:
+        raise ConfigError(f"--proof is of one receipt, and here are {len(receipts)}")
+    trust = _trust(args, keys)
+    proof = _proof(args.proof) if args.proof else None
+    results = [_Result(source=source, found=judge(jws, trust, proof)) for source, jws in receipts]
     if args.json:
         print_json([_row(result) for result in results])
     else:
         for result in results:
             print(_line(result))
-    return 0 if results and all(result.ok for result in results) else 1
+    return 0 if results and all(result.found.ok for result in results) else 1
+
+
+def _trust(args: argparse.Namespace, keys: KeySet) -> Trust:
+    witnesses = tuple(_verifier(text) for text in args.witness)
+    if any(witness.type is not SignatureType.COSIGNATURE for witness in witnesses):
+        raise ConfigError("--witness: this is not a witness key, type 4 of c2sp.org/tlog-cosignature")
+    quorum = len(witnesses) if args.quorum is None else args.quorum
+    if not 0 <= quorum <= len(witnesses):
+        raise ConfigError(f"--quorum {quorum} of {len(witnesses)} witnesses (--witness)")
+    log = None
+    if args.log_key:
+        log = _verifier(args.log_key)
+    elif args.proof:
+        log = log_verifier(config_of(args).state_dir / LOG / "key.vkey")
+    return Trust(keys=keys, log=log, witnesses=witnesses, quorum=quorum, require_permit=args.require_permit)
+
+
+def _verifier(text: str) -> Verifier:
+    """A verifier key, written out or in a file."""
+    try:
+        return parse_vkey(text)
+    except TlogError as error:
+        if "+" in text and not Path(text).exists():
+            raise ConfigError(f"{text}: {error}") from error
+    return log_verifier(Path(text))
+
+
+def _proof(path: Path) -> Proof:
+    try:
+        return parse_proof(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read: {error.strerror}", file=str(path)) from error
+    # A proof that is none is an invalid receipt's, exit code 1: TlogError goes up to main().
 
 
 def _row(result: _Result) -> dict[str, Any]:
-    row = {"source": result.source, "ok": result.ok, "reason": result.reason}
-    return row if result.receipt is None else row | {"receipt": result.receipt}
+    found = result.found
+    row: dict[str, Any] = {"source": result.source, "ok": found.ok, "reason": found.reason}
+    if found.statement is not None:
+        row["receipt"] = found.statement
+    if found.inclusion is not None:
+        row["log"] = {
+            "origin": found.inclusion.checkpoint.origin,
+            "index": found.inclusion.index,
+            "size": found.inclusion.checkpoint.size,
+            "witnesses": sorted(found.inclusion.witnesses),
+        }
+    return row
 
 
 def _line(result: _Result) -> str:
-    if not result.ok:
-        return f"INVALID {result.source}: {result.reason}"
-    said = result.receipt
+    found = result.found
+    if not found.ok or found.statement is None:
+        return f"INVALID {result.source}: {found.reason}"
+    said = found.statement
     what = said.get("outcome") or said.get("status") or said.get("action", "")
-    return f"ok {said['id']} {said['type']} {what} {said.get('reason', '')}".rstrip()
-
-
-def _judge(source: str, jws: bytes, keys: KeySet, *, require_permit: bool) -> _Result:
-    try:
-        said = verify(jws, keys).statement
-    except ReceiptError as error:
-        return _Result(source=source, ok=False, reason=str(error), receipt=None)
-    reason = _not_a_permit(said) if require_permit else ""
-    return _Result(source=source, ok=not reason, reason=reason, receipt=said)
-
-
-def _not_a_permit(said: Any) -> str:
-    if said["type"] != "decision" or said["outcome"] != Outcome.PERMIT:
-        return "a valid receipt, but not of a PERMIT"
-    # A decision made over an API is no evidence that a request was held and forwarded.
-    return "a PERMIT that was asked for over an API, not of a forwarded request" if "via" in said else ""
+    line = f"ok {said['id']} {said['type']} {what} {said.get('reason', '')}".rstrip()
+    if found.inclusion is None:
+        return line
+    return f"{line}, leaf {found.inclusion.index} of {found.inclusion.checkpoint.size}"
 
 
 def _read(name: str) -> Iterator[tuple[str, bytes]]:
     """Every receipt behind one argument, with the words that name it."""
-    if _JWS.fullmatch(name):
-        yield "argument", name.encode()
-        return
+    header = _HEADER.match(name.encode("utf-8", "surrogateescape"))
+    if header or _JWS.fullmatch(name):
+        yield "argument", header[1] if header else name.encode()
+    elif name != "-" and Path(name).is_dir():
+        yield from _read_folder(Path(name))
+    else:
+        yield from _read_file(name)
+
+
+def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != _PROOF_SUFFIX)
+    if not files:
+        raise ConfigError("no receipt in it", file=str(folder))
+    for path in files:
+        yield from _read_file(str(path))
+
+
+def _read_file(name: str) -> Iterator[tuple[str, bytes]]:
     try:
         lines = read_bytes(name).splitlines()
     except OSError as error:
         raise ConfigError(f"cannot read: {error.strerror}", file=name) from error
     filled = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not filled:
+    headers = [(number, header[1]) for number, line in filled if (header := _HEADER.match(line))]
+    found = headers or [(number, _jws_of(line)) for number, line in filled]
+    if not found:
         raise ConfigError("no receipt in it", file=name)
-    for number, line in filled:
-        yield (name if len(filled) == 1 else f"{name}:{number}"), _jws_of(line)
+    for number, jws in found:
+        yield (name if len(found) == 1 else f"{name}:{number}"), jws
 
 
 def _jws_of(line: bytes) -> bytes:
@@ -119,9 +188,9 @@ def _jws_of(line: bytes) -> bytes:
         return line
     try:
         jws = json.loads(line)["jws"]
+        return jws.encode("ascii") if isinstance(jws, str) else line
     except (ValueError, KeyError, RecursionError):
         return line
-    return jws.encode() if isinstance(jws, str) else line
 
 
 def _keys(place: str) -> KeySet:

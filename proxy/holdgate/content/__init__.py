@@ -9,7 +9,9 @@ readers understand differently are refused, not repaired. They share no state an
     form.py        application/x-www-form-urlencoded: pairs, brackets, flat, aws-query
     xml.py         XML without DTD, comments, CDATA or processing instructions
     multipart.py   multipart/form-data with quoted, unique names
+    related.py     multipart/related: metadata in JSON and one medium
     mediatype.py   Content-Type values
+    checksum.py    checksums that a request carries about its own body
 """
 
 from __future__ import annotations
@@ -27,4 +29,5 @@ class Decoder(StrEnum):
     FORM = "form"
     XML = "xml"
     MULTIPART = "multipart"
+    RELATED = "related"
     OPAQUE = "opaque"

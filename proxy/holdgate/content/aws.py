@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import re
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from ..errors import InputError, Reason
+from .checksum import AMZ_CHECKSUMS
 
 __all__ = ["decode_aws_chunked"]
 
@@ -41,28 +40,6 @@ _SIGNED_CHUNK: Final = re.compile(_SIZE + rb";chunk-signature=[0-9a-f]{64}\r\n")
 _TRAILER: Final = re.compile(rb"([a-z0-9-]{1,64}):([\x21-\x7e]{1,128})\r\n")
 _TRAILER_SIGNATURE: Final = re.compile(rb"x-amz-trailer-signature:[0-9a-f]{64}\r\n")
 _LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,18}")
-
-
-def _crc32(data: bytes) -> bytes:
-    return zlib.crc32(data).to_bytes(4, "big")
-
-
-def _sha1(data: bytes) -> bytes:
-    return hashlib.sha1(data, usedforsecurity=False).digest()
-
-
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
-
-
-# Name -> (bytes of the checksum, how to compute it; None: the standard library cannot, S3 does).
-_CHECKSUMS: Final[dict[str, tuple[int, Callable[[bytes], bytes] | None]]] = {
-    "x-amz-checksum-crc32": (4, _crc32),
-    "x-amz-checksum-crc32c": (4, None),
-    "x-amz-checksum-crc64nvme": (8, None),
-    "x-amz-checksum-sha1": (20, _sha1),
-    "x-amz-checksum-sha256": (32, _sha256),
-}
 
 
 def decode_aws_chunked(body: bytes, headers: Mapping[str, str]) -> bytes:
@@ -111,9 +88,9 @@ def _check_trailer(body: bytes, position: int, expected: str, data: bytes) -> in
     line = _TRAILER.match(body, position)
     name = line[1].decode("ascii") if line is not None else ""
     # One name only: AWS allows one checksum per upload, and a list could be read in two ways.
-    if line is None or name != expected or name not in _CHECKSUMS:
+    if line is None or name != expected or name not in AMZ_CHECKSUMS:
         raise InputError(Reason.BAD_BODY, "the trailer is not the checksum that X-Amz-Trailer names")
-    size, compute = _CHECKSUMS[name]
+    size, compute = AMZ_CHECKSUMS[name]
     try:
         checksum = base64.b64decode(line[2], validate=True)
     except binascii.Error:

@@ -9,10 +9,10 @@ A name in another namespace than its parent's is written `{uri}name` and matches
 Invariants (tests/test_content_xml.py):
   X1  No DTD, comment, CDATA section, processing instruction or entity but the five (and
       character references): text is what it looks like.
-  X2  Encoding is UTF-8, declared or not.
+  X2  Encoding is UTF-8, declared or not, and no byte makes the parser guess another.
   X3  Namespaces are part of names; prefixes never are.
   X4  Text beside elements refuses the document; white space between elements is no text.
-  X5  Depth and the number of elements are bounded.
+  X5  Depth, the number of elements and the length of a namespace are bounded.
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ type XmlValue = str | list[XmlValue] | dict[str, XmlValue]
 _WHITE_SPACE: Final = " \t\r\n"
 # A character that no URI and no name may hold, so that splitting is exact.
 _SEPARATOR: Final = " "
+# Every element's name arrives with its namespace before it: a long one would cost its length each time.
+_MAX_NAMESPACE: Final = 1024
 
 
 def parse_xml(data: bytes, *, max_depth: int = 32, max_nodes: int = 100_000) -> dict[str, XmlValue]:
     """Return `{root name: content}`. Raises InputError."""
+    # Expat takes `<` and NUL for UTF-16 whatever encoding it was told, and then no find below means anything.
+    if b"\0" in data:
+        raise InputError(Reason.BAD_BODY, "XML holds NUL: it is no XML, or not in UTF-8")
     # `<` occurs in well-formed XML only as markup, so these finds are exact without a parser.
     if b"<!" in data:
         raise InputError(Reason.BAD_BODY, "XML has a DTD, a comment or a CDATA section")
@@ -51,6 +56,7 @@ def parse_xml(data: bytes, *, max_depth: int = 32, max_nodes: int = 100_000) -> 
     parser.buffer_text = True
     parser.XmlDeclHandler = builder.declaration
     parser.ProcessingInstructionHandler = builder.instruction
+    parser.StartNamespaceDeclHandler = builder.namespace
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.text
@@ -87,6 +93,10 @@ class _Builder:
 
     def instruction(self, target: str, data: str) -> None:
         raise InputError(Reason.BAD_BODY, "XML has a processing instruction")
+
+    def namespace(self, prefix: str | None, uri: str | None) -> None:
+        if uri is not None and len(uri) > _MAX_NAMESPACE:
+            raise InputError(Reason.BAD_BODY, f"an XML namespace is longer than {_MAX_NAMESPACE} characters")
 
     def start(self, qualified: str, attributes: dict[str, str]) -> None:
         if len(self._open) >= self._max_depth:
@@ -137,4 +147,7 @@ class _Builder:
 
 def _expand(qualified: str) -> tuple[str, str]:
     namespace, _, name = qualified.rpartition(_SEPARATOR)
+    # No URI holds a brace, and some readers write names as `{uri}name` themselves.
+    if "{" in namespace or "}" in namespace:
+        raise InputError(Reason.BAD_BODY, "an XML namespace is not a URI")
     return namespace, name

@@ -19,6 +19,7 @@ from ..content.aws import decode_aws_chunked
 from ..content.coding import decode_coding
 from ..content.form import parse_form
 from ..content.multipart import Part, boundary_of, parse_multipart
+from ..content.related import parse_related
 from ..content.strictjson import parse_json
 from ..content.xml import parse_xml
 from ..errors import InputError, Reason
@@ -140,6 +141,11 @@ class Exchange:
     def essence(self) -> str:
         return "" if self.media is None else self.media.essence
 
+    @property
+    def framed_by_aws(self) -> bool:
+        """Whether the body was decoded from aws-chunked, so that the headers of that framing are right."""
+        return self.coding in self._parsed and (self.coding or "").endswith("aws-chunked")
+
     def decode(self, plan: BodyPlan) -> None:
         """Set `kind`, `body`, `textual` and `data` as `plan` reads the body. Raises InputError."""
         kinds = plan.kinds
@@ -184,10 +190,7 @@ class Exchange:
             return kinds[0]
         if plan.types is not None and media.essence not in plan.types:
             raise InputError(Reason.UNSUPPORTED_CONTENT, f"content type {media.essence!r} is not declared")
-        for name, value in media.params:
-            # Other parameters do not change how we read the body; they are part of the digest.
-            if name == "charset" and value.lower() not in ("utf-8", "us-ascii"):
-                raise InputError(Reason.UNSUPPORTED_CONTENT, "a charset other than UTF-8")
+        # The charset was judged with the head; other parameters do not change how we read the body.
         if len(kinds) == 1:
             return kinds[0]
         kind = kind_of(media.essence)
@@ -201,14 +204,16 @@ class Exchange:
         coding = self.coding
         if coding is None:
             return self.content
-        if coding not in plan.codings:
-            raise InputError(Reason.UNSUPPORTED_CONTENT, f"content coding {coding!r} is not declared")
+        codings = coding.split(",")
+        for each in codings:
+            if each not in plan.codings:
+                raise InputError(Reason.UNSUPPORTED_CONTENT, f"content coding {each!r} is not declared")
         data: bytes | None = self._parsed.get(coding)
         if data is None:
-            if coding == "aws-chunked":
-                data = decode_aws_chunked(self.content, self.fields)
-            else:
-                data = decode_coding(self.content, coding, limit)
+            data = self.content
+            for each in reversed(codings):  # the last one was applied last
+                aws = each == "aws-chunked"
+                data = decode_aws_chunked(data, self.fields) if aws else decode_coding(data, each, limit)
             self._parsed[coding] = data
         if len(data) > limit:
             raise InputError(Reason.TOO_LARGE, f"the decoded body is longer than {limit} bytes")
@@ -235,8 +240,10 @@ class Exchange:
                 return tree
             case "xml":
                 return parse_xml(self.data)
-            case "multipart":
+            case "multipart" | "related":
                 boundary = boundary_of(() if self.media is None else self.media.params)
+                if kind == "related":
+                    return parse_related(self.data, boundary=boundary)
                 return _record(parse_multipart(self.data, boundary=boundary, repeat=plan.repeat), plan.repeat)
             case _:
                 return {}
@@ -257,12 +264,13 @@ def kind_of(essence: str) -> str:
         return "json"
     if essence.endswith(("/xml", "+xml")):
         return "xml"
-    return "multipart" if essence == "multipart/form-data" else "opaque"
+    return {"multipart/form-data": "multipart", "multipart/related": "related"}.get(essence, "opaque")
 
 
 def _record(parts: tuple[Part, ...], repeat: frozenset[str]) -> dict[str, Any]:
     """Parts by name: text as text, a file as a record of what identifies it."""
     record: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
     for part in parts:
         value: Any
         # Only plain text is text: another type on a part is part of what it means.
@@ -278,10 +286,14 @@ def _record(parts: tuple[Part, ...], repeat: frozenset[str]) -> dict[str, Any]:
                 "bytes": len(part.data),
                 "sha256": hashlib.sha256(part.data).hexdigest(),
             }
-        if part.name in repeat:
-            record.setdefault(part.name, []).append(value)
-        elif part.name in record:
-            raise InputError(Reason.DUPLICATE_PARAMETER, f"part {part.name!r} occurs more than once")
+        # `a[]` is a list here as in a form, and `a` beside it a second reading of the name.
+        name = part.name.removesuffix("[]") or part.name
+        if spelled.setdefault(name, part.name) != part.name:
+            raise InputError(Reason.DUPLICATE_PARAMETER, f"part {name!r} is both a value and a list")
+        if name != part.name or name in repeat:
+            record.setdefault(name, []).append(value)
+        elif name in record:
+            raise InputError(Reason.DUPLICATE_PARAMETER, f"part {name!r} occurs more than once")
         else:
-            record[part.name] = value
+            record[name] = value
     return record

@@ -14,6 +14,7 @@ import binascii
 import re
 from typing import Final
 
+from ..content.checksum import confirms
 from ..digest import fingerprint
 from ..errors import InputError, Reason
 from ..fields import is_inert
@@ -27,8 +28,14 @@ from .types import JSON_SAFE, canonical_json, sha256_text
 __all__ = ["action_of", "check_body", "declared_headers", "evaluate", "principal_of"]
 
 _PRESIGNED: Final = frozenset({"x-amz-signature", "x-amz-credential", "x-amz-algorithm", "awsaccesskeyid"})
-_OVERRIDES: Final = ("x-http-method", "x-method-override", "x-original-", "x-rewrite-", "x-forwarded-")
+# The last two name the operation to services of several protocols, whatever path and body say.
+_OVERRIDES: Final = (
+    "x-http-method", "x-method-override", "x-original-", "x-rewrite-", "x-forwarded-",
+    "x-amz-target", "soapaction",
+)  # fmt: skip
 _PLAIN_NAME: Final = re.compile(r"[0-9a-z\-]+")
+# The decoder of aws-chunked compares these with the body.
+_AWS_FRAMING: Final = frozenset({"x-amz-decoded-content-length", "x-amz-trailer"})
 _BEARER: Final = re.compile(r"(?i:bearer) ([\x21-\x7e]+)\Z")
 _BASIC: Final = re.compile(r"(?i:basic) ([A-Za-z0-9+/]+={0,2})\Z")
 _SIGV4: Final = re.compile(r"AWS4-[A-Z0-9-]+ +Credential=([A-Za-z0-9_]+)/[^\s,]*,.*\Z")
@@ -71,7 +78,8 @@ def declared_headers(plan: Plan, exchange: Exchange) -> list[str]:
             if name not in plan.secret_headers:  # the digest has no key: a credential never enters it
                 found.append(name)
         elif strict:
-            raise InputError(Reason.UNKNOWN_PARAMETER, f"header {name!r} is not in the surface map")
+            if not _says_the_body(name, exchange):
+                raise InputError(Reason.UNKNOWN_PARAMETER, f"header {name!r} is not in the surface map")
         elif name.startswith(_OVERRIDES) or _PLAIN_NAME.fullmatch(name) is None:
             # CGI and WSGI servers read `x_amz_target`, some `x-amz.target` too, as `x-amz-target`.
             raise InputError(Reason.UNKNOWN_PARAMETER, f"header {name!r} could change the operation")
@@ -81,6 +89,13 @@ def declared_headers(plan: Plan, exchange: Exchange) -> list[str]:
         if not is_inert(name):
             raise InputError(Reason.DUPLICATE_PARAMETER, f"header {name!r} occurs more than once")
     return found
+
+
+def _says_the_body(name: str, exchange: Exchange) -> bool:
+    """Whether a header repeats what the body says, and was checked against it."""
+    if name in _AWS_FRAMING:
+        return exchange.framed_by_aws
+    return exchange.given is None and confirms(name, exchange.fields[name], exchange.content)
 
 
 def _check_query(plan: Plan, exchange: Exchange) -> None:
@@ -186,7 +201,10 @@ def _basic_user(value: str) -> str | None:
     if found is None:
         return None
     try:
-        user, colon, _ = base64.b64decode(found[1], validate=True).decode("utf-8").partition(":")
+        decoded = base64.b64decode(found[1], validate=True)
+        user, colon, _ = decoded.decode("utf-8").partition(":")
     except (binascii.Error, UnicodeDecodeError):
+        return None
+    if base64.b64encode(decoded).decode("ascii") != found[1]:  # padding twice, or bits that nobody reads
         return None
     return user if colon and user else None

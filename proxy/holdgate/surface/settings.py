@@ -21,6 +21,7 @@ _TYPES: Final = {
     "form": ("application/x-www-form-urlencoded",),
     "xml": ("application/xml", "text/xml"),
     "multipart": ("multipart/form-data",),
+    "related": ("multipart/related",),
 }
 
 

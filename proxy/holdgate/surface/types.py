@@ -50,10 +50,10 @@ _ARN: Final = re.compile(r"arn:[a-z0-9-]+:[a-z0-9-]*:[a-z0-9-]*:[0-9a-z-]*:[\x21
 _REFERENCE: Final = re.compile(r"[\x21-\x7e]{1,512}\Z")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # One address: `local@domain`, alone or in angle brackets after a display name. Comments, groups,
-# routes and quoted local parts are refused: two mailers read them differently.
-_ADDRESS: Final = re.compile(
-    r'\s*(?:(?:"[^"\\\r\n]*"|[^"<>@,:;()\\\r\n]*)\s*<([^\s<>@,:;()"\\]+@[A-Za-z0-9.-]+)>|([^\s<>@,:;()"\\]+@[A-Za-z0-9.-]+))\s*\Z'
-)
+# routes and quoted local parts are refused: two mailers read them differently. So are line ends, and
+# letters beyond ASCII in an address: the lower case of some is an ASCII letter, of another mailbox.
+_SPEC: Final = r"([!#-'*+\-./0-9=?A-Z\[\]^-~]+@[A-Za-z0-9.-]+)"
+_ADDRESS: Final = re.compile(rf'(?:"[^"\\\r\n]*+"|[^"<>@,:;()\\\r\n]*+)[ \t]*+<{_SPEC}>|{_SPEC}')
 
 
 def canonical_json(value: Any) -> str:
@@ -113,8 +113,9 @@ def _decimal(scale: int) -> Converter:
 
 
 def _string(value: Any, textual: bool) -> str:
-    if type(value) is not str:
-        raise TypeMismatch("a string is expected")
+    # NUL ends a text for readers written in C; forms, paths and headers with one are refused before.
+    if type(value) is not str or "\0" in value:
+        raise TypeMismatch("a string without NUL is expected")
     return value
 
 
@@ -160,7 +161,7 @@ def _address_list(value: Any, textual: bool) -> tuple[str, ...]:
         raise TypeMismatch("mail addresses are expected")
     out = []
     for item in value:
-        found = _ADDRESS.match(item) if type(item) is str else None
+        found = _ADDRESS.fullmatch(item.strip(" \t")) if type(item) is str else None
         if found is None:
             raise TypeMismatch("a mail address has a form that mailers read differently")
         out.append((found[1] or found[2]).lower())

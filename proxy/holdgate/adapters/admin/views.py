@@ -19,8 +19,13 @@ from ... import __version__
 from ...errors import ConfigError, Outcome
 from ...keys import SigningKey
 from ...receipt import ReceiptError, trigguard_view
+from ...tiles import parse_tile
+from ...tlog import TlogError
 from ..metrics import CONTENT_TYPE, Metrics
+from ..proofs import NotCovered, prove
+from ..sequencer import LOG
 from ..sqlite_reader import Page, SqliteReader, StoredReceipt
+from ..tilestore import TileStore
 from .guard import Access, Problem, Rules, guard
 from .shapes import decode_jws, export_row, parse_since
 
@@ -35,7 +40,9 @@ ACCESS: Final = {
     "/metrics": Access.METRICS,
     "/receipts": Access.RECEIPTS,
     "/receipts/{id}": Access.RECEIPTS,
+    "/receipts/{id}/proof": Access.RECEIPTS,
     "/log/checkpoint": Access.CHECKPOINT,
+    "/log/tile/{path}": Access.RECEIPTS,
     "/.well-known/jwks.json": Access.PUBLIC,
     "/.well-known/trigguard/keys.json": Access.PUBLIC,
 }
@@ -77,7 +84,9 @@ def build_app(state: AdminState) -> web.Application:
         "/metrics": views.metrics,
         "/receipts": views.receipts,
         "/receipts/{id}": views.receipt,
+        "/receipts/{id}/proof": views.proof,
         "/log/checkpoint": views.checkpoint,
+        "/log/tile/{path:.+}": views.tile,
         "/.well-known/jwks.json": views.jwks,
         "/.well-known/trigguard/keys.json": views.trigguard_keys,
     }.items():
@@ -129,6 +138,31 @@ class _Views:
     async def checkpoint(self, request: web.Request) -> web.Response:
         note = await self._read(lambda reader: reader.checkpoint())
         return web.Response(body=note, headers={"Content-Type": "text/plain; charset=utf-8"})
+
+    async def proof(self, request: web.Request) -> web.Response:
+        """The c2sp.org/tlog-proof of a receipt."""
+        name = request.match_info["id"]
+
+        def ask(reader: SqliteReader) -> bytes | None:
+            stored = reader.get(name)
+            return None if stored is None else prove(self._state.state_dir, stored.index, stored.jws)
+
+        try:
+            text = await self._read(ask)
+        except NotCovered as error:
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}.", {"Retry-After": "1"}) from None
+        if text is None:
+            raise Problem(HTTPStatus.NOT_FOUND, "No receipt has this id.")
+        return web.Response(body=text, headers={"Content-Type": "text/plain; charset=utf-8"})
+
+    async def tile(self, request: web.Request) -> web.Response:
+        """A hash tile or an entry bundle (c2sp.org/tlog-tiles); the bundles hold receipts, hence the role."""
+        try:
+            tile = parse_tile("tile/" + request.match_info["path"])
+            data = await asyncio.to_thread(TileStore(self._state.state_dir / LOG).read, tile)
+        except TlogError as error:
+            raise Problem(HTTPStatus.NOT_FOUND, f"{error}.") from None
+        return web.Response(body=data, headers={"Content-Type": "application/octet-stream"})
 
     async def jwks(self, request: web.Request) -> web.Response:
         return _json(self._state.jwks())

@@ -1,0 +1,99 @@
+"""Every bundle that was ever active here, by its digest: what `replay` decides with, years later.
+
+`state_dir/bundles/<hex>.json` holds the text of all maps and policies of one bundle. A bundle is kept before
+it becomes active, so no receipt names one that is not here; nothing is ever removed by us.
+
+Invariants (tests/test_bundle_store.py):
+  BS1  What keep_bundle() stores has exactly the digest of the bundle; otherwise it raises and stores nothing.
+  BS2  load_kept() returns the bundle of the digest asked for, or raises; an edited file is no bundle.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from ..bundle import Bundle, bundle_digest, load_bundle, source_files
+from ..errors import ConfigError
+from .durable import replace_file
+
+__all__ = ["keep_bundle", "load_kept"]
+
+_FOLDER: Final = "bundles"
+_CHANGED: Final = "maps or policies changed while they were read; try again"
+_KINDS: Final = ("surfaces", "policies")
+
+
+def keep_bundle(
+    state_dir: Path, bundle: Bundle, *, surfaces: Sequence[Path], policies: Sequence[Path]
+) -> None:
+    """Store the sources of an active bundle, if they are not there yet. Raises ConfigError."""
+    path = _path(state_dir, bundle.digest)
+    if path.exists():
+        return
+    roots = zip(_KINDS, (surfaces, policies), strict=True)
+    document = {"v": 1} | {kind: [_texts(root) for root in paths] for kind, paths in roots}
+    with _unpacked(document) as (kept_surfaces, kept_policies):
+        if bundle_digest(kept_surfaces, kept_policies) != bundle.digest:
+            raise ConfigError(_CHANGED, file=str(surfaces[0]))
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        data = json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
+        replace_file(path, data, mode=0o600)
+    except OSError as error:
+        raise ConfigError(f"the bundle cannot be kept: {error.strerror}", file=str(path)) from error
+
+
+def load_kept(state_dir: Path, digest: str) -> Bundle:
+    """The bundle of this digest. Raises ConfigError when it is not here, or is not that bundle any more."""
+    path = _path(state_dir, digest)
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"no bundle {digest} was kept here", file=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read: {error}", file=str(path)) from error
+    try:
+        with _unpacked(document) as (surfaces, policies):
+            if (actual := bundle_digest(surfaces, policies)) != digest:
+                raise ConfigError(f"was changed: this is bundle {actual}", file=str(path))
+            return load_bundle(surfaces, policies)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise ConfigError(f"is not a kept bundle: {error!r}", file=str(path)) from error
+
+
+def _path(state_dir: Path, digest: str) -> Path:
+    return state_dir / _FOLDER / f"{digest.removeprefix('sha256:')}.json"
+
+
+def _texts(root: Path) -> dict[str, str]:
+    try:
+        return {name: file.read_bytes().decode() for file, name in source_files(root)}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", file=str(root)) from error
+
+
+@contextmanager
+def _unpacked(document: dict[str, Any]) -> Iterator[tuple[list[Path], list[Path]]]:
+    with tempfile.TemporaryDirectory(prefix="holdgate-bundle-") as folder:
+        surfaces, policies = (_unpack(Path(folder) / kind, document[kind]) for kind in _KINDS)
+        yield surfaces, policies
+
+
+def _unpack(folder: Path, roots: list[dict[str, Any]]) -> list[Path]:
+    paths = []
+    for number, texts in enumerate(roots):
+        root = folder / str(number)
+        for name, text in texts.items():
+            parts = Path(name).parts
+            if not parts or Path(name).is_absolute() or ".." in parts:
+                raise ValueError(f"the name {name!r}")
+            file = root / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8", newline="")
+        paths.append(root)
+    return paths

@@ -1,0 +1,173 @@
+"""The sequencer: committed receipts become tiles, and then a signed checkpoint, in a thread of its own.
+
+    head (what is durable) -> read the new leaves -> tiles, fsync -> checkpoint, fsync, rename -> prune
+
+It follows the writer and never holds it up: it reads through a connection of its own and is told nothing
+but that something was committed. Whatever goes wrong ends the ledger (`failed`): a log that can no longer
+be signed is no log, and receipts promise to be in it. A crash between any two steps leaves tiles ahead of
+the checkpoint; the next start makes the same ones again.
+
+Invariants (tests/test_sequencer.py has one test named after each):
+  SQ1  A checkpoint is published only after every tile of its tree is durable.
+  SQ2  Nothing is signed that is not larger than the last signed tree and does not begin with it.
+  SQ3  A checkpoint that is not the one written last is never overwritten.
+  SQ4  Killed at any step, the next start gets to the same log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from ..errors import ConfigError
+from ..keys import SigningKey
+from ..note import Checkpoint, sign_checkpoint
+from ..tiles import Edge, Tile, new_tiles
+from ..tlog import TlogError, Tree
+from .durable import replace_file
+from .sqlite_schema import DB_NAME, connect_reader
+from .tilestore import TileMissing, TileStore
+
+__all__ = ["CHECKPOINT", "LOG", "Sequencer", "edge_of"]
+
+LOG: Final = Path("log")
+CHECKPOINT: Final = LOG / "checkpoint"
+_INTERVAL_S: Final = 0.5  # between two checkpoints: half of what we promise
+_CHUNK: Final = 64  # leaves at once: under a millisecond of the interpreter, and no long read of SQLite's
+_PAUSE_S: Final = 0.001  # between two chunks, while others have work: the event loop comes first
+_BUFFERED: Final = 64  # full tiles in memory before they are written
+
+
+def edge_of(state_dir: Path, checkpoint: Checkpoint) -> Edge | None:
+    """The right edge of the tiles under `checkpoint`; None when they are not there. Raises ConfigError."""
+    store = TileStore(state_dir / LOG)
+    try:
+        edge = Edge.restore(checkpoint.size, store.read)
+    except TileMissing:
+        return None
+    except (TlogError, OSError) as error:
+        raise ConfigError(f"the log's tiles are damaged: {error}", file=str(state_dir / LOG)) from error
+    if edge.tree.root() != checkpoint.root:
+        raise ConfigError(
+            "the log's tiles differ from what its checkpoint signed. Move log/tile away to have it made"
+            " again from the ledger, and find out who changed it",
+            file=str(state_dir / LOG),
+        )
+    return edge
+
+
+class Sequencer:
+    """Make one with the edge of the published tiles, call publish() once, then start().
+
+    `edge` is the tree that the last checkpoint signed, or empty when its tiles are lost: they are made again.
+    `signed` is the size of that checkpoint's tree, 0 when there is none. `head` is asked for the tree over
+    everything that is durable; it begins with the signed one (sqlite_open.py has compared them).
+    """
+
+    def __init__(
+        self,
+        *,
+        state_dir: Path,
+        origin: str,
+        key: SigningKey,
+        edge: Edge,
+        signed: int,
+        head: Callable[[], Tree],
+        failed: Callable[[str], None],
+    ) -> None:
+        self._state_dir, self._origin, self._key = state_dir, origin, key
+        self._edge, self._head, self._failed = edge, head, failed
+        self._tiles = TileStore(state_dir / LOG)
+        self._note = _read(state_dir / CHECKPOINT)
+        self._signed = signed
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._abandon = False
+        self._thread = threading.Thread(target=self._run, name="ledger-sequencer", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something was committed. Costs the caller nothing worth measuring."""
+        self._wake.set()
+
+    def stop(self, *, publish: bool) -> None:
+        """End the thread; publish what is left first, unless what is on disk is in doubt. Idempotent."""
+        self._abandon = self._abandon or not publish
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._wake.wait()
+                self._wake.clear()
+                if self._abandon:
+                    return
+                self.publish()
+                self._stop.wait(_INTERVAL_S)
+            if not self._abandon:
+                self.publish()
+        except BaseException as error:  # noqa: BLE001  (whatever it is, the log can no longer be trusted to follow)
+            self._failed(f"log: {type(error).__name__}: {error}")
+
+    def publish(self) -> None:
+        """Bring tiles and checkpoint up to what is committed. Raises TlogError, OSError, sqlite3.Error."""
+        head, start = self._head(), self._edge.size
+        if head.size < self._signed:
+            raise TlogError(f"{self._signed} receipts were signed, and the ledger has {head.size}")
+        if head.size == start == self._signed and self._note is not None:
+            return
+        with contextlib.closing(connect_reader(self._state_dir / DB_NAME)) as db:
+            self._extend(db, head.size)
+        if self._edge.tree != head:
+            raise TlogError(f"the first {head.size} receipts on disk are not those that were committed")
+        self._tiles.write(self._edge.partials())
+        if head.size > self._signed or self._note is None:
+            self._sign(head)
+        self._tiles.prune(new_tiles(start, head.size))
+
+    def _extend(self, db: sqlite3.Connection, size: int) -> None:
+        filled: list[tuple[Tile, bytes]] = []
+        while (at := self._edge.size) < size:
+            rows = db.execute(
+                "SELECT jws FROM receipts WHERE idx >= ? AND idx < ? ORDER BY idx",
+                (at, min(size, at + _CHUNK)),
+            ).fetchall()
+            if not rows:
+                raise TlogError(f"receipt {at} is missing in the ledger")
+            for row in rows:
+                filled.extend(self._edge.append(row[0]))
+            if len(filled) >= _BUFFERED:
+                self._tiles.write(filled)
+                filled = []
+            if self.alive:
+                time.sleep(_PAUSE_S)
+        self._tiles.write(filled)
+
+    def _sign(self, head: Tree) -> None:
+        path = self._state_dir / CHECKPOINT
+        if _read(path) != self._note:
+            raise TlogError("the checkpoint on disk is not the one written last")
+        note = sign_checkpoint(self._origin, head, self._key)
+        replace_file(path, note)
+        self._note, self._signed = note, head.size
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,90 @@
+"""Deciding again what was decided: a recorded input and the bundle of its time in, the same decision out.
+
+The receipt says outcome, reason and rules; the gate is asked once more with the recorded input, and the two
+must be the same bytes of canonical JSON. Signatures are not looked at here: `holdgate log audit` does that.
+
+Invariants (tests/test_replay.py):
+  RP1  `identical` means that outcome, reason and rules of the receipt are what the gate says now.
+  RP2  An input that is not the one the receipt names is `different`, whatever is decided about it.
+  RP3  What cannot be decided again (no input, no bundle, decided too late) is never `identical`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from . import gate
+from .errors import Reason
+from .gate import Decision
+from .jcs import JcsError, dumps, loads_input_strict
+from .policy_model import PolicySet
+from .receipt import input_digest
+
+__all__ = ["Record", "Replayed", "Verdict", "replay"]
+
+
+class Verdict(StrEnum):
+    IDENTICAL = "identical"
+    DIFFERENT = "different"
+    NOT_ASKED = "not_asked"  # refused before the gate: there is nothing to decide again
+    TOO_LATE = "too_late"  # decided, but after limits.decide_ms; that was a matter of time, not of the input
+    NOT_KEPT = "not_kept"  # the input of a sensitive operation, or one that was deleted
+    NO_BUNDLE = "no_bundle"  # decided under a bundle that is not here any more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One decision receipt, decoded, and the input that was stored with it."""
+
+    statement: Mapping[str, Any]
+    inputs: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    id: str
+    verdict: Verdict
+    recorded: str  # what the receipt says, canonical JSON
+    now: str  # what the gate says now, or why it was not asked; "" when there is nothing to say
+
+
+def replay(records: Iterable[Record], policies_of: Callable[[str], PolicySet | None]) -> Iterator[Replayed]:
+    """Decide every record again, in order. `policies_of` takes a bundle's digest; None: it is not here."""
+    for record in records:
+        said = record.statement
+        recorded = _decision_bytes(said["outcome"], said["reason"], said.get("rules", []))
+        verdict, now = _again(record, recorded, policies_of)
+        yield Replayed(id=said["id"], verdict=verdict, recorded=recorded.decode(), now=now)
+
+
+def _again(
+    record: Record, recorded: bytes, policies_of: Callable[[str], PolicySet | None]
+) -> tuple[Verdict, str]:
+    said = record.statement
+    if "input_digest" not in said:
+        return Verdict.NOT_ASKED, ""
+    if record.inputs is None:
+        return Verdict.NOT_KEPT, ""
+    if input_digest(record.inputs) != said["input_digest"]:
+        return Verdict.DIFFERENT, "the stored input is not the one that was decided"
+    if said["reason"] == Reason.GATE_TIMEOUT.value:
+        return Verdict.TOO_LATE, ""
+    if said["engine"] != gate.ENGINE or (policies := policies_of(said["policy"]["digest"])) is None:
+        return Verdict.NO_BUNDLE, f"{said['engine']} {said['policy']['digest']}"
+    try:
+        decision = gate.decide(policies, loads_input_strict(record.inputs))
+    except JcsError as error:
+        return Verdict.DIFFERENT, f"the stored input cannot be read: {error}"
+    now = _of(decision)
+    return (Verdict.IDENTICAL if now == recorded else Verdict.DIFFERENT), now.decode()
+
+
+def _of(decision: Decision) -> bytes:
+    return _decision_bytes(decision.outcome.value, decision.reason.value, list(decision.rules))
+
+
+def _decision_bytes(outcome: str, reason: str, rules: list[str]) -> bytes:
+    return dumps({"outcome": outcome, "reason": reason, "rules": rules})
