@@ -96,6 +96,7 @@ BAD: dict[str, Issued] = {
     "expired": issue(CA, [uri(SPIFFE)], start=NOW - 2 * DAY, end=NOW - DAY),
     "not yet valid": issue(CA, [uri(SPIFFE)], start=NOW + DAY, end=NOW + 2 * DAY),
     "for servers": issue(CA, [uri(SPIFFE)], usages=[SERVER]),
+    "for anything": issue(CA, [uri(SPIFFE)], usages=[ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]),
     "for nothing in particular": issue(CA, [uri(SPIFFE)], usages=[]),
     "a CA's own": issue(CA, [uri(SPIFFE)], is_ca=True),
     "without the CA in between": replace(issue(MIDDLE, [uri(SPIFFE)]), between=()),
@@ -103,11 +104,13 @@ BAD: dict[str, Issued] = {
     "a longer name": issue(CA, [uri(SPIFFE + "/x")]),
     "another case": issue(CA, [uri(SPIFFE.replace("agents", "Agents"))]),
     "two URIs": issue(CA, [uri(SPIFFE), uri("spiffe://example.org/agents/payouts")]),
+    "two URIs, the other one first": issue(CA, [uri("spiffe://example.org/agents/payouts"), uri(SPIFFE)]),
     "the same URI twice": issue(CA, [uri(SPIFFE), uri(SPIFFE)]),
     "the name as a DNS name": issue(CA, [dns("example.org")]),
     "the name in the subject only": issue(CA, [dns("example.org")], common_name=SPIFFE),
     "no name": issue(CA, [], common_name=NAMED),
     "two DNS names": issue(CA, [dns(NAMED), dns("x.example")]),
+    "a DNS name and a URI": issue(CA, [dns(NAMED), uri("https://x.example/")]),
     "a wildcard": issue(CA, [dns("*.agents.internal")]),
     "the DNS name in the subject only": issue(CA, [dns("x.example")], common_name=NAMED),
     "a DNS name in upper case": issue(CA, [dns(NAMED.upper())]),
@@ -119,11 +122,13 @@ BAD: dict[str, Issued] = {
 def test_cc1_anything_less_is_nobody_and_falls_back_to_nothing(
     what: str, spiffe: AgentRule, named: AgentRule
 ) -> None:
+    shown = origin(BAD[what].chain)
+    assert who(Identity((spiffe, named)), shown) == "nobody, 403: the client certificate is no agent's"
     local = rule("local", source="10.0.0.0/8")
     token = rule("token", token="s3cret")
     identity = Identity((spiffe, named, local, token))
-    for where in (origin(BAD[what].chain), origin(BAD[what].chain, b"Bearer s3cret")):
-        assert who(identity, where).startswith("nobody, 403")
+    for where in (shown, origin(BAD[what].chain, b"Bearer s3cret")):
+        assert who(identity, where) == "nobody, 403: the client certificate is no agent's"
     # Without it, the same connection is known: it is the certificate that is not ignored.
     assert who(Identity((local,)), origin()) == "local"
 
@@ -189,6 +194,12 @@ def test_a8_certificate_source_and_token_are_anded(files: Path) -> None:
         origin(),
     ):
         assert who(identity, where).startswith("nobody"), where
+
+
+def test_a8_a_bad_certificate_is_refused_and_no_token_is_asked_for(files: Path) -> None:
+    certificate = CertificateRule(ca_file=files / "agents.pem", san=SPIFFE)
+    identity = Identity((rule("both", token="s3cret", certificate=certificate),))
+    assert who(identity, origin(BAD["expired"].chain)).startswith("nobody, 403")
 
 
 def test_a8_a_certificate_of_one_agent_and_the_source_or_token_of_another_is_nobody(

@@ -149,6 +149,12 @@ def test_what_worked_is_open(name: str) -> None:
     assert (found.state, found.reason) == (State.OPEN, "?[31mdid it?")
 
 
+def test_a_run_that_closed_nothing_is_not_closed() -> None:
+    nothing = [replace(row, state=State.NOT_APPLICABLE, required=False) for row in rows().values()]
+    assert not is_closed(nothing)
+    check_admin("coverage", "local", details(RUN, nothing, netns=1, uid=2))
+
+
 def test_without_a_witness_silence_is_called_weak_and_a_connection_unknown() -> None:
     facts: dict[str, Any] = {"proving": False, "watched": frozenset(), "logged": {}}
     silent = rows(**facts, results=dict.fromkeys(MATRIX, SILENT))

@@ -193,6 +193,7 @@ def test_dr2_a_witness_that_died_has_watched_nothing(
         return found
 
     monkeypatch.setattr(prover, "_try", try_then_kill)
+    monkeypatch.setattr(run, "_logged", lambda since: {"control.redirect": "bot"})
     rows = {row.id: row for row in run.examine(lambda uid: {}).rows}
     witnessed = {rows[name].state for name in NETWORK if CELLS[name].judge is Judge.WITNESS}
     assert State.CLOSED not in witnessed and run.leaks() is None

@@ -10,10 +10,13 @@ from typing import Any
 
 import mitmproxy.proxy.layers as engine_layers
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from mitmproxy import exceptions, hooks, options
 from mitmproxy.proxy import server, server_hooks
 from mitmproxy.proxy.layers import ClientTLSLayer, modes
+from OpenSSL import crypto
 
+from client_pki import make_ca
 from doors import open_door
 from holdgate.adapters import mitm
 from holdgate.adapters.gate_layer import DenyLayer, GateLayer
@@ -221,3 +224,33 @@ async def test_en2_every_required_option_has_its_value(tmp_path: Path) -> None:
         for name, wanted in REQUIRED_OPTIONS.items():
             if name in door.engine.options:
                 assert getattr(door.engine.options, name) == wanted, name
+
+
+# --- client certificates (client_certs.py, CC2) ---
+
+
+def test_what_a_client_shows_is_kept_as_it_was_shown() -> None:
+    made, _ = addon()
+    shown = make_ca("agents").certificate
+    one = crypto.X509.from_cryptography(shown)
+    for own, chain, count in ((None, None, 0), (one, None, 1), (one, [one], 2)):
+        session = SimpleNamespace(get_peer_certificate=lambda: own, get_peer_cert_chain=lambda: chain)  # noqa: B023
+        made.tls_established_client(tls_data(session))
+        kept = made.chains.get("client 1", ())
+        assert kept == (shown.public_bytes(Encoding.DER),) * count
+
+
+@pytest.mark.parametrize("broken", ["get_peer_certificate", "get_peer_cert_chain", "what it gives"])
+def test_a_certificate_that_cannot_be_read_is_not_taken_for_none(broken: str) -> None:
+    def fails() -> Any:
+        raise ValueError
+
+    good = crypto.X509.from_cryptography(make_ca("agents").certificate)
+    parts: dict[str, Any] = {"get_peer_certificate": lambda: good, "get_peer_cert_chain": lambda: [object()]}
+    made, _ = addon()
+    made.tls_established_client(tls_data(SimpleNamespace(**(parts | {broken: fails}))))
+    assert made.chains["client 1"] == (b"unreadable",)
+
+
+def tls_data(session: Any) -> Any:
+    return SimpleNamespace(context=SimpleNamespace(client=SimpleNamespace(id="client 1")), ssl_conn=session)

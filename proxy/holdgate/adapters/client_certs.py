@@ -24,7 +24,6 @@ from typing import Final
 
 from cachetools import TTLCache
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from ..agents import Agent, AgentRule, CertificateRule, identify
@@ -75,12 +74,12 @@ class Identity:
             leaf, *others = (x509.load_der_x509_certificate(der) for der in chain)
             verifier = PolicyBuilder().store(Store(self._issuers[rule.ca_file])).time(self._now())
             verifier.build_client_verifier().verify(leaf, others)
-            # Asked for itself: the policy takes a certificate without it.
-            usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+            # That it is for clients, the policy checks; but one that names no usage at all passes it.
+            leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
             names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except (VerificationError, ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, TypeError):
             return False
-        return ExtendedKeyUsageOID.CLIENT_AUTH in usage and _is_named(names, rule.san)
+        return _is_named(names, rule.san)
 
 
 def _is_named(names: x509.SubjectAlternativeName, san: str) -> bool:

@@ -182,12 +182,16 @@ class HoldgateAddon:
         # parsed must not look like none (client_certs.py, CC2).
         client_id = data.context.client.id
         self.chains[client_id] = (b"unreadable",)
-        session = data.ssl_conn
-        if session is None or (own := session.get_peer_certificate()) is None:
-            del self.chains[client_id]
-            return
-        shown = (own, *(session.get_peer_cert_chain() or ()))
-        self.chains[client_id] = tuple(crypto.dump_certificate(crypto.FILETYPE_ASN1, each) for each in shown)
+        try:
+            session = data.ssl_conn
+            if session is None or (own := session.get_peer_certificate()) is None:
+                del self.chains[client_id]
+                return
+            shown = (own, *(session.get_peer_cert_chain() or ()))
+            der = tuple(crypto.dump_certificate(crypto.FILETYPE_ASN1, each) for each in shown)
+            self.chains[client_id] = der
+        except Exception:
+            log.exception("a client certificate could not be read")
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         # The operator's main signal that an agent does not trust our CA.

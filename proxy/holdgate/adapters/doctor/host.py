@@ -31,9 +31,10 @@ type Finding = tuple[State, str]
 
 
 def secret_files(state_dir: Path) -> tuple[str, ...]:
-    """What no agent may read."""
-    names = ("ca/ca.key", "keys/receipt.key", "keys/log.key", "keys/fleet.key", "ledger.db")
-    return tuple(str((state_dir / name).absolute()) for name in names)
+    """What no agent may read: every key that is there, those that must be, and the ledger."""
+    must = {state_dir / name for name in ("ca/ca.key", "keys/receipt.key", "keys/log.key", "keys/fleet.key")}
+    there = {path for folder in ("ca", "keys") for path in (state_dir / folder).glob("*.key")}
+    return tuple(str(path.absolute()) for path in (*sorted(must | there), state_dir / "ledger.db"))
 
 
 def look(
