@@ -1,7 +1,8 @@
 """Who is asking: the facts of one connection and the configured rules in, one Agent out.
 
-An agent is known by its source address, its proxy token, or both; never by a header that it can
-set inside the tunnel (`Origin` holds none).
+An agent is known by its source address, its proxy token, the user that its socket belongs to, or several of
+them; or because `holdgate exec` started it. Never by a header that it can set inside the tunnel (`Origin`
+holds none).
 
 Invariants (tests/test_agents.py):
   A1  identify() returns an Agent only when exactly one rule matches; otherwise InputError unknown_agent.
@@ -9,6 +10,8 @@ Invariants (tests/test_agents.py):
   A3  407 is asked for only when no credentials came, a rule wants some, and the client speaks to a proxy.
   A4  An IPv4 source written as an IPv4-mapped IPv6 address is the same source.
   A5  Every token rule is compared, in constant time, whichever matches first.
+  A6  A connection vouched for by `holdgate exec` is that agent or nobody, whatever else would match.
+  A7  A rule with users covers a connection only when the kernel says that one of them owns it.
 """
 
 from __future__ import annotations
@@ -54,12 +57,13 @@ class AgentRule:
 
     agent: Agent
     sources: tuple[Network, ...]  # (): this rule does not look at the source, so it has a token
-    token_sha256: bytes  # b"": this rule does not look at tokens, so it has sources
+    token_sha256: bytes  # b"": this rule does not look at tokens
+    users: tuple[int, ...] = ()  # uids; (): this rule does not look at who owns the agent's socket
     # `sources` as (version, network, mask): asked at every request, and ipaddress is slow at it.
     blocks: frozenset[tuple[int, int, int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.sources and not self.token_sha256:
+        if not self.sources and not self.token_sha256 and not self.users:
             raise ValueError(f"agent {self.agent.id}: a rule that looks at nothing would match everybody")
         if self.token_sha256 and len(self.token_sha256) != 32:
             raise ValueError(f"agent {self.agent.id}: token_sha256 is not 32 bytes")
@@ -73,6 +77,9 @@ def identify(origin: Origin, rules: tuple[AgentRule, ...]) -> Agent:
     if len(credentials) > 1:
         raise InputError(Reason.UNKNOWN_AGENT, "several Proxy-Authorization headers")
     source = _address(origin.source)
+    if origin.vouched is not None:
+        return _vouched(origin.vouched, credentials, rules)
+    rules = tuple(rule for rule in rules if not rule.users or origin.uid in rule.users)
     if credentials:
         matching = _by_token(credentials[0], source, rules)
     else:
@@ -86,6 +93,15 @@ def identify(origin: Origin, rules: tuple[AgentRule, ...]) -> Agent:
     if not credentials and origin.listener is Listener.EXPLICIT and any(rule.token_sha256 for rule in rules):
         raise InputError(Reason.UNKNOWN_AGENT, "no Proxy-Authorization", status=407)
     raise InputError(Reason.UNKNOWN_AGENT, f"no agent matches source {origin.source}")
+
+
+def _vouched(name: str, credentials: tuple[bytes, ...], rules: tuple[AgentRule, ...]) -> Agent:
+    """The agent that `holdgate exec` started. The operator said who it is: its entry's match is not asked."""
+    for rule in rules:
+        if rule.agent.id == name and not credentials:
+            return rule.agent
+    why = "with proxy credentials" if credentials else "and no agent has this id"
+    raise InputError(Reason.UNKNOWN_AGENT, f"started by holdgate exec as {name}, {why}")
 
 
 def _by_token(credential: bytes, source: tuple[int, int], rules: tuple[AgentRule, ...]) -> list[AgentRule]:

@@ -40,6 +40,8 @@ from .gate_layer import DenyLayer, Expired, Gatekeeper, GateLayer, Held, Relay
 
 __all__ = ["HOOKS", "IGNORED_HOOKS", "REQUIRED_OPTIONS", "HoldgateAddon", "check_options"]
 
+type End = tuple[str, int]  # IP address, port
+
 log = logging.getLogger("holdgate.mitm")
 
 # Options of the engine that would open a way round the gate (facts: bypass rule 7). Asserted on every update.
@@ -89,6 +91,9 @@ class HoldgateAddon:
     tunnels: dict[str, Origin] = field(default_factory=dict)
     layers: set[GateLayer] = field(default_factory=set)
     waiting: dict[connection.Client, float] = field(default_factory=dict)
+    vouched: dict[str, str] = field(default_factory=dict)  # client id -> agent id: connections from `exec`
+    uids: dict[str, int] = field(default_factory=dict)  # client id -> who owns the agent's socket
+    owner_uid: Callable[[End, End], int | None] | None = None  # None: no agent is known by its user
     name: str = "nextlayer"
     armed: bool = False  # options are being set before anything listens
     on_running: Callable[[], None] = lambda: None
@@ -156,6 +161,8 @@ class HoldgateAddon:
             sni=client.sni if tls else None,
             original_port=client.sockname[1] if transparent and client.sockname else None,
             proxy_authorization=tunnel.proxy_authorization if tunnel else (),
+            uid=self.uids.get(client.id),
+            vouched=self.vouched.get(client.id),
         )
 
     # -- TLS towards the agent -------------------------------------------------------------------
@@ -178,6 +185,11 @@ class HoldgateAddon:
     # -- connections -----------------------------------------------------------------------------
 
     def client_connected(self, client: connection.Client) -> None:
+        if self.owner_uid is not None and client.id not in self.vouched:
+            # Now, while the agent's socket is there to be asked about.
+            uid = self.owner_uid(client.peername[:2], client.sockname[:2])
+            if uid is not None:
+                self.uids[client.id] = uid
         if isinstance(client.proxy_mode, mode_specs.TransparentMode):
             self.await_speech(client)
 
@@ -192,6 +204,8 @@ class HoldgateAddon:
             error = InputError(Reason.UNSUPPORTED_PROTOCOL, "closed before TLS or HTTP was established")
             left = self.keeper.refuse(self._origin(client, tls=False), error, b"")
         self.tunnels.pop(client.id, None)
+        self.vouched.pop(client.id, None)
+        self.uids.pop(client.id, None)
         for gate in [gate for gate in self.layers if gate.context.client is client]:
             gate.link.leave()
             self.layers.discard(gate)

@@ -41,6 +41,7 @@ __all__ = [
     "java_store_path",
     "trust_env",
     "uninstall",
+    "with_ca",
     "write_bundle",
     "write_java_store",
 ]
@@ -106,11 +107,8 @@ def env_lines(env: Mapping[str, str]) -> str:
 def write_bundle(path: Path, ca_pem: bytes) -> None:
     """Public roots (certifi's) and our CA, as one PEM file."""
     roots = Path(certifi.where()).read_bytes()
-    certificate = _certificate(ca_pem)
-    # certifi's file may itself have been through install(): do not add the CA twice.
-    if not any(block in roots for block in _blocks(certificate)):
-        roots = _appended(roots, certificate)
-    _replace(path, roots, mode=0o644)
+    # certifi's file may itself have been through install(): with_ca() does not add the CA twice.
+    _replace(path, with_ca(roots, ca_pem), mode=0o644)
 
 
 def java_store_path(bundle: Path) -> Path:
@@ -138,6 +136,13 @@ def _public_roots() -> list[x509.Certificate]:
             except (ValueError, Warning):
                 continue
     return roots
+
+
+def with_ca(bundle: bytes, ca_pem: bytes) -> bytes:
+    """A PEM bundle as install() would leave it."""
+    certificate = _certificate(ca_pem)
+    known = any(block in bundle for block in _blocks(certificate))
+    return bundle if known else _appended(bundle, certificate)
 
 
 def install(paths: Iterable[Path], ca_pem: bytes) -> tuple[Touched, ...]:

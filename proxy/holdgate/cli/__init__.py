@@ -26,7 +26,7 @@ __all__ = ["build_parser", "main"]
 
 # Every command, each in a module of its name, in the order of --help.
 _COMMANDS: Final = (
-    *("init", "demo", "run", "check", "test", "explain"),
+    *("init", "demo", "run", "exec", "network", "check", "test", "explain"),
     *("verify", "receipts", "log", "trust", "keys", "surfaces"),
 )
 
