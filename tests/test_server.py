@@ -312,6 +312,10 @@ def test_sv2_sigterm_closes_the_listener_first_and_a_held_request_completes(tmp_
 def idle() -> Any:
     """A Server around stand-ins that hold one request for ever."""
     said: list[str] = []
+
+    async def hang_up() -> None:
+        said.append("no namespace is served any more")
+
     engine = SimpleNamespace(
         options=SimpleNamespace(update=lambda **to: said.append(f"update {to}")),
         shutdown=lambda: said.append("shutdown"),
@@ -321,7 +325,8 @@ def idle() -> Any:
         "pipeline": SimpleNamespace(in_flight=1),
         "addon": SimpleNamespace(busy=False),
         "engine": engine,
-        **dict.fromkeys(("ledger", "metrics", "proxy", "admin")),
+        "door": SimpleNamespace(hang_up=hang_up),
+        **dict.fromkeys(("ledger", "metrics", "proxy", "admin", "stub")),
     }
     made: Any = Server(**parts)
     made.said = said
@@ -330,7 +335,7 @@ def idle() -> Any:
 
 async def test_sv2_draining_ends_with_the_hold_deadline_whatever_is_held(idle: Any) -> None:
     await idle.drain()
-    assert idle.said == ["update {'server': False}", "shutdown"]
+    assert idle.said == ["update {'server': False}", "no namespace is served any more", "shutdown"]
 
 
 async def test_sv2_a_second_signal_changes_nothing(idle: Any) -> None:

@@ -36,12 +36,12 @@ def build_engine(
     """An engine that is ready to run(), in the running event loop."""
     modes = []
     if listen.explicit is not None:
-        modes.append(f"regular@{listen.explicit}")
+        modes.append(_mode("regular", listen.explicit))
     if listen.transparent is not None:
-        modes.append(f"transparent@{listen.transparent}")
+        modes.append(_mode("transparent", listen.transparent))
         other = twin(listen.transparent)  # where redirected IPv6 arrives
         if other is not None and _can_bind(other):
-            modes.append(f"transparent@{other}")
+            modes.append(_mode("transparent", other))
     engine = master.Master(options.Options(), with_termlog=False)
     proxy = proxyserver.Proxyserver()
     engine.addons.add(proxy, addon, errorcheck.ErrorCheck(repeat_errors_on_stderr=True))
@@ -82,6 +82,10 @@ def serves(
             await handler.handle_client()
 
     return serve
+
+
+def _mode(name: str, address: Address) -> str:
+    return f"{name}@{address.host}:{address.port}"  # the engine takes an IPv6 address without brackets
 
 
 def _can_bind(address: Address) -> bool:
