@@ -6,8 +6,8 @@ One small module per group of commands; what they do is in the modules that they
 Invariants (tests/test_cli.py has one test named after each):
   Q1  A ConfigError is shown as `file:line: message` on standard error, without a traceback, exit code 2.
   Q2  Every command has --help with an example, and only commands that work are there.
-  Q3  Only `init`, `demo`, `trust` and `run` write files; only `demo`, `run` and `verify --keys URL` use the
-      network.
+  Q3  Only `init`, `demo`, `trust`, `run` and `exec` write files; only `demo`, `run` and `verify --keys URL`
+      use the network.
 """
 
 from __future__ import annotations
