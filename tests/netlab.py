@@ -58,6 +58,25 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
+def recorder(hook: str, side: str, device: str) -> str:
+    """Rules that count every packet but those by which kernels find their neighbours."""
+    return f"""
+        table inet recorder {{ chain seen {{ type filter hook {hook} priority -300;
+          icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-query,
+                        mld-listener-report, mld2-listener-report }} accept
+          {side} "{device}" counter
+        }}
+        }}"""
+
+
+def counted(netns: str) -> int:
+    words = ["ip", "netns", "exec", netns, "nft", "-j", "list", "chain", "inet", "recorder", "seen"]
+    listed = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    rules = [row["rule"] for row in listed["nftables"] if "rule" in row]
+    (packets,) = (e["counter"]["packets"] for rule in rules for e in rule["expr"] if "counter" in e)
+    return int(packets)
+
+
 class Gate:
     """`holdgate run` and its stand-in vendors in a network namespace."""
 
@@ -136,14 +155,7 @@ class Lab:
         self.run(self.gate_ns, "sysctl", "-qw", *forward)
         self.etc.mkdir(parents=True)
         (self.etc / "resolv.conf").write_text("nameserver 203.0.113.53\noptions timeout:1 attempts:1\n")
-        recorder = """
-            table inet recorder { chain seen { type filter hook prerouting priority -300;
-              icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-query,
-                            mld-listener-report, mld2-listener-report } accept
-              iifname "i0" counter
-            }
-            }"""
-        self.run(self.internet_ns, "nft", "-f", "-", stdin=recorder)
+        self.run(self.internet_ns, "nft", "-f", "-", stdin=recorder("prerouting", "iifname", "i0"))
 
     def _wire(self, netns: str, inner: str, outer: str, v4: str, v6: str) -> None:
         ip("-n", netns, "link", "add", inner, "type", "veth", "peer", "name", outer, "netns", self.gate_ns)
@@ -166,12 +178,7 @@ class Lab:
 
     def escaped(self) -> int:
         """Packets that arrived in the internet."""
-        listed = json.loads(
-            self.run(self.internet_ns, "nft", "-j", "list", "chain", "inet", "recorder", "seen")
-        )
-        rules = [row["rule"] for row in listed["nftables"] if "rule" in row]
-        (packets,) = (e["counter"]["packets"] for rule in rules for e in rule["expr"] if "counter" in e)
-        return int(packets)
+        return counted(self.internet_ns)
 
     def agent(self, script: str, *words: str, check: bool = True) -> str:
         """A Python agent, root in its own namespace."""

@@ -269,8 +269,6 @@ def _agents(node: Node) -> tuple[AgentRule, ...]:
         if digest and any(rule.token_sha256 == digest for rule in rules):
             raise match["token_sha256"].fail("another agent has the same token: give each its own")
         users = read_users(match["user"], f"user of {name}") if "user" in match else ()
-        if "user" in match and not users:
-            raise match["user"].fail(f"user of {name} is empty: write for example [agent]")
         agent = Agent(id=name, groups=groups, attrs=attrs)
         rules.append(AgentRule(agent=agent, sources=sources, token_sha256=digest, users=users))
     return tuple(rules)

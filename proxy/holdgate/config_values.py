@@ -110,6 +110,8 @@ def read_users(node: Node, what: str) -> tuple[int, ...]:
         if uid in uids:
             raise item.fail(f"{what}: uid {uid} is there twice")
         uids.append(uid)
+    if not uids:
+        raise node.fail(f"{what} is empty: write for example [agent]")
     return tuple(uids)
 
 
