@@ -45,8 +45,8 @@ with StandIns() as vendors:
             gate.kill()
         elif line == "start\\n":
             gate.start()
-        elif line == "admin\\n":
-            print(gate.admin, flush=True)
+        elif line in ("admin\\n", "pid\\n"):
+            print(gate.admin if line == "admin\\n" else gate.pid, flush=True)
             continue
         counts = vendors.counts("stripe")
         print(counts.connections, counts.requests, counts.received_bytes, flush=True)

@@ -368,3 +368,22 @@ def test_sv3_sighup_swaps_the_bundle_or_keeps_it(tmp_path: Path) -> None:
 
 def policy_of(answer: tuple[int, str]) -> str:
     return answer[1].partition('policy="')[2].partition('"')[0]
+
+
+# --- listeners ---
+
+
+def test_listeners_may_be_ipv6_and_redirect_targets_have_both_versions(tmp_path: Path) -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as probe:
+            port = probe.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    gate = Instance(tmp_path, connect_to={}, transparent=True)
+    gate.config.write_text(
+        gate.config.read_text().replace("explicit: 127.0.0.1:0", f'explicit: "[::1]:{port}"')
+    )
+    with gate:
+        redirected = int(gate.addresses["transparent"].rpartition(":")[2])
+        for host, there in (("::1", port), ("127.0.0.1", redirected), ("::1", redirected)):
+            socket.create_connection((host, there), timeout=10).close()

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -397,3 +398,37 @@ for line in sys.stdin:
     assert ask(15) == "b'HTTP/1.1 403'"
     process.communicate(timeout=20)
     assert process.returncode == 0
+
+
+# --- without root ---
+
+# Not root in any way; the one capability only lets the process read an interpreter in somebody else's home.
+AS_NOBODY = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *(f"--{which}-caps=-all,+dac_read_search" for which in ("inh", "ambient")),
+    "--bounding-set=-all,+dac_read_search",
+)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
+def test_a_user_who_is_not_root_can_do_it(vendors: StandIns) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        made = Instance(Path(folder) / "gate", connect_to=vendors.connect_to())
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            os.chown(path, 65534, 65534)
+        server = subprocess.Popen([*AS_NOBODY, *made.command("run")], stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            assert "ready\n" in iter(server.stdout.readline, "")
+            show = "id -u; curl -sS -o /dev/null -w '%{http_code}' http://169.254.169.254/"
+            done = subprocess.run(
+                [*AS_NOBODY, *Exec(made).words("sh", "-c", show)],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        finally:
+            server.terminate()
+            server.communicate(timeout=30)
+    assert done.stdout.split() == ["65534", "403"], done.stderr

@@ -5,6 +5,7 @@ The agent is root in its own namespace. `escaped` is the number of packets that 
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 import threading
@@ -297,3 +298,19 @@ def test_a_gate_that_was_killed_leaves_agents_without_network(lab: Lab, up: Gate
         up.tell("start")
     assert "HTTP/1.1 200 " in lab.curl(*refund(up, 108)), "and the proxy, when it is back"
     assert lab.escaped() == before
+
+
+def test_a_full_disk_is_silence_and_no_packet(lab: Lab, up: Gate) -> None:
+    pid = int(up.tell("pid")[0])
+    before, seen = lab.escaped(), up.tell()
+    # No file may grow: for the ledger the same as no space left, and nobody else's disk is filled.
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    try:
+        answer = lab.curl(*refund(up, 109))
+        assert "Holdgate-Decision: SILENCE;reason=store_unavailable" in answer, answer
+        lab.agent("udp('203.0.113.9', 9, wait=.2), tcp('203.0.113.9', 22)")
+        assert up.tell() == seen and lab.escaped() == before
+    finally:
+        up.tell("kill")
+        up.tell("start")
+    assert "HTTP/1.1 200 " in lab.curl(*refund(up, 110))

@@ -104,6 +104,8 @@ def leave(work: Callable[[], int]) -> NoReturn:
         code = work()
     except OSError as error:
         _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except BaseException as error:  # noqa: BLE001  nobody above would say it
+        _complain(repr(error))
     finally:
         os._exit(code)
 
@@ -132,14 +134,14 @@ def _unshare(user: pwd.struct_passwd | None) -> None:
         return
     # Ourselves under our own name, and nobody else (user_namespaces(7)).
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        Path("/proc/self", name).write_text(text, encoding="ascii")
+        Path("/proc/self", name).write_bytes(text.encode())
 
 
 def _no_echo() -> None:
     """Every address is local, so the kernel would answer pings: that would look like a way out."""
     for name in ("ipv4/icmp_echo_ignore_all", "ipv6/icmp/echo_ignore_all"):
         with contextlib.suppress(OSError):
-            Path("/proc/sys/net", name).write_text("1", encoding="ascii")
+            Path("/proc/sys/net", name).write_bytes(b"1")
 
 
 def _listeners(plan: Plan) -> tuple[list[str], list[socket.socket]]:

@@ -87,4 +87,4 @@ def drop_capabilities() -> None:
 
 
 def _last_capability() -> int:
-    return int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
+    return int(Path("/proc/sys/kernel/cap_last_cap").read_bytes())
