@@ -127,9 +127,10 @@ def _unshare(user: pwd.struct_passwd | None) -> None:
         return
     try:
         os.unshare(flags | os.CLONE_NEWUSER)
-    except OSError:
+    except OSError as error:
         if uid != 0:
-            raise
+            said = "this kernel lets only root make namespaces (user_namespaces(7)); run as root with --user"
+            raise OSError(error.errno, said) from error
         os.unshare(flags)  # root where user namespaces are switched off
         return
     # Ourselves under our own name, and nobody else (user_namespaces(7)).
