@@ -114,6 +114,13 @@ def test_xn2_the_command_has_no_capability_and_gains_none(inside: Exec) -> None:
     assert done.stderr.count("not permitted") + done.stderr.count("denied") == 2, done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="others may not write there in any case")
+def test_xn2_what_uid_0_may_write_without_a_capability_is_read_only(inside: Exec) -> None:
+    for name in ("/proc/sys/kernel/core_pattern", "/sys/kernel/uevent_helper", "/proc/sysrq-trigger"):
+        if Path(name).exists():
+            assert "Read-only file system" in inside.python("open(sys.argv[1], 'a')", name), name
+
+
 @pytest.mark.parametrize("victim", ["outside", "keeper", "init"])
 def test_xn3_when_one_of_the_processes_is_killed_nothing_is_left(inside: Exec, victim: str) -> None:
     marker = f"86{os.getpid()}{len(victim)}"

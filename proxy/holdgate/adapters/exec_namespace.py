@@ -206,6 +206,7 @@ def _init(plan: Plan, outside: socket.socket) -> int:
     syscalls.die_with_parent()
     with contextlib.suppress(OSError):  # inside some containers: then /proc stays the one of outside
         syscalls.mount_proc()
+    _kernel_settings_are_read_only()
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     command = os.fork()
     if command == 0:
@@ -227,6 +228,15 @@ def _init(plan: Plan, outside: socket.socket) -> int:
                 return FAILED
             with contextlib.suppress(ProcessLookupError):
                 os.kill(command, int(number))
+
+
+def _kernel_settings_are_read_only() -> None:
+    """Uid 0 may write there even without a capability, and core_pattern names a program that runs outside."""
+    for name in ("/proc/sys", "/proc/sysrq-trigger"):
+        with contextlib.suppress(OSError):
+            syscalls.bind(Path(name), Path(name))
+    with contextlib.suppress(OSError):
+        syscalls.make_read_only(Path("/sys"))
 
 
 def _ended() -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ __all__ = [
     "die_with_parent",
     "drop_capabilities",
     "limit_capabilities",
+    "make_read_only",
     "mount_proc",
     "private_mounts",
     "tmpfs",
@@ -61,9 +62,14 @@ def bind(source: Path, target: Path, *, read_only: bool = True) -> None:
     """Put `source` in the place of `target`."""
     _mount(str(source), str(target), "", _MS_BIND)
     if read_only:
-        now = os.statvfs(target).f_flag
-        kept = sum(flag for seen, flag in _KEPT.items() if now & seen)
-        _mount("none", str(target), "", _MS_BIND | _MS_REMOUNT | _MS_RDONLY | kept)
+        make_read_only(target)
+
+
+def make_read_only(mounted: Path) -> None:
+    """What is mounted there, as seen in this mount namespace."""
+    now = os.statvfs(mounted).f_flag
+    kept = sum(flag for seen, flag in _KEPT.items() if now & seen)
+    _mount("none", str(mounted), "", _MS_BIND | _MS_REMOUNT | _MS_RDONLY | kept)
 
 
 def die_with_parent() -> None:
