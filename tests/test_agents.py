@@ -17,11 +17,14 @@ from holdgate.errors import InputError, Reason
 from holdgate.message import Listener, Origin
 
 
-def rule(name: str, *, source: tuple[str, ...] = (), token: str = "") -> AgentRule:
+def rule(
+    name: str, *, source: tuple[str, ...] = (), token: str = "", users: tuple[int, ...] = ()
+) -> AgentRule:
     return AgentRule(
         agent=Agent(id=name, groups=("g",), attrs=(("accounts", ("acct_1",)),)),
         sources=tuple(ip_network(text) for text in source),
         token_sha256=hashlib.sha256(token.encode()).digest() if token else b"",
+        users=users,
     )
 
 
@@ -186,3 +189,62 @@ def test_a_rule_that_looks_at_nothing_cannot_be_made() -> None:
 def test_the_record_is_plain_json() -> None:
     record = identify(origin(), RULES).record()
     assert record == {"id": "local", "groups": ["g"], "attrs": {"accounts": ["acct_1"]}}
+
+
+USER = rule("ci", users=(1000,))
+USER_THERE = rule("ci-there", users=(1001,), source=("10.1.0.0/16",))
+
+
+@pytest.mark.parametrize(
+    ("where", "rules", "expected"),
+    [
+        pytest.param(
+            dataclasses.replace(origin(), vouched="net"), RULES, "net", id="whatever its match says"
+        ),
+        pytest.param(
+            dataclasses.replace(origin(), vouched="nobody"), RULES, None, id="an id that is not there"
+        ),
+        pytest.param(
+            dataclasses.replace(origin("127.0.0.1", basic("triage:s3cret")), vouched="local"),
+            RULES,
+            None,
+            id="somebody else's token does not change it",
+        ),
+        pytest.param(
+            dataclasses.replace(origin("127.0.0.1", b"Bearer wrong"), vouched="local"),
+            RULES,
+            None,
+            id="a wrong token is not ignored",
+        ),
+    ],
+)
+def test_a6_what_exec_vouches_for_is_that_agent_or_nobody(
+    where: Origin, rules: tuple[AgentRule, ...], expected: str | None
+) -> None:
+    if expected is not None:
+        assert identify(where, rules).id == expected
+        return
+    with pytest.raises(InputError) as caught:
+        identify(where, rules)
+    assert caught.value.reason is Reason.UNKNOWN_AGENT
+
+
+@pytest.mark.parametrize(
+    ("uid", "source", "expected"),
+    [
+        pytest.param(1000, "192.0.2.1", "ci", id="the owner of the socket"),
+        pytest.param(1001, "10.1.2.3", "ci-there", id="owner and source"),
+        pytest.param(1001, "192.0.2.1", None, id="the owner, from elsewhere"),
+        pytest.param(1002, "10.1.2.3", None, id="another user"),
+        pytest.param(None, "10.1.2.3", None, id="nobody could say"),
+    ],
+)
+def test_a7_a_rule_with_users_needs_the_owner_of_the_socket(
+    uid: int | None, source: str, expected: str | None
+) -> None:
+    where = dataclasses.replace(origin(source), uid=uid)
+    if expected is not None:
+        assert identify(where, (USER, USER_THERE)).id == expected
+        return
+    with pytest.raises(InputError):
+        identify(where, (USER, USER_THERE))

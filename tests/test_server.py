@@ -328,6 +328,10 @@ def test_sv2_sigterm_closes_the_listener_first_and_a_held_request_completes(tmp_
 def idle() -> Any:
     """A Server around stand-ins that hold one request for ever."""
     said: list[str] = []
+
+    async def hang_up() -> None:
+        said.append("no namespace is served any more")
+
     engine = SimpleNamespace(
         options=SimpleNamespace(update=lambda **to: said.append(f"update {to}")),
         shutdown=lambda: said.append("shutdown"),
@@ -337,7 +341,8 @@ def idle() -> Any:
         "pipeline": SimpleNamespace(in_flight=1),
         "addon": SimpleNamespace(busy=False),
         "engine": engine,
-        **dict.fromkeys(("ledger", "metrics", "proxy", "admin", "agent_tls", "boundary")),
+        "door": SimpleNamespace(hang_up=hang_up),
+        **dict.fromkeys(("ledger", "metrics", "proxy", "admin", "agent_tls", "boundary", "stub")),
     }
     made: Any = Server(**parts)
     made.said = said
@@ -346,7 +351,7 @@ def idle() -> Any:
 
 async def test_sv2_draining_ends_with_the_hold_deadline_whatever_is_held(idle: Any) -> None:
     await idle.drain()
-    assert idle.said == ["update {'server': False}", "shutdown"]
+    assert idle.said == ["update {'server': False}", "no namespace is served any more", "shutdown"]
 
 
 async def test_sv2_a_second_signal_changes_nothing(idle: Any) -> None:
@@ -414,3 +419,22 @@ def test_sv3_sighup_swaps_the_bundle_or_keeps_it(tmp_path: Path) -> None:
 
 def policy_of(answer: tuple[int, str]) -> str:
     return answer[1].partition('policy="')[2].partition('"')[0]
+
+
+# --- listeners ---
+
+
+def test_listeners_may_be_ipv6_and_redirect_targets_have_both_versions(tmp_path: Path) -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as probe:
+            port = probe.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    gate = Instance(tmp_path, connect_to={}, transparent=True)
+    gate.config.write_text(
+        gate.config.read_text().replace("explicit: 127.0.0.1:0", f'explicit: "[::1]:{port}"')
+    )
+    with gate:
+        redirected = int(gate.addresses["transparent"].rpartition(":")[2])
+        for host, there in (("::1", port), ("127.0.0.1", redirected), ("::1", redirected)):
+            socket.create_connection((host, there), timeout=10).close()

@@ -1,8 +1,8 @@
 """Who is asking: the facts of one connection and the configured rules in, one Agent out.
 
-An agent is known by its source address, its proxy token, or both; never by a header that it can
-set inside the tunnel (`Origin` holds none). A client certificate is looked at by adapters/client_certs.py,
-which says what it proves.
+An agent is known by its source address, its proxy token, the user that its socket belongs to, or several of
+them; or because `holdgate exec` started it. Never by a header that it can set inside the tunnel (`Origin`
+holds none). A client certificate is looked at by adapters/client_certs.py, which says what it proves.
 
 Invariants (tests/test_agents.py, tests/test_client_certs.py):
   A1  identify() returns an Agent only when exactly one rule matches; otherwise InputError unknown_agent.
@@ -10,6 +10,8 @@ Invariants (tests/test_agents.py, tests/test_client_certs.py):
   A3  407 is asked for only when no credentials came, a rule wants some, and the client speaks to a proxy.
   A4  An IPv4 source written as an IPv4-mapped IPv6 address is the same source.
   A5  Every token rule is compared, in constant time, whichever matches first.
+  A6  A connection vouched for by `holdgate exec` is that agent or nobody, whatever else would match.
+  A7  A rule with users covers a connection only when the kernel says that one of them owns it.
   A8  A connection that showed a client certificate is the agent whose rule that certificate satisfies, or
       nobody: there is no falling back to its source address or token.
 """
@@ -66,13 +68,14 @@ class AgentRule:
 
     agent: Agent
     sources: tuple[Network, ...]  # (): this rule does not look at the source, so it has a token
-    token_sha256: bytes  # b"": this rule does not look at tokens, so it has sources
+    token_sha256: bytes  # b"": this rule does not look at tokens
     certificate: CertificateRule | None = None  # None: this rule does not look at client certificates
+    users: tuple[int, ...] = ()  # uids; (): this rule does not look at who owns the agent's socket
     # `sources` as (version, network, mask): asked at every request, and ipaddress is slow at it.
     blocks: frozenset[tuple[int, int, int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.sources and not self.token_sha256 and self.certificate is None:
+        if not (self.sources or self.token_sha256 or self.users or self.certificate):
             raise ValueError(f"agent {self.agent.id}: a rule that looks at nothing would match everybody")
         if self.token_sha256 and len(self.token_sha256) != 32:
             raise ValueError(f"agent {self.agent.id}: token_sha256 is not 32 bytes")
@@ -102,6 +105,9 @@ def _identify(origin: Origin, rules: tuple[AgentRule, ...], configured: tuple[Ag
     if len(credentials) > 1:
         raise InputError(Reason.UNKNOWN_AGENT, "several Proxy-Authorization headers")
     source = _address(origin.source)
+    if origin.vouched is not None:
+        return _vouched(origin.vouched, credentials, configured)
+    rules = tuple(rule for rule in rules if not rule.users or origin.uid in rule.users)
     if credentials:
         matching = _by_token(credentials[0], source, rules)
     else:
@@ -124,6 +130,15 @@ def _may_ask(origin: Origin, rules: tuple[AgentRule, ...]) -> bool:
     # Who asks for a tunnel may show a certificate inside it, and inside it 407 is nobody's answer.
     by_certificate = any(rule.certificate and not rule.token_sha256 for rule in rules)
     return not by_certificate or (origin.connect is None and not origin.tls)
+
+
+def _vouched(name: str, credentials: tuple[bytes, ...], rules: tuple[AgentRule, ...]) -> Agent:
+    """The agent that `holdgate exec` started. The operator said who it is: its entry's match is not asked."""
+    for rule in rules:
+        if rule.agent.id == name and not credentials:
+            return rule.agent
+    why = "with proxy credentials" if credentials else "and no agent has this id"
+    raise InputError(Reason.UNKNOWN_AGENT, f"started by holdgate exec as {name}, {why}")
 
 
 def _by_token(credential: bytes, source: tuple[int, int], rules: tuple[AgentRule, ...]) -> list[AgentRule]:

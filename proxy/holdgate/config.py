@@ -30,11 +30,13 @@ from .config_values import (
     read_address,
     read_ca,
     read_digest,
+    read_interfaces,
     read_matching,
     read_names,
     read_networks,
     read_optional_address,
     read_path,
+    read_users,
 )
 from .errors import ConfigError
 from .limits import Limits
@@ -64,10 +66,15 @@ _DECIMAL: Final = re.compile(r"[0-9]{1,9}\.[0-9]{1,6}\Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listen:
-    """Where agents reach us; None is off. At least one is on."""
+    """Where agents reach us; None is off. `explicit` or `transparent` is on."""
 
     explicit: Address | None
     transparent: Address | None
+    dns: Address | None = None  # the stub resolver, target of redirected questions
+
+    @property
+    def all(self) -> tuple[Address, ...]:
+        return tuple(each for each in (self.explicit, self.transparent, self.dns) if each is not None)
 
 
 class OpenDoor(StrEnum):
@@ -126,6 +133,7 @@ class Config:
     surfaces: tuple[Path, ...]
     policies: tuple[Path, ...]
     agents: tuple[AgentRule, ...]
+    interfaces: tuple[str, ...]  # whoever is behind them is an agent: `holdgate network`
     limits: Limits
     receipts_header: ReceiptsHeader
     upstream: Upstream
@@ -145,7 +153,10 @@ def load_config(path: Path) -> Config:
     root = load_file(path)
     keys = root.mapping(
         required=("version", "node", "state_dir", "listen", "surfaces", "policies", "agents"),
-        optional=("admin", "bundle", "ca", "store", "gate", "limits", "receipts", "upstream", "doctor"),
+        optional=(
+            *("admin", "bundle", "ca", "store", "gate", "limits", "network", "receipts", "upstream"),
+            "doctor",
+        ),
         what="the configuration",
     )
     if keys["version"].integer("version") != 1:
@@ -166,6 +177,7 @@ def load_config(path: Path) -> Config:
         surfaces=_existing(keys["surfaces"], base, "surfaces"),
         policies=_existing(keys["policies"], base, "policies"),
         agents=_agents(keys["agents"], base),
+        interfaces=_interfaces(keys.get("network")),
         limits=_limits(keys.get("limits")),
         receipts_header=_receipts(keys.get("receipts")),
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
@@ -187,12 +199,20 @@ def _refuse_unbuilt(keys: dict[str, Node]) -> None:
 
 
 def _listen(node: Node) -> Listen:
-    keys = node.mapping(optional=("explicit", "transparent"), what="listen")
+    keys = node.mapping(optional=("explicit", "transparent", "dns"), what="listen")
     explicit = read_optional_address(keys.get("explicit"), "listen.explicit")
     transparent = read_optional_address(keys.get("transparent"), "listen.transparent")
     if explicit is None and transparent is None:
         raise node.fail("nothing to listen on: write `explicit: 127.0.0.1:8080` or a transparent address")
-    return Listen(explicit=explicit, transparent=transparent)
+    dns = read_optional_address(keys.get("dns"), "listen.dns")
+    return Listen(explicit=explicit, transparent=transparent, dns=dns)
+
+
+def _interfaces(node: Node | None) -> tuple[str, ...]:
+    if node is None:
+        return ()
+    keys = node.mapping(required=("interfaces",), what="network")
+    return read_interfaces(keys["interfaces"], "network.interfaces")
 
 
 def _admin(node: Node | None) -> Admin:
@@ -232,7 +252,7 @@ def _admin_tokens(node: Node) -> tuple[AdminToken, ...]:
 
 
 def _refuse_same_listener(node: Node, listen: Listen, admin: Admin) -> None:
-    ours = [address for address in (listen.explicit, listen.transparent, admin.listen) if address is not None]
+    ours = [*listen.all, admin.listen]
     for place, address in enumerate(ours):
         if any(_reaches(address, other) for other in ours[:place]):
             raise node.fail(f"two listeners share {address}: give each its own port")
@@ -248,11 +268,12 @@ def _agents(node: Node, base: Path) -> tuple[AgentRule, ...]:
         groups = read_names(keys["groups"], f"groups of {name}") if "groups" in keys else ()
         attrs = _attrs(keys["attrs"], name) if "attrs" in keys else ()
         match = keys["match"].mapping(
-            optional=("source", "token_sha256", "client_cert"), what=f"match of {name}"
+            optional=("source", "token_sha256", "client_cert", "user"), what=f"match of {name}"
         )
         if not match:
             raise keys["match"].fail(
-                "an agent that matches everybody: write `source: [CIDR]`, `token_sha256` or `client_cert`"
+                "an agent that matches everybody: write `source: [CIDR]`, `token_sha256`, `client_cert` or"
+                " `user: [NAME]`"
             )
         sources = read_networks(match["source"], f"source of {name}") if "source" in match else ()
         if "source" in match and not sources:
@@ -265,8 +286,16 @@ def _agents(node: Node, base: Path) -> tuple[AgentRule, ...]:
         certificate = read_client_cert(match["client_cert"], base, name) if "client_cert" in match else None
         if certificate and any(rule.certificate == certificate for rule in rules):
             raise match["client_cert"].fail("another agent has the same certificate: give each its own name")
-        agent = Agent(id=name, groups=groups, attrs=attrs)
-        rules.append(AgentRule(agent=agent, sources=sources, token_sha256=digest, certificate=certificate))
+        users = read_users(match["user"], f"user of {name}") if "user" in match else ()
+        rules.append(
+            AgentRule(
+                agent=Agent(id=name, groups=groups, attrs=attrs),
+                sources=sources,
+                token_sha256=digest,
+                certificate=certificate,
+                users=users,
+            )
+        )
     return tuple(rules)
 
 
@@ -340,9 +369,7 @@ def _upstream(node: Node | None, base: Path, listen: Listen, admin: Admin) -> Up
         resolver = tuple(read_address(item, "upstream.resolver", low=1) for item in choice.value)
     targets: list[ConnectTo] = []
     if (table := keys.get("connect_to")) is not None:
-        ours = [
-            address for address in (listen.explicit, listen.transparent, admin.listen) if address is not None
-        ]
+        ours = [*listen.all, admin.listen]
         targets = [_connect_to(name, entry, ours) for name, entry in table.open_mapping("connect_to").items()]
     return Upstream(ca_file=ca_file, connect_to=tuple(targets), allow_private=private, resolver=resolver)
 

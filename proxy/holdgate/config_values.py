@@ -6,6 +6,7 @@ Invariants (tests/test_config.py):
 
 from __future__ import annotations
 
+import pwd
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
@@ -22,15 +23,19 @@ __all__ = [
     "read_address",
     "read_ca",
     "read_digest",
+    "read_interfaces",
     "read_matching",
     "read_names",
     "read_networks",
     "read_optional_address",
     "read_path",
+    "read_users",
 ]
 
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _HEX_DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
+# As the kernel names them (15 characters), or a prefix and `*`.
+_INTERFACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\*?\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -101,6 +106,42 @@ def read_networks(node: Node, what: str) -> tuple[Network, ...]:
             raise item.fail(f"{what}: write IPv4-mapped addresses as IPv4, such as 10.0.0.0/8")
         networks.append(network)
     return tuple(networks)
+
+
+def read_users(node: Node, what: str) -> tuple[int, ...]:
+    """Users of this machine, by name or number, as uids."""
+    uids: list[int] = []
+    for item in node.sequence(what):
+        value = item.value
+        if isinstance(value, int) and not isinstance(value, bool):
+            uid = value
+        else:
+            try:
+                uid = pwd.getpwnam(item.text(what)).pw_uid
+            except KeyError:
+                raise item.fail(
+                    f"{what}: this machine has no user {value!r}; write a name or a uid"
+                ) from None
+        if not 0 < uid < 2**32 - 1:
+            raise item.fail(f"{what}: uid {uid} cannot be an agent (root could undo whatever holds it)")
+        if uid in uids:
+            raise item.fail(f"{what}: uid {uid} is there twice")
+        uids.append(uid)
+    if not uids:
+        raise node.fail(f"{what} is empty: write for example [agent]")
+    return tuple(uids)
+
+
+def read_interfaces(node: Node, what: str) -> tuple[str, ...]:
+    form = "the name of an interface, or a prefix and `*`, such as agents0 or veth*"
+    names = [read_matching(item, _INTERFACE, what, form) for item in node.sequence(what)]
+    if "lo" in names or any("lo".startswith(name[:-1]) for name in names if name.endswith("*")):
+        raise node.fail(
+            f"{what}: `lo` is how this machine speaks to itself: name the interface of the agents"
+        )
+    if len(set(names)) != len(names):
+        raise node.fail(f"{what}: a name is there twice")
+    return tuple(names)
 
 
 def read_names(node: Node, what: str) -> tuple[str, ...]:

@@ -34,6 +34,10 @@ class Origin:
     original_port: int | None  # destination port before REDIRECT; transparent only
     proxy_authorization: tuple[bytes, ...]  # values of Proxy-Authorization seen by the proxy
     client_chain: tuple[bytes, ...] = ()  # DER certificates that the client showed in that TLS, its own first
+    uid: int | None = (
+        None  # owner of the agent's socket, when that is a socket of this machine and was asked for
+    )
+    vouched: str | None = None  # id of the agent whose namespace the connection came from: `holdgate exec`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

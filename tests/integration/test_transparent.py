@@ -1,6 +1,6 @@
-"""Redirected traffic: nftables REDIRECT in a network namespace, agents without any proxy setting.
+"""Users of this machine as agents: `holdgate network up` with `match: {user: [nobody]}`, in a namespace.
 
-One namespace, same host by uid: what `nobody` sends to port 443 or 80 reaches the transparent listener.
+What `nobody` sends goes to the transparent listener or nowhere; what others send is not touched.
 """
 
 from __future__ import annotations
@@ -8,130 +8,115 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-NAME = f"hg{os.getpid() % 100_000}"
-TOOLS = ("ip", "nft", "curl", "setpriv")
-CAN = os.geteuid() == 0 and all(map(shutil.which, TOOLS))
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CAN, reason=f"needs root and {', '.join(TOOLS)}"),
-]
+from netlab import PROBES, Gate, counted, ip, needs_lab, recorder
 
-RULES = """
-table inet holdgate {
-  chain out {
-    type nat hook output priority -100; policy accept;
-    meta skuid 65534 tcp dport { 80, 443 } redirect to :18443
-  }
-  chain filter {
-    type filter hook output priority 0; policy accept;
-    meta skuid 65534 ct status dnat accept
-    meta skuid 65534 ct state established accept
-    meta skuid 65534 counter reject
-  }
-}
-"""
-SERVER = """
-import re
-import sys
-from pathlib import Path
-from holdgate.demo.instance import Instance
-from holdgate.demo.standins import StandIns
+NAME = f"hu{os.getpid() % 100_000}"
+pytestmark = [pytest.mark.slow, needs_lab]
 
-folder = Path(sys.argv[1])
-with StandIns() as vendors:
-    gate = Instance(folder, connect_to=vendors.connect_to(), transparent=True)
-    text = re.sub("transparent: [0-9.:]+", "transparent: 0.0.0.0:18443", gate.config.read_text())
-    gate.config.write_text(text.replace("127.0.0.1/32", "0.0.0.0/0"))
-    intent = vendors.stripe.charged(100000)
-    with gate:
-        print(intent, flush=True)
-        for line in sys.stdin:
-            counts = vendors.counts("stripe")
-            print(counts.connections, counts.requests, counts.received_bytes, flush=True)
-"""
+LISTEN = "{explicit: 127.0.0.1:18080, transparent: 127.0.0.1:18443, dns: 127.0.0.1:15353}"
 
 
 class Namespace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ca = "/tmp/" + NAME + ".pem"
-        inside = ["ip", "netns", "exec", NAME]
-        self.server = subprocess.Popen(
-            [*inside, sys.executable, "-c", SERVER, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.server.stdout is not None
-        self.intent = self.server.stdout.readline().strip()
-        shutil.copy(folder / "state" / "ca" / "ca.pem", self.ca)
+        self.ca = f"/tmp/{NAME}.pem"
+        self.gate = Gate(NAME, folder, listen=LISTEN, agent="{user: [nobody]}")
+        self.intent = self.gate.intent
+        shutil.copy(self.gate.ca, self.ca)
         Path(self.ca).chmod(0o644)
-        self.agent = [*inside, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        self.inside = ["ip", "netns", "exec", NAME]
+        self.agent = [*self.inside, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        self.gate.network("up")
 
     def seen(self) -> list[str]:
-        assert self.server.stdin is not None and self.server.stdout is not None
-        self.server.stdin.write("\n")
-        self.server.stdin.flush()
-        return self.server.stdout.readline().split()
+        return self.gate.tell()
+
+    def escaped(self) -> int:
+        """Packets that went out of the only device that leads anywhere."""
+        return counted(NAME)
 
     def run(self, *words: str, env: dict[str, str]) -> str:
         """An agent that knows nothing of a proxy."""
-        done = subprocess.run(
-            [*self.agent, "env", "-i", "PATH=/usr/bin:/bin", *(f"{k}={v}" for k, v in env.items()), *words],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
+        return self._said(
+            [*self.agent, "env", "-i", "PATH=/usr/bin:/bin", *(f"{k}={v}" for k, v in env.items()), *words]
         )
-        return done.stdout + done.stderr
 
-    def curl(self, *words: str, host: str = "api.stripe.com", to: str = "198.51.100.7") -> str:
+    def curl(self, *words: str, host: str = "api.stripe.com", to: str = "203.0.113.7") -> str:
         resolve = [item for port in (80, 443, 8443) for item in ("--resolve", f"{host}:{port}:{to}")]
-        done = subprocess.run(
-            [*self.agent, "curl", "-sS", "-i", "-m", "20", "--cacert", self.ca, *resolve, *words],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
+        return self._said(
+            [*self.agent, "curl", "-sS", "-i", "-m", "20", "--cacert", self.ca, *resolve, *words]
         )
+
+    def probe(self, script: str, *, agent: bool = True) -> str:
+        return self._said(
+            [*(self.agent if agent else self.inside), "/usr/bin/python3", "-c", PROBES + script]
+        )
+
+    @staticmethod
+    def _said(words: list[str]) -> str:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
-
     ip("netns", "add", NAME)
     made = None
-    names = Path("/etc/netns") / NAME  # what `ip netns exec` puts over /etc inside
-    names.mkdir(parents=True)
-    (names / "hosts").write_text("127.0.0.1 localhost\n198.51.100.7 api.stripe.com\n")
+    etc = Path("/etc/netns") / NAME  # what `ip netns exec` puts over /etc inside
+    etc.mkdir(parents=True)
+    (etc / "resolv.conf").write_text("nameserver 203.0.113.53\noptions timeout:1 attempts:1\n")
     try:
         ip("-n", NAME, "link", "set", "lo", "up")
         # A way out that leads nowhere: without a route the kernel refuses before the rules see a packet.
         ip("-n", NAME, "link", "add", "out0", "type", "veth", "peer", "name", "out1")
         ip("-n", NAME, "addr", "add", "10.99.0.1/24", "dev", "out0")
-        ip("-n", NAME, "link", "set", "out0", "up")
-        ip("-n", NAME, "link", "set", "out1", "up")
+        ip("-n", NAME, "addr", "add", "fd99::1/64", "dev", "out0", "nodad")
+        for device in ("out0", "out1"):
+            ip("-n", NAME, "link", "set", device, "up")
+        ip("-n", NAME, "neigh", "add", "10.99.0.2", "lladdr", "02:00:00:00:00:02", "dev", "out0")
+        ip("-n", NAME, "neigh", "add", "fd99::2", "lladdr", "02:00:00:00:00:02", "dev", "out0")
         ip("-n", NAME, "route", "add", "default", "via", "10.99.0.2")
-        subprocess.run(["ip", "netns", "exec", NAME, "nft", "-f", "-"], input=RULES, text=True, check=True)
+        ip("-n", NAME, "-6", "route", "add", "default", "via", "fd99::2")
+        rules = recorder("postrouting", "oifname", "out0")
+        subprocess.run(["ip", "netns", "exec", NAME, "nft", "-f", "-"], input=rules, text=True, check=True)
         made = Namespace(tmp_path_factory.mktemp("transparent"))
         yield made
     finally:
         if made is not None:
-            if made.server.stdin is not None:
-                made.server.stdin.close()
-            made.server.wait(timeout=30)
+            made.gate.stop()
             Path(made.ca).unlink(missing_ok=True)
         subprocess.run(["ip", "netns", "del", NAME], check=False)
-        shutil.rmtree(names)
+        shutil.rmtree(etc)
+
+
+def test_an_agents_packets_stay_inside_and_other_users_are_not_touched(namespace: Namespace) -> None:
+    attempts = """
+for host in ("203.0.113.9", "2001:db8:9::9"):
+    print([udp(host, port, wait=.1) for port in (9, 53, 443, 853)], tcp(host, 22), tcp(host, 9999))
+print(tcp("127.0.0.1", 9090), tcp("127.0.0.1", 18443), tcp("10.99.0.1", 18443))
+"""
+    before = namespace.escaped()
+    said = namespace.probe(attempts)
+    assert namespace.escaped() == before, said
+    assert "b'HTTP" not in said, said
+    namespace.probe("udp('203.0.113.9', 9, wait=.1), udp('2001:db8:9::9', 9, wait=.1)", agent=False)
+    assert namespace.escaped() == before + 2, "the control: the same packets of another user go out"
+
+
+def test_an_agent_is_known_by_its_user(namespace: Namespace) -> None:
+    namespace.curl("https://api.stripe.com/v1/charges")
+    listed = namespace.gate.holdgate("receipts", "list", "--json").stdout
+    assert '"demo-agent"' in listed
+    words = ["curl", "-sS", "-i", "-m", "20", "-x", "http://127.0.0.1:18080", "http://api.stripe.com/"]
+    done = subprocess.run(
+        [*namespace.inside, *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "reason=unknown_agent" in done.stdout, "root is nobody's agent, though it has the same address"
 
 
 def refund(namespace: Namespace, amount: int) -> list[str]:
@@ -162,7 +147,7 @@ def test_redirected_requests_are_held_and_decided(namespace: Namespace) -> None:
             ["http://api.stripe.com/v1/refunds"], "api.stripe.com", "reason=unknown_destination", id="http"
         ),
         pytest.param(
-            ["https://api.stripe.com:8443/"], "api.stripe.com", "Failed to connect", id="another port"
+            ["https://api.stripe.com:8443/"], "api.stripe.com", "Holdgate SILENCE", id="another port"
         ),
         pytest.param(
             ["-k", "--http2-prior-knowledge", "http://api.stripe.com/"],

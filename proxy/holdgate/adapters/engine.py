@@ -10,14 +10,24 @@ Invariants (tests/test_mitm.py):
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 from mitmproxy import master, options
 from mitmproxy.addons import errorcheck, proxyserver
+from mitmproxy.connection import Client
+from mitmproxy.proxy import mode_servers
 
-from ..config import Listen
+from ..config import Address, Listen
 from ..limits import Limits
+from ..network_rules import twin
 from .mitm import REQUIRED_OPTIONS, HoldgateAddon
 
-__all__ = ["build_engine"]
+__all__ = ["build_engine", "serves"]
+
+type Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def build_engine(
@@ -26,9 +36,12 @@ def build_engine(
     """An engine that is ready to run(), in the running event loop."""
     modes = []
     if listen.explicit is not None:
-        modes.append(f"regular@{listen.explicit}")
+        modes.append(_mode("regular", listen.explicit))
     if listen.transparent is not None:
-        modes.append(f"transparent@{listen.transparent}")
+        modes.append(_mode("transparent", listen.transparent))
+        other = twin(listen.transparent)  # where redirected IPv6 arrives
+        if other is not None and _can_bind(other):
+            modes.append(_mode("transparent", other))
     engine = master.Master(options.Options(), with_termlog=False)
     proxy = proxyserver.Proxyserver()
     engine.addons.add(proxy, addon, errorcheck.ErrorCheck(repeat_errors_on_stderr=True))
@@ -43,3 +56,42 @@ def build_engine(
     longest_s = max(limits.idle_s, limits.head_s, limits.body_s)
     engine.options.update(mode=modes, tcp_timeout=int(longest_s) + 30)
     return engine, proxy
+
+
+def serves(
+    engine: master.Master, proxy: proxyserver.Proxyserver, mode: str, meet: Callable[[Client], None]
+) -> Serve:
+    """A callback for asyncio.start_server: like a listener of the engine's, for sockets that we were given.
+
+    `mode` is "regular" or "transparent"; for the latter the local address is the original destination, since
+    nothing redirected it. `meet` sees each client before anything else does.
+    """
+    instance: mode_servers.ServerInstance[Any] = mode_servers.ServerInstance.make(
+        f"{mode}@127.0.0.1:1", proxy
+    )  # never started: not its address
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handler = mode_servers.ProxyConnectionHandler(engine, reader, writer, engine.options, instance.mode)
+        context = handler.layer.context
+        handler.layer = instance.make_top_layer(context)
+        context.client.sockname = context.client.sockname[:2]
+        if mode == "transparent":  # what the engine's own listener does; nothing is ever connected to it
+            context.server.address = context.client.sockname
+        meet(context.client)
+        with proxy.register_connection(context.client.id, handler):
+            await handler.handle_client()
+
+    return serve
+
+
+def _mode(name: str, address: Address) -> str:
+    return f"{name}@{address.host}:{address.port}"  # the engine takes an IPv6 address without brackets
+
+
+def _can_bind(address: Address) -> bool:
+    """False where this machine has no IPv6, or not that address. A port that is taken fails later, aloud."""
+    try:
+        with socket.create_server((address.host, 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False

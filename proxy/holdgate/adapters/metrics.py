@@ -178,7 +178,9 @@ class Metrics:
         yield barriers
         yield GaugeMetricFamily("holdgate_log_size", "Leaves in the log.", value=self._log_size)
         unmapped = CounterMetricFamily(
-            "holdgate_unmapped", "Requests to hosts that no map names.", labels=("host",)
+            "holdgate_unmapped",
+            "Requests to hosts that no map names, and DNS questions for them.",
+            labels=("host",),
         )
         for host, count in list(self._unmapped.counts.items()):
             unmapped.add_metric((host,), count)

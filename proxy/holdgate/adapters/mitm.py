@@ -42,6 +42,8 @@ from .gate_layer import DenyLayer, Expired, Gatekeeper, GateLayer, Held, Relay
 
 __all__ = ["HOOKS", "IGNORED_HOOKS", "REQUIRED_OPTIONS", "HoldgateAddon", "check_options"]
 
+type End = tuple[str, int]  # IP address, port
+
 log = logging.getLogger("holdgate.mitm")
 
 # Options of the engine that would open a way round the gate (facts: bypass rule 7). Asserted on every update.
@@ -95,6 +97,9 @@ class HoldgateAddon:
     waiting: dict[connection.Client, float] = field(default_factory=dict)
     sources: Counter[str] = field(default_factory=Counter)
     surplus: set[str] = field(default_factory=set)
+    vouched: dict[str, str] = field(default_factory=dict)  # client id -> agent id: connections from `exec`
+    uids: dict[str, int] = field(default_factory=dict)  # client id -> who owns the agent's socket
+    owner_uid: Callable[[End, End], int | None] | None = None  # None: no agent is known by its user
     name: str = "nextlayer"
     armed: bool = False  # options are being set before anything listens
     on_running: Callable[[], None] = lambda: None
@@ -162,6 +167,8 @@ class HoldgateAddon:
             original_port=client.sockname[1] if transparent and client.sockname else None,
             proxy_authorization=tunnel.proxy_authorization if tunnel else (),
             client_chain=self.chains.get(client.id, ()) if tls else (),
+            uid=self.uids.get(client.id),
+            vouched=self.vouched.get(client.id),
         )
 
     # -- TLS towards the agent -------------------------------------------------------------------
@@ -200,7 +207,12 @@ class HoldgateAddon:
     # -- connections -----------------------------------------------------------------------------
 
     def client_connected(self, client: connection.Client) -> None:
-        source = _source(client)
+        if self.owner_uid is not None and client.id not in self.vouched:
+            # Now, while the agent's socket is there to be asked about.
+            uid = self.owner_uid(client.peername[:2], client.sockname[:2])
+            if uid is not None:
+                self.uids[client.id] = uid
+        source = self._source_of(client)
         self.sources[source] += 1
         if self.sources[source] > self.keeper.limits.connections_per_source:
             self.surplus.add(client.id)
@@ -218,11 +230,13 @@ class HoldgateAddon:
             left = self.keeper.refuse(self._origin(client, tls=False), self.keeper.unheard(client.sni), b"")
         self.tunnels.pop(client.id, None)
         self.surplus.discard(client.id)
-        source = _source(client)
+        source = self._source_of(client)
         self.sources[source] -= 1
         if self.sources[source] <= 0:
             del self.sources[source]
         self.chains.pop(client.id, None)
+        self.vouched.pop(client.id, None)
+        self.uids.pop(client.id, None)
         for gate in [gate for gate in self.layers if gate.context.client is client]:
             gate.link.leave()
             self.layers.discard(gate)
@@ -233,6 +247,11 @@ class HoldgateAddon:
         if writer is not None:
             writer.close()
         return left
+
+    def _source_of(self, client: connection.Client) -> str:
+        """An address; or an agent of `exec`, whose namespaces all have the same one."""
+        vouched = self.vouched.get(client.id)
+        return _source(client) if vouched is None else f"exec {vouched}"
 
     def watch(self, gate: GateLayer) -> None:
         self.waiting.pop(gate.context.client, None)

@@ -35,6 +35,7 @@ from ..bundle import Bundle, load_bundle
 from ..config import Address, Config, ReceiptsHeader
 from ..errors import ConfigError
 from ..headers import Verdicts
+from ..network_rules import twin
 from ..pipeline import Pipeline
 from ..subtrees import uncovered
 from .admin.state import AdminServer
@@ -45,7 +46,10 @@ from .ca import CertificateAuthority, LeafMaker, load_ca
 from .client_certs import Identity
 from .control import ControlServer
 from .dispatch import HttpDispatcher, tls_context
+from .dns_stub import DnsStub
 from .engine import build_engine
+from .exec_door import ExecDoor
+from .forced import build_door, build_stub, know_users
 from .keyfiles import Keys, load_keys
 from .metrics import Metrics
 from .mitm import HoldgateAddon
@@ -78,6 +82,8 @@ class Server:
     admin: AdminServer
     agent_tls: AgentTls
     boundary: Boundary
+    stub: DnsStub
+    door: ExecDoor
     draining: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -126,6 +132,7 @@ class Server:
             return
         self.draining = True
         self.engine.options.update(server=False)
+        await self.door.hang_up()
         deadline = time.monotonic() + self.config.limits.hold_s + 5
         while (self.pipeline.in_flight or self.addon.busy) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
@@ -166,14 +173,19 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
     )
     gc.collect()
     gc.freeze()  # maps and policies live as long as the process: no collection needs to walk them
+    end_stub: Callable[[], None] = lambda: None  # noqa: E731
     try:
         await server.admin.start()
         await control.start()
+        end_stub = await _listen_dns(server)
+        server.door.open()
         await server.engine.run()
     except SystemExit:  # the engine's way to end a start that failed; it has logged why
         raise ConfigError("cannot listen; the lines above say why", file=str(config.path)) from None
     finally:
         server.admin.ready = False
+        end_stub()
+        await server.door.hang_up()
         for task in list(server.tasks):
             task.cancel()
         await control.stop()
@@ -187,6 +199,17 @@ def _allow_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _listen_dns(server: Server) -> Callable[[], None]:
+    address = server.config.listen.dns
+    if address is None:
+        return lambda: None
+    try:
+        return await server.stub.listen(address)
+    except OSError as error:
+        message = f"listen.dns: {address}: {error.strerror}"
+        raise ConfigError(message, file=str(server.config.path)) from error
 
 
 async def _build(config: Config) -> Server:
@@ -215,6 +238,7 @@ async def _build(config: Config) -> Server:
         pipeline.vouches_for = _vouching(authority)
         agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
         addon = HoldgateAddon(keeper=pipeline, tls_contexts=agent_tls, barrier_trip=metrics.barrier)
+        know_users(config, addon)
         try:
             engine, proxy = build_engine(addon, config.listen, config.limits)
         except exceptions.OptionsError as error:
@@ -227,6 +251,8 @@ async def _build(config: Config) -> Server:
             pipeline=pipeline,
             boundary=lambda: boundary.gap(clock_us()),
         )
+        stub = build_stub(pipeline, metrics)
+        door = build_door(config, pipeline, stub, addon, (engine, proxy))
     except BaseException:
         ledger.close()
         raise
@@ -241,6 +267,8 @@ async def _build(config: Config) -> Server:
         admin=admin,
         agent_tls=agent_tls,
         boundary=boundary,
+        stub=stub,
+        door=door,
     )
 
 
@@ -275,11 +303,12 @@ def _dispatcher(config: Config) -> HttpDispatcher:
         lookup = system_lookup(ThreadPoolExecutor(max_workers=4, thread_name_prefix="resolver"))
     else:
         lookup = dns_lookup(tuple((server.host, server.port) for server in upstream.resolver))
-    ours = (config.listen.explicit, config.listen.transparent, config.admin.listen)
+    ours = {*config.listen.all, config.admin.listen}
+    ours |= {other for each in config.listen.all if (other := twin(each)) is not None}
     resolver = Resolver(
         lookup=lookup,
         allow=upstream.allow_private,
-        own=frozenset((address.host, address.port) for address in ours if address is not None),
+        own=frozenset((address.host, address.port) for address in ours),
         connect_to={
             f"{entry.name}:{entry.port}": ConnectTo(
                 ip=entry.address.host, port=entry.address.port, tls=entry.tls

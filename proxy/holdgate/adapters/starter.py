@@ -40,6 +40,7 @@ state_dir: {state}              # keys, CA, ledger, log: keep it private (0700) 
 listen:
   explicit: 127.0.0.1:8080        # for clients with HTTPS_PROXY=http://127.0.0.1:8080
   transparent: null               # for redirected traffic, e.g. 0.0.0.0:8443
+  dns: null                       # answers mapped names only, e.g. 0.0.0.0:5353
 
 admin:
   listen: 127.0.0.1:9090          # health, metrics, receipts; never reachable through the proxy
@@ -56,7 +57,10 @@ agents:
     match: {{source: [127.0.0.1/32, "::1/128"]}}
 # - id: triage                    # known by token: HTTPS_PROXY=http://triage:TOKEN@127.0.0.1:8080
 #   match: {{token_sha256: "<sha256 of TOKEN, hex>"}}
+# - id: service                   # known by the user that it runs as: `holdgate network up`
+#   match: {{user: [refund-bot]}}
 
+# network: {{interfaces: [agents0]}}  # agents behind an interface of this machine: `holdgate network up`
 {ca}# limits: {{hold_s: 55, in_flight: 512}}
 # receipts: {{header: reference}}   # only the receipt's id in answers, not the receipt itself
 # upstream:

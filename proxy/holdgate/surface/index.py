@@ -221,6 +221,10 @@ class SurfaceIndex:
             return entry.runtime.head.refusal, entry.runtime.retry_headers
         return "problem", ()
 
+    def names(self, host: str) -> bool:
+        """Whether any map names this host, whichever port and scheme: what a name server may answer."""
+        return any(trie.find(host) for trie in self._tries.values())
+
     def hosts(self) -> tuple[HostPattern, ...]:
         """Every mapped host pattern, sorted."""
         patterns = {pattern for entry in self._entries for pattern in entry.runtime.head.hosts}

@@ -1,0 +1,235 @@
+"""A machine of its own in network namespaces: agents, a gate, and an internet that counts every packet.
+
+    agent 10.77.1.2, fd77:1::2 -- a0 a1 -- gate -- i1 i0 -- internet: every other address
+
+What is upstream for the gate stands on its loopback device, so a packet that arrives in the internet came
+past the gate, or was sent by it without need: the count must stay what it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+TOOLS = ("ip", "nft", "curl", "setpriv")
+MISSING = [tool for tool in TOOLS if shutil.which(tool) is None] + ["root"] * (os.geteuid() != 0)
+# In CI nothing is missing: a lab that was not built must not look like one that held.
+needs_lab = pytest.mark.skipif(
+    bool(MISSING) and os.environ.get("CI") != "true", reason=f"needs {', '.join(MISSING)}"
+)
+
+SERVER = """
+import re, sys, os, signal
+from pathlib import Path
+from holdgate.demo.instance import Instance
+from holdgate.demo.standins import StandIns
+
+folder, listen, agent, more = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+with StandIns() as vendors:
+    gate = Instance(folder, connect_to=vendors.connect_to(), transparent=True)
+    text = re.sub("listen: {explicit.*", "listen: " + listen, gate.config.read_text())
+    text = re.sub(r"  - {id: demo-agent, match: .*", "  - {id: demo-agent, match: " + agent + "}", text)
+    gate.config.write_text(text + more + chr(10))
+    intent = vendors.stripe.charged(100000)
+    gate.start()
+    print(intent, flush=True)
+    for line in sys.stdin:
+        if line == "kill\\n":
+            gate.kill()
+        elif line == "start\\n":
+            gate.start()
+        elif line in ("admin\\n", "pid\\n"):
+            print(gate.admin if line == "admin\\n" else gate.pid, flush=True)
+            continue
+        counts = vendors.counts("stripe")
+        print(counts.connections, counts.requests, counts.received_bytes, flush=True)
+    gate.stop()
+"""
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def recorder(hook: str, side: str, device: str) -> str:
+    """Rules that count every packet but those by which kernels find their neighbours."""
+    return f"""
+        table inet recorder {{ chain seen {{ type filter hook {hook} priority -300;
+          icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-query,
+                        mld-listener-report, mld2-listener-report }} accept
+          {side} "{device}" counter
+        }}
+        }}"""
+
+
+def counted(netns: str) -> int:
+    words = ["ip", "netns", "exec", netns, "nft", "-j", "list", "chain", "inet", "recorder", "seen"]
+    listed = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    rules = [row["rule"] for row in listed["nftables"] if "rule" in row]
+    (packets,) = (e["counter"]["packets"] for rule in rules for e in rule["expr"] if "counter" in e)
+    return int(packets)
+
+
+class Gate:
+    """`holdgate run` and its stand-in vendors in a network namespace."""
+
+    def __init__(self, netns: str, folder: Path, *, listen: str, agent: str, more: str = "") -> None:
+        self.netns, self.folder = netns, folder
+        self.process = subprocess.Popen(
+            ["ip", "netns", "exec", netns, sys.executable, "-c", SERVER, str(folder), listen, agent, more],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.intent = self.process.stdout.readline().strip()
+        assert self.intent, "the gate did not start"
+
+    def tell(self, word: str = "") -> list[str]:
+        """Connections, requests and bytes that the stand-in vendor saw, after `kill`, `start` or nothing."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().split()
+
+    def holdgate(self, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                *("ip", "netns", "exec", self.netns, sys.executable, "-m", "holdgate"),
+                *(*words, "-c", str(self.folder / "holdgate.yaml")),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=env,
+        )
+
+    def network(self, *words: str) -> str:
+        done = self.holdgate("network", *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @property
+    def ca(self) -> Path:
+        return self.folder / "state" / "ca" / "ca.pem"
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=40)
+
+
+class Lab:
+    """The three namespaces. `stop` leaves nothing behind."""
+
+    def __init__(self) -> None:
+        self.name = f"hg{os.getpid() % 100_000}"
+        self.agent_ns, self.gate_ns, self.internet_ns = (self.name + end for end in "agi")
+        self.etc = Path("/etc/netns") / self.agent_ns
+        self.ca = Path(f"/tmp/{self.name}.pem")
+
+    def start(self) -> None:
+        for netns in (self.agent_ns, self.gate_ns, self.internet_ns):
+            ip("netns", "add", netns)
+            ip("-n", netns, "link", "set", "lo", "up")
+        self._wire(self.agent_ns, "a0", "a1", "10.77.1", "fd77:1")
+        self._wire(self.internet_ns, "i0", "i1", "10.77.2", "fd77:2")
+        for version, gate in (("-4", "10.77.1.1"), ("-6", "fd77:1::1")):
+            ip("-n", self.agent_ns, version, "route", "add", "default", "via", gate)
+        for version, there in (("-4", "10.77.2.2"), ("-6", "fd77:2::2")):
+            ip("-n", self.gate_ns, version, "route", "add", "default", "via", there)
+            # Whatever is not on the way back to the agent is an address of the internet's own.
+            ip("-n", self.internet_ns, version, "route", "add", "local", "default", "dev", "lo", "table", "9")
+            ip("-n", self.internet_ns, version, "rule", "add", "pref", "40000", "lookup", "9")
+        ip("-n", self.internet_ns, "route", "add", "10.77.1.0/24", "via", "10.77.2.1")
+        ip("-n", self.internet_ns, "-6", "route", "add", "fd77:1::/64", "via", "fd77:2::1")
+        forward = ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        self.run(self.gate_ns, "sysctl", "-qw", *forward)
+        self.etc.mkdir(parents=True)
+        (self.etc / "resolv.conf").write_text("nameserver 203.0.113.53\noptions timeout:1 attempts:1\n")
+        self.run(self.internet_ns, "nft", "-f", "-", stdin=recorder("prerouting", "iifname", "i0"))
+
+    def _wire(self, netns: str, inner: str, outer: str, v4: str, v6: str) -> None:
+        ip("-n", netns, "link", "add", inner, "type", "veth", "peer", "name", outer, "netns", self.gate_ns)
+        for where, device, last in ((netns, inner, 2), (self.gate_ns, outer, 1)):
+            ip("-n", where, "addr", "add", f"{v4}.{last}/24", "dev", device)
+            ip("-n", where, "addr", "add", f"{v6}::{last}/64", "dev", device, "nodad")
+            ip("-n", where, "link", "set", device, "up")
+
+    def run(self, netns: str, *words: str, stdin: str = "", check: bool = True) -> str:
+        done = subprocess.run(
+            ["ip", "netns", "exec", netns, *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0 or not check, done.stderr
+        return done.stdout + done.stderr
+
+    def escaped(self) -> int:
+        """Packets that arrived in the internet."""
+        return counted(self.internet_ns)
+
+    def agent(self, script: str, *words: str, check: bool = True) -> str:
+        """A Python agent, root in its own namespace."""
+        return self.run(
+            self.agent_ns, sys.executable, "-c", PROBES + textwrap.dedent(script), *words, check=check
+        ).strip()
+
+    def curl(self, *words: str) -> str:
+        return self.run(
+            *(self.agent_ns, "curl", "-sS", "-i", "-m", "10", "--cacert", str(self.ca), *words), check=False
+        )
+
+    def stop(self) -> None:
+        for netns in (self.agent_ns, self.gate_ns, self.internet_ns):
+            subprocess.run(["ip", "netns", "del", netns], check=False, capture_output=True)
+        shutil.rmtree(self.etc, ignore_errors=True)
+        self.ca.unlink(missing_ok=True)
+
+
+# What an agent tries. Each says what it saw in one word.
+PROBES = """
+import os, select, socket, struct, sys, time
+def tcp(host, port, data=b"SSH-2.0-x\\r\\n\\r\\n"):
+    try:
+        with socket.create_connection((host, port), timeout=3) as sock:
+            sock.sendall(data)
+            sock.settimeout(3)
+            return "answered " + repr(sock.recv(64)[:20])
+    except OSError as error:
+        return type(error).__name__
+def udp(host, port, data=b"secret", wait=1.0):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        try:
+            sock.connect((host, port))
+            sock.send(data)
+            sock.settimeout(wait)
+            return "answered " + repr(sock.recv(512)[:20])
+        except OSError as error:
+            return type(error).__name__
+def raw(host, protocol, data, wait=0.3):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_RAW, protocol) as sock:
+        try:
+            sock.sendto(data, (host, 0))
+            sock.settimeout(wait)
+            return "answered " + repr(sock.recv(512)[:20])
+        except OSError as error:
+            return type(error).__name__
+def question(name):
+    labels = b"".join(bytes([len(x)]) + x.encode() for x in name.split("."))
+    return struct.pack("!HHHHHH", 7, 256, 1, 0, 0, 0) + labels + b"\\0\\0\\1\\0\\1"
+"""
