@@ -202,8 +202,20 @@ def test_q2_every_command_has_help_with_an_example(run, words):
 
 def test_q2_only_what_is_built_is_there():
     assert {words[0] for words in EVERY} == {
-        *("init", "demo", "run", "doctor", "check", "test", "explain", "verify", "receipts", "log", "replay"),
-        *("trust", "keys", "surfaces", "ca"),
+        *(
+            "init",
+            "demo",
+            "run",
+            "exec",
+            "network",
+            "doctor",
+            "check",
+            "test",
+            "explain",
+            "verify",
+            "receipts",
+        ),
+        *("log", "replay", "trust", "keys", "surfaces", "ca"),
     }
 
 
@@ -840,3 +852,18 @@ def test_run_refuses_to_start_with_exit_2(run, shop, process_settings, break_it)
     assert {"policy": "orders.yaml:12: ", "key": "receipt.key: ", "admin port": "admin.listen"}[
         break_it
     ] in said.err
+
+
+def test_network_print_is_a_script_and_says_what_is_missing_until_then(run, shop):
+    assert "no agent to force through" in run("network", "print").err
+    path = shop / "holdgate.yaml"
+    text = path.read_text().replace("  transparent: null ", "  transparent: 0.0.0.0:8443 ")
+    path.write_text(text + "network: {interfaces: [agents0]}\n")
+    said = run("network", "print")
+    assert said.code == 0 and said.out.startswith("add table inet holdgate\n")
+    assert 'iifname "agents0" counter drop' in said.out
+
+
+def test_exec_without_a_running_proxy_is_exit_2(run, shop):
+    said = run("exec", "--", "true")
+    assert (said.code, said.out) == (2, "") and "`holdgate run` is not running" in said.err

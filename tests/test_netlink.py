@@ -35,9 +35,10 @@ def test_nl1_the_owner_of_a_connected_socket_and_of_nothing_else(host: str) -> N
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
 def test_nl1_the_owner_is_the_user_behind_the_socket() -> None:
-    script = "import os, socket, sys; os.setuid(65534)\n"
+    script = "import encodings.idna, os, socket, sys; os.setuid(65534)\n"
     script += "s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\ninput()"
     with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
         other = subprocess.Popen(
             [sys.executable, "-c", script, str(server.getsockname()[1])],
             stdin=subprocess.PIPE,

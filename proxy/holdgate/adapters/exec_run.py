@@ -9,6 +9,7 @@ Invariants (tests/integration/test_exec.py has one test named after each):
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import signal
@@ -74,7 +75,8 @@ class Lifeline:
         if self.peer is None:
             raise ConfigError("not connected to `holdgate run`")
         try:
-            socket.send_fds(self.peer, [packet], descriptors or [])
+            with contextlib.suppress(BrokenPipeError):  # refused already: it has said why
+                socket.send_fds(self.peer, [packet], descriptors or [])
             said = unpack(self.peer.recv(16_384))
         except (OSError, NotAsAgreed) as error:
             self.cut()
