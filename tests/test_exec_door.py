@@ -115,6 +115,19 @@ print(peer.recv(999).decode())
     assert why in done.stdout, done.stdout + done.stderr
 
 
+async def test_ed3_descriptors_that_nobody_asked_for_are_closed(house: House) -> None:
+    peer = await knock(house)
+    mine, theirs = os.pipe()
+    data = json.dumps({"agent": "nobody"}).encode()
+    socket.send_fds(peer, [data], [theirs])
+    os.close(theirs)
+    async with asyncio.timeout(5):
+        assert b"error" in await asyncio.get_running_loop().sock_recv(peer, 9999)
+        assert os.read(mine, 1) == b"", "no copy of the other end is open any more"
+    os.close(mine)
+    peer.close()
+
+
 async def test_ed2_sockets_are_served_as_the_named_agent_while_the_lifeline_lasts(house: House) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -132,15 +132,16 @@ class ExecDoor:
     async def _lifeline(self, peer: socket.socket) -> None:
         ends: list[Callable[[], object]] = []
         try:
-            check_peer(peer)
             async with asyncio.timeout(_HELLO_S):
-                agent = self._agent(unpack((await _packet(peer))[0]).get("agent"))
+                hello = await _words(peer)  # read first: closing on unread bytes would reset the answer
+                check_peer(peer)
+                agent = self._agent(unpack(hello).get("agent"))
                 peer.send(pack(agent=agent, ports=self.ports(), explicit=self.explicit_port))
                 data, descriptors = await _packet(peer)
                 ends += await self._adopt(agent, unpack(data).get("sockets"), descriptors)
             peer.send(pack(serving=True))
             log.info("exec: serving a namespace of %s", agent)
-            while (await _packet(peer))[0]:  # nothing more is said; the end is what we wait for
+            while await _words(peer):  # nothing more is said; the end is what we wait for
                 pass
         except (NotAsAgreed, OSError, TimeoutError) as error:
             log.warning("exec: refused or cut: %s", error)
@@ -218,6 +219,14 @@ async def _packet(peer: socket.socket) -> tuple[bytes, list[int]]:
                 os.close(descriptor)
             raise NotAsAgreed("a packet that is too long")
         return data, descriptors
+
+
+async def _words(peer: socket.socket) -> bytes:
+    """The next packet where no descriptor is expected: those that came are closed."""
+    data, descriptors = await _packet(peer)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return data
 
 
 def _set(future: asyncio.Future[None]) -> None:
