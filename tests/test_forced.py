@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -45,12 +46,34 @@ def test_fo1_a_name_that_no_map_has_is_counted_and_leaves_a_receipt(tmp_path: Pa
     assert json.loads(done.stdout)
 
 
-def test_fo2_holdgate_does_not_start_as_an_agent(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SimpleNamespace(path="holdgate.yaml", agents=[SimpleNamespace(users=(1000, 1001))])
+def test_fo2_holdgate_does_not_start_as_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agents = [SimpleNamespace(users=(64_001, 64_002))]
+    config = SimpleNamespace(path="holdgate.yaml", state_dir=tmp_path, agents=agents)
     addon = SimpleNamespace(owner_uid=None)
-    monkeypatch.setattr(forced.os, "geteuid", lambda: 1001)
-    with pytest.raises(ConfigError, match="uid 1001 is an agent"):
+    monkeypatch.setattr(forced.os, "geteuid", lambda: 64_002)
+    with pytest.raises(ConfigError, match="uid 64002 is an agent"):
         forced.know_users(config, addon)
     monkeypatch.setattr(forced.os, "geteuid", lambda: 7)
     forced.know_users(config, addon)
     assert addon.owner_uid is not None
+
+
+def test_fo2_holdgate_does_not_start_with_the_keys_of_an_agent(tmp_path: Path) -> None:
+    owner = tmp_path.stat().st_uid
+    config = SimpleNamespace(
+        path="holdgate.yaml", state_dir=tmp_path, agents=[SimpleNamespace(users=(owner,))]
+    )
+    with pytest.raises(ConfigError, match="is an agent"):
+        forced.know_users(config, SimpleNamespace(owner_uid=None))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a folder away")
+def test_fo2_a_state_directory_of_an_agent_is_refused(tmp_path: Path) -> None:
+    os.chown(tmp_path, 64_002, 64_002)
+    config = SimpleNamespace(
+        path="holdgate.yaml", state_dir=tmp_path, agents=[SimpleNamespace(users=(64_002,))]
+    )
+    addon = SimpleNamespace(owner_uid=None)
+    with pytest.raises(ConfigError, match="could sign as Holdgate"):
+        forced.know_users(config, addon)
+    assert addon.owner_uid is None

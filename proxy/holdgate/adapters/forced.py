@@ -2,7 +2,7 @@
 
 Invariants (tests/test_forced.py has one test named after each):
   FO1  A name that no map has is counted, and leaves a SILENCE receipt with the reason unknown_destination.
-  FO2  Holdgate does not start as a user who is an agent.
+  FO2  Holdgate does not start as a user who is an agent, nor with keys that belong to one.
 """
 
 from __future__ import annotations
@@ -83,5 +83,9 @@ def know_users(config: Config, addon: HoldgateAddon) -> None:
     if os.geteuid() in users:
         message = f"uid {os.geteuid()} is an agent: run Holdgate as a user whose traffic is not forced"
         raise ConfigError(message, file=str(config.path))
+    owner = config.state_dir.stat().st_uid
+    if owner in users:
+        message = f"the state directory belongs to uid {owner}, who is an agent and could sign as Holdgate"
+        raise ConfigError(message, file=str(config.state_dir))
     if users:
         addon.owner_uid = owner_uid
