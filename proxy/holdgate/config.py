@@ -20,8 +20,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, Literal
 
-from .agents import Agent, AgentRule, Attrs, AttrValue, Network
-from .config_certs import read_client_cert
+from .agents import AgentRule, Network
+from .config_agents import read_agents
 from .config_doctor import Doctor, read_doctor
 from .config_values import (
     IDENTIFIER,
@@ -36,7 +36,6 @@ from .config_values import (
     read_networks,
     read_optional_address,
     read_path,
-    read_users,
 )
 from .errors import ConfigError
 from .limits import Limits
@@ -58,7 +57,6 @@ __all__ = [
 
 # The node stands as an RFC 9651 token in Proxy-Status and in the CA's name, so it starts with a letter.
 _NODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,47}\Z")
-_ATTRIBUTE: Final = re.compile(r"[a-z][a-z0-9_]{0,62}\Z")
 _NAME_PORT: Final = re.compile(r"((?:\*\.)?[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?):([1-9][0-9]{0,4})\Z")
 _PUBLIC_URL: Final = re.compile(r"https?://[A-Za-z0-9.\-:\[\]]+(/[A-Za-z0-9._~/-]*)?\Z")
 _DECIMAL: Final = re.compile(r"[0-9]{1,9}\.[0-9]{1,6}\Z")
@@ -176,7 +174,7 @@ def load_config(path: Path) -> Config:
         admin=admin,
         surfaces=_existing(keys["surfaces"], base, "surfaces"),
         policies=_existing(keys["policies"], base, "policies"),
-        agents=_agents(keys["agents"], base),
+        agents=read_agents(keys["agents"], base),
         interfaces=_interfaces(keys.get("network")),
         limits=_limits(keys.get("limits")),
         receipts_header=_receipts(keys.get("receipts")),
@@ -256,68 +254,6 @@ def _refuse_same_listener(node: Node, listen: Listen, admin: Admin) -> None:
     for place, address in enumerate(ours):
         if any(_reaches(address, other) for other in ours[:place]):
             raise node.fail(f"two listeners share {address}: give each its own port")
-
-
-def _agents(node: Node, base: Path) -> tuple[AgentRule, ...]:
-    rules: list[AgentRule] = []
-    for item in node.sequence("agents"):
-        keys = item.mapping(required=("id", "match"), optional=("groups", "attrs"), what="an agent")
-        name = read_matching(keys["id"], IDENTIFIER, "agent id", "letters, digits, `.`, `_` or `-`")
-        if any(rule.agent.id == name for rule in rules):
-            raise keys["id"].fail(f"agent {name!r} is there twice: put all of it into one entry")
-        groups = read_names(keys["groups"], f"groups of {name}") if "groups" in keys else ()
-        attrs = _attrs(keys["attrs"], name) if "attrs" in keys else ()
-        match = keys["match"].mapping(
-            optional=("source", "token_sha256", "client_cert", "user"), what=f"match of {name}"
-        )
-        if not match:
-            raise keys["match"].fail(
-                "an agent that matches everybody: write `source: [CIDR]`, `token_sha256`, `client_cert` or"
-                " `user: [NAME]`"
-            )
-        sources = read_networks(match["source"], f"source of {name}") if "source" in match else ()
-        if "source" in match and not sources:
-            raise match["source"].fail(f"source of {name} is empty: write for example [127.0.0.1/32]")
-        digest = (
-            read_digest(match["token_sha256"], f"token_sha256 of {name}") if "token_sha256" in match else b""
-        )
-        if digest and any(rule.token_sha256 == digest for rule in rules):
-            raise match["token_sha256"].fail("another agent has the same token: give each its own")
-        certificate = read_client_cert(match["client_cert"], base, name) if "client_cert" in match else None
-        if certificate and any(rule.certificate == certificate for rule in rules):
-            raise match["client_cert"].fail("another agent has the same certificate: give each its own name")
-        users = read_users(match["user"], f"user of {name}") if "user" in match else ()
-        rules.append(
-            AgentRule(
-                agent=Agent(id=name, groups=groups, attrs=attrs),
-                sources=sources,
-                token_sha256=digest,
-                certificate=certificate,
-                users=users,
-            )
-        )
-    return tuple(rules)
-
-
-def _attrs(node: Node, agent: str) -> Attrs:
-    pairs: list[tuple[str, AttrValue]] = []
-    for name, value in node.open_mapping(f"attrs of {agent}").items():
-        if not _ATTRIBUTE.match(name):
-            raise value.fail(f"attribute {name!r}: write lower-case letters, digits and `_`")
-        pairs.append((name, _attr_value(value, f"attribute {name} of {agent}")))
-    return tuple(sorted(pairs, key=lambda pair: pair[0]))
-
-
-def _attr_value(node: Node, what: str) -> AttrValue:
-    value = node.value
-    if isinstance(value, str | int):  # a bool is an int
-        return value
-    if isinstance(value, list):
-        if all(isinstance(item.value, str) for item in value):
-            return tuple(item.text() for item in value)
-        if all(isinstance(item.value, int) and not isinstance(item.value, bool) for item in value):
-            return tuple(item.integer() for item in value)
-    raise node.fail(f"{what} must be a string, an integer, true, false, or a list of strings or of integers")
 
 
 def _limits(node: Node | None) -> Limits:

@@ -236,26 +236,24 @@ async def _build(config: Config) -> Server:
         identity = Identity(config.agents)
         pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
         pipeline.vouches_for = _vouching(authority)
-        agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
-        addon = HoldgateAddon(keeper=pipeline, tls_contexts=agent_tls, barrier_trip=metrics.barrier)
-        know_users(config, addon)
-        try:
-            engine, proxy = build_engine(addon, config.listen, config.limits)
-        except exceptions.OptionsError as error:
-            raise ConfigError(f"listen: {error}", file=str(config.path)) from error
-        boundary = Boundary.read(config)
-        admin = AdminServer(
-            config,
-            ledger=ledger,
-            metrics=metrics,
-            pipeline=pipeline,
-            boundary=lambda: boundary.gap(clock_us()),
-        )
-        stub = build_stub(pipeline, metrics)
-        door = build_door(config, pipeline, stub, addon, (engine, proxy))
+        return _around(config, pipeline, ledger, metrics, AgentTls(LeafMaker(authority), identity.issuers))
     except BaseException:
         ledger.close()
         raise
+
+
+def _around(
+    config: Config, pipeline: Pipeline, ledger: SqliteLedger, metrics: Metrics, agent_tls: AgentTls
+) -> Server:
+    """The doors of the pipeline: inner door, admin API, resolver and `exec`."""
+    addon = HoldgateAddon(keeper=pipeline, tls_contexts=agent_tls, barrier_trip=metrics.barrier)
+    know_users(config, addon)
+    try:
+        engine, proxy = build_engine(addon, config.listen, config.limits)
+    except exceptions.OptionsError as error:
+        raise ConfigError(f"listen: {error}", file=str(config.path)) from error
+    boundary = Boundary.read(config)
+    stub = build_stub(pipeline, metrics)
     return Server(
         config=config,
         pipeline=pipeline,
@@ -264,11 +262,17 @@ async def _build(config: Config) -> Server:
         engine=engine,
         proxy=proxy,
         addon=addon,
-        admin=admin,
+        admin=AdminServer(
+            config,
+            ledger=ledger,
+            metrics=metrics,
+            pipeline=pipeline,
+            boundary=lambda: boundary.gap(clock_us()),
+        ),
         agent_tls=agent_tls,
         boundary=boundary,
         stub=stub,
-        door=door,
+        door=build_door(config, pipeline, stub, addon, (engine, proxy)),
     )
 
 
