@@ -20,7 +20,7 @@ from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDeco
 from fuzz.base import Target, must, split
 from holdgate.content.aws import decode_aws_chunked
 from holdgate.content.coding import decode_coding
-from holdgate.content.mediatype import parse_media_type
+from holdgate.content.mediatype import check_charset, parse_media_type
 from holdgate.content.multipart import parse_multipart
 from holdgate.errors import InputError
 
@@ -217,7 +217,14 @@ def media_type(data: bytes) -> bool:
     for name in ("charset", "boundary"):
         theirs = other.get_param(name)  # str, None, or a triple where RFC 2231 was used
         must(theirs == ours.get(name), f"another {name}", theirs, ours.get(name), value)
-    must(ours.get("charset", "utf-8").lower() in ("utf-8", "us-ascii"), "charset", ours)
+    charset = ours.get("charset", "utf-8").lower()
+    must(charset in ("utf-8", "utf8", "us-ascii", "iso-8859-1"), "charset", ours)
+    try:  # a body that is not ASCII is read as UTF-8, or under a charset that says so
+        check_charset(params, "\u00e9".encode())
+    except InputError:
+        must(charset in ("us-ascii", "iso-8859-1"), "refused", ours)
+    else:
+        must(charset in ("utf-8", "utf8"), "a body in another charset", ours)
     return True
 
 
