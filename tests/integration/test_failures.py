@@ -7,6 +7,7 @@ and after the repair the log is clean.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -80,10 +81,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def fill(folder: Path, *, leave_bytes: int) -> Path:
     """Use the disk up but for `leave_bytes`."""
     file = folder / "state" / "filler"
-    info = os.statvfs(file.parent)
     with file.open("wb") as out:
-        os.posix_fallocate(out.fileno(), 0, max(info.f_bavail * info.f_frsize - leave_bytes, 1))
-    return file
+        while True:
+            info = os.statvfs(file.parent)
+            try:
+                os.posix_fallocate(out.fileno(), 0, max(info.f_bavail * info.f_frsize - leave_bytes, 1))
+            except OSError as error:  # the log's tiles were written in between: look again
+                if error.errno != errno.ENOSPC:
+                    raise
+            else:
+                return file
 
 
 async def balance(gate: Gate) -> Answered:
