@@ -36,7 +36,7 @@ OVERLAYS = ("sidecar", "gateway")
 API = "1.31.0"  # of Kubernetes
 HOLDGATE_UID, AGENT_UID = 10001, 10002
 
-pytestmark = pytest.mark.checkout
+pytestmark = [pytest.mark.checkout, pytest.mark.slow]
 
 
 def tool(name: str) -> str:

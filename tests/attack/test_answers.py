@@ -7,6 +7,8 @@ import pytest
 from attack.arena import Arena
 from attack.cases import Forged, load_answers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("path", ["tls", "plain"])
 @pytest.mark.parametrize("forged", [pytest.param(one, id=one.id) for one in load_answers()])

@@ -10,6 +10,8 @@ import pytest
 from attack.arena import OUTSIDE, Agent, Arena, Response, Seen
 from attack.cases import TWINS, Case, Expected, load
 
+pytestmark = pytest.mark.slow
+
 HEADERS = "".join(f"X-{number}: a\\r\\n" for number in range(101))
 
 

@@ -24,6 +24,8 @@ from hyperframe.frame import (
 
 from attack.arena import Agent, Arena, until
 
+pytestmark = pytest.mark.slow
+
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS: Final = SettingsFrame(0).serialize()
 OK: Final = (

@@ -12,6 +12,8 @@ from OpenSSL import SSL
 
 from attack.arena import Agent, Arena, read_response, until
 
+pytestmark = pytest.mark.slow
+
 GET: Final = b"GET /v1/search?q=a HTTP/1.1\r\nHost: api.ok.test\r\n\r\n"
 
 

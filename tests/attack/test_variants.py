@@ -16,6 +16,8 @@ import pytest
 from attack.arena import Arena
 from attack.test_families import CLOSE, POST, fill, permitted, post, storm
 
+pytestmark = pytest.mark.slow
+
 JSON: Final = b"application/json"
 FORM: Final = b"application/x-www-form-urlencoded"
 MULTIPART: Final = b"multipart/form-data; boundary=edge"

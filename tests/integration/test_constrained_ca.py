@@ -21,6 +21,8 @@ from holdgate.adapters.ca import create_ca
 from holdgate.demo.instance import Instance
 from holdgate.demo.standins import StandIns
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("api.stripe.com", "amazonaws.com", "fhir.example.org", "slack.com", "api.openai.com")
 
 

@@ -24,6 +24,8 @@ from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.demo.instance import Instance
 from holdgate.demo.standins import StandIns
 
+pytestmark = pytest.mark.slow
+
 STRIPE = "api.stripe.com"
 CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 SPIFFE = "spiffe://example.org"

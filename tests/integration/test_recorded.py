@@ -21,6 +21,8 @@ from holdgate.strictyaml import load_file
 from rawserver import RawRequest, RawServer, parse
 from recordings import CLIENTS, RECORDED, content, name_of
 
+pytestmark = pytest.mark.slow
+
 REFUSED: dict[str, dict[str, str]] = load_file(CLIENTS / "refused.yaml").plain()["refused"]
 # What is between two neighbours on the wire, and not part of the message.
 HOP_BY_HOP = {
