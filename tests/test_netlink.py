@@ -33,6 +33,23 @@ def test_nl1_the_owner_of_a_connected_socket_and_of_nothing_else(host: str) -> N
     assert owner_uid(("not an address", 1), ours) is None
 
 
+def test_nl1_ipv4_over_an_ipv6_socket_has_an_owner_too() -> None:
+    """Java's sockets; and a listener on `::` says the same of an IPv4 client."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as agent,
+    ):
+        port = server.getsockname()[1]
+        agent.connect(("::ffff:127.0.0.1", port))
+        mine = agent.getsockname()[1]
+        for host in ("127.0.0.1", "::ffff:127.0.0.1"):
+            assert owner_uid((host, mine), (host, port)) == os.geteuid()
+            assert owner_uid((host, mine), (host, 1)) is None
+        with socket.create_connection(("127.0.0.1", port)) as plain:
+            there = plain.getsockname()[1]
+            assert owner_uid(("::ffff:127.0.0.1", there), ("::ffff:127.0.0.1", port)) == os.geteuid()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
 def test_nl1_the_owner_is_the_user_behind_the_socket() -> None:
     script = "import encodings.idna, os, socket, sys; os.setuid(65534)\n"

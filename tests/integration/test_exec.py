@@ -21,6 +21,7 @@ from behind import Bench
 from holdgate.demo.instance import Instance
 from holdgate.demo.standins import StandIns
 from netlab import PROBES
+from programs import build
 
 type Done = subprocess.CompletedProcess[str]
 type Watch = Callable[[], AbstractContextManager[None]]
@@ -274,61 +275,20 @@ fetch("https://api.stripe.com/v1/refunds", {method: "POST", headers, body})
   .then(r => console.log(r.status, r.headers.get("holdgate-decision").slice(0, 6)))
   .catch(e => console.log(e, e.cause));
 """
-JAVA = """
-import java.net.URI;
-import java.net.http.*;
-public class Refund {
-  public static void main(String[] a) throws Exception {
-    var body = HttpRequest.BodyPublishers.ofString("payment_intent=" + a[0] + "&amount=" + a[1]);
-    var ask = HttpRequest.newBuilder(URI.create("https://api.stripe.com/v1/refunds"))
-      .header("Authorization", "Bearer sk_test_demo")
-      .header("Content-Type", "application/x-www-form-urlencoded").POST(body).build();
-    var said = HttpClient.newHttpClient().send(ask, HttpResponse.BodyHandlers.ofString());
-    var decision = said.headers().firstValue("Holdgate-Decision").orElse("none  ");
-    System.out.println(said.statusCode() + " " + decision.substring(0, 6));
-  }
-}
-"""
-GO = """
-package main
-import ("fmt"; "net/http"; "net/url"; "os"; "strings")
-func main() {
-  form := url.Values{"payment_intent": {os.Args[1]}, "amount": {os.Args[2]}}
-  r, _ := http.NewRequest("POST", "https://api.stripe.com/v1/refunds", strings.NewReader(form.Encode()))
-  r.Header.Set("Authorization", "Bearer sk_test_demo")
-  r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-  s, err := http.DefaultClient.Do(r)
-  if err != nil { fmt.Println(err); return }
-  fmt.Println(s.StatusCode, s.Header.Get("Holdgate-Decision")[:6])
-}
-"""
 
 
 def client(name: str, folder: Path) -> list[str]:
     """A command that takes an intent and an amount, and prints status and decision."""
-    tool = shutil.which({"java": "java", "go": "go", "node": "node", "curl": "curl"}[name])
+    if name in ("java", "go"):
+        return build(name, folder)
+    tool = shutil.which(name)
     if tool is None:
         pytest.skip(f"needs {name}")
-    if name == "curl":
-        form = '-d payment_intent="$1" -d amount="$2" -H "Authorization: Bearer sk_test_demo"'
-        show = "-sS -o /dev/null -w '%{http_code} %header{holdgate-decision}'"
-        return ["sh", "-c", f"curl {show} {form} https://api.stripe.com/v1/refunds | cut -c1-10", "-"]
     if name == "node":
         return [tool, "-e", FETCH]
-    if name == "java":
-        (folder / "Refund.java").write_text(JAVA)
-        return [tool, str(folder / "Refund.java")]
-    (folder / "refund.go").write_text(GO)
-    env = os.environ | {"GOFLAGS": "-mod=mod", "GO111MODULE": "off", "GOCACHE": str(folder / "cache")}
-    built = subprocess.run(
-        [tool, "build", "-o", str(folder / "refund"), str(folder / "refund.go")],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert built.returncode == 0, built.stderr
-    return [str(folder / "refund")]
+    form = '-d payment_intent="$1" -d amount="$2" -H "Authorization: Bearer sk_test_demo"'
+    show = "-sS -o /dev/null -w '%{http_code} %header{holdgate-decision}'"
+    return ["sh", "-c", f"curl {show} {form} https://api.stripe.com/v1/refunds | cut -c1-10", "-"]
 
 
 @pytest.mark.parametrize("name", ["curl", "node", "java", "go"])

@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from holdgate.adapters.trust import write_java_store
 from netlab import PROBES, Gate, counted, ip, needs_lab, recorder
+from programs import build
 
 NAME = f"hu{os.getpid() % 100_000}"
 pytestmark = [pytest.mark.slow, needs_lab]
@@ -193,6 +197,24 @@ def test_node_fetch_which_knows_no_proxy_is_held_too(namespace: Namespace) -> No
     assert namespace.seen() == before
 
 
+@contextmanager
+def libraries(*names: str) -> Iterator[Path]:
+    """Copies for the system's Python, because `nobody` cannot read ours; they are pure Python."""
+    first = names[0]
+    packages = Path(pytest.importorskip(first).__file__).parents[1]
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("needs a Python that other users may run")
+    home = Path(tempfile.mkdtemp(prefix=NAME))
+    home.chmod(0o755)
+    try:
+        for name in names:
+            source = packages / name
+            shutil.copytree(source, home / name) if source.is_dir() else shutil.copy(source, home)
+        yield home
+    finally:
+        shutil.rmtree(home)
+
+
 STRIPE = """
 import stripe, sys
 stripe.api_key = "sk_test_demo"
@@ -204,25 +226,9 @@ except stripe.StripeError as error:
 
 
 def test_stripe_python_without_any_proxy_setting_is_held_too(namespace: Namespace) -> None:
-    """The system's Python, because `nobody` cannot read ours; the libraries are pure Python, so copies do."""
-    stripe = pytest.importorskip("stripe")
-    if not Path("/usr/bin/python3").exists():
-        pytest.skip("needs a Python that other users may run")
-    packages = Path(stripe.__file__).parents[1]
-    home = Path(namespace.ca).with_suffix(".site")
-    wanted = (
-        "stripe",
-        "requests",
-        "urllib3",
-        "certifi",
-        "idna",
-        "charset_normalizer",
-        "typing_extensions.py",
-    )
-    for name in wanted:
-        source, target = packages / name, home / name
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, home)
-    try:
+    with libraries(
+        "stripe", "requests", "urllib3", "certifi", "idna", "charset_normalizer", "typing_extensions.py"
+    ) as home:
         bundle = home / "stripe" / "data" / "ca-certificates.crt"
         bundle.write_text(bundle.read_text() + "\n" + Path(namespace.ca).read_text())
 
@@ -235,5 +241,52 @@ def test_stripe_python_without_any_proxy_setting_is_held_too(namespace: Namespac
         before = namespace.seen()
         assert "PermissionError" in (said := refund(900_000)) and "(deny_rule)" in said
         assert namespace.seen() == before
+
+
+@pytest.mark.parametrize("language", ["java", "go"])
+def test_compiled_clients_are_held_too(namespace: Namespace, language: str) -> None:
+    folder = Path(tempfile.mkdtemp(prefix=NAME))
+    try:
+        command = build(language, folder)
+        store = folder / "bundle.p12"
+        write_java_store(store, Path(namespace.ca).read_bytes())
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755)
+        trust = f"-Djavax.net.ssl.trustStore={store} -Djavax.net.ssl.trustStorePassword=changeit"
+        env = {"JAVA_TOOL_OPTIONS": trust, "SSL_CERT_FILE": namespace.ca}
+
+        def ask(amount: int) -> str:
+            return namespace.run(*command, namespace.intent, str(amount), env=env)
+
+        assert "200 PERMIT" in ask(105)
+        before = namespace.seen()
+        assert "403 DENY;i" in ask(900_000)
+        assert namespace.seen() == before
     finally:
-        shutil.rmtree(home)
+        shutil.rmtree(folder)
+
+
+BOTO = """
+import boto3, sys
+from botocore.exceptions import ClientError
+keys = {"aws_access_key_id": "AKIDEXAMPLE", "aws_secret_access_key": "x"}
+s3 = boto3.client("s3", region_name="eu-central-1", **keys)
+try:
+    answer = s3.put_object(Bucket=sys.argv[1], Key="a/b.txt", Body=b"hello" * 1000)
+    print("OK", answer["ResponseMetadata"]["HTTPStatusCode"])
+except ClientError as error:
+    print("ClientError", error)
+"""
+
+
+def test_boto3_without_any_proxy_setting_is_held_too(namespace: Namespace) -> None:
+    with libraries("boto3", "botocore", "s3transfer", "jmespath", "dateutil", "six.py", "urllib3") as home:
+        env = {"PYTHONPATH": str(home), "AWS_CA_BUNDLE": namespace.ca}
+
+        def put(bucket: str) -> str:
+            return namespace.run("/usr/bin/python3", "-c", BOTO, bucket, env=env)
+
+        assert put("acme-reports") == "OK 200\n"
+        before = namespace.seen()
+        assert "ClientError" in (said := put("attacker")) and "(no_rule_matched)" in said, said
+        assert namespace.seen() == before

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 __all__ = ["every_address_is_local", "loopback_up", "owner_uid"]
 
 type End = tuple[str, int]  # IP address, port
+type _Address = IPv4Address | IPv6Address
 
 _SOCK_DIAG: Final = 4  # NETLINK_SOCK_DIAG, linux/netlink.h
 _BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY, linux/sock_diag.h
@@ -29,19 +31,35 @@ def owner_uid(agent: End, ours: End) -> int | None:
     `agent` is the peer's address and port, `ours` what the peer connected to (before any redirect).
     """
     try:
-        family = socket.AF_INET6 if ":" in agent[0] else socket.AF_INET
-        source, target = (socket.inet_pton(family, end[0]).ljust(16, b"\0") for end in (agent, ours))
-        ends = struct.pack("!HH", agent[1], ours[1]) + source + target
+        source, target = ip_address(agent[0]), ip_address(ours[0])
+        family = socket.AF_INET if source.version == 4 else socket.AF_INET6
         # struct inet_diag_req_v2
-        question = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, _ALL_STATES) + ends
+        question = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, _ALL_STATES)
+        question += _ends(family, (source, agent[1]), (target, ours[1]))
         kind, data = _ask(_SOCK_DIAG, _BY_FAMILY, _REQUEST, question + b"\0" * 4 + _NO_COOKIE)
     except (OSError, ValueError):
         return None
-    # struct inet_diag_msg. A lookup can also end at a listener: its other end is not ours.
-    if kind != _BY_FAMILY or len(data) < 72 or data[4:40] != ends:
+    # struct inet_diag_msg, in the socket's own family: IPv4 is spoken over sockets of both (Java's are IPv6).
+    if kind != _BY_FAMILY or len(data) < 72 or data[0] not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    # A lookup can also end at a listener: its other end is not ours.
+    if data[4:40] != _ends(data[0], (source, agent[1]), (target, ours[1])):
         return None
     uid, inode = struct.unpack_from("=II", data, 64)
     return uid if inode else None  # without an inode no process has it any more
+
+
+def _ends(family: int, source: tuple[_Address, int], target: tuple[_Address, int]) -> bytes:
+    """Ports and addresses as a socket of this family has them; IPv4 in IPv6 is mapped (RFC 4291 2.5.5.2)."""
+    packed = b"".join(_packed(family, address).ljust(16, b"\0") for address, _ in (source, target))
+    return struct.pack("!HH", source[1], target[1]) + packed
+
+
+def _packed(family: int, address: _Address) -> bytes:
+    if isinstance(address, IPv6Address):
+        plain = address.ipv4_mapped
+        return plain.packed if family == socket.AF_INET and plain is not None else address.packed
+    return address.packed if family == socket.AF_INET else bytes(10) + b"\xff\xff" + address.packed
 
 
 def loopback_up() -> None:
