@@ -170,6 +170,18 @@ VARIANTS = [
         id="Slack message by GET",
     ),
     pytest.param(
+        "DELETE /storage/v1/b/acme-scratch/o/a%2Fb?alt=json&prettyPrint=false HTTP/1.1\r\n"
+        "Host: storage.googleapis.com\r\nAuthorization: Bearer x\r\nX-Goog-User-Project: payer\r\n"
+        "X-Goog-Api-Client: gccl-invocation-id/1 gccl-attempt-count/1 gl-go/1.25 gccl/1.50\r\n"
+        "X-Goog-Gcs-Idempotency-Token: 1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed\r\n",
+        "",
+        {
+            "operation": "gcs.DeleteObject",
+            "params": {"billed": "payer", "bucket": "acme-scratch", "object": "a/b"},
+        },
+        id="Cloud Storage as its client for Go writes it",
+    ),
+    pytest.param(
         "POST /v1/messages?beta=true HTTP/1.1\r\nHost: api.anthropic.com\r\nX-Api-Key: k\r\n"
         "Content-Type: application/json\r\nAnthropic-Version: 2023-06-01\r\n",
         '{"model":"claude-x","max_tokens":1,"messages":[]}',

@@ -126,7 +126,7 @@ def give_away_the_next_ca_key(folder: Path) -> None:
     [
         pytest.param(break_a_map, "stripe.yaml:", id="a map with a mistake"),
         pytest.param(break_a_policy, "stripe_refunds.yaml:", id="a policy with a mistake"),
-        pytest.param(share_the_receipt_key, "others may read this key", id="a receipt key for everybody"),
+        pytest.param(share_the_receipt_key, "others can read this key", id="a receipt key for everybody"),
         pytest.param(share_the_ca_key, "ca.key", id="a CA key for everybody"),
         pytest.param(give_away_the_next_ca_key, "next.key", id="the next CA key for everybody"),
         pytest.param(ask_for_constraints, "holdgate ca rotate", id="a CA that is not the one asked for"),

@@ -129,8 +129,8 @@ class Config:
     limits: Limits
     receipts_header: ReceiptsHeader
     upstream: Upstream
-    doctor: Doctor
     ca: Ca
+    doctor: Doctor
 
     @property
     def issuer(self) -> str:
@@ -169,8 +169,8 @@ def load_config(path: Path) -> Config:
         limits=_limits(keys.get("limits")),
         receipts_header=_receipts(keys.get("receipts")),
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
-        doctor=read_doctor(keys.get("doctor")),
         ca=read_ca(keys.get("ca")),
+        doctor=read_doctor(keys.get("doctor")),
     )
 
 

@@ -76,8 +76,8 @@ class Server:
     proxy: proxyserver.Proxyserver
     addon: HoldgateAddon
     admin: AdminServer
-    boundary: Boundary
     agent_tls: AgentTls
+    boundary: Boundary
     draining: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 

@@ -7,8 +7,8 @@ Invariants (tests/test_cli.py has one test named after each):
   Q1  A ConfigError is shown as `file:line: message` on standard error, without a traceback, exit code 2.
   Q2  Every command has --help with an example, and only commands that work are there.
   Q3  Only `init`, `demo`, `trust`, `ca`, `run`, `doctor --prove` and `receipts export --output|--cursor`
-      write files; only `demo`, `run`, `doctor`, `verify --keys URL` and `receipts export --syslog|--http`
-      use the network.
+      write files; only `demo`, `run`, `doctor`, `verify --keys URL` and `receipts export --syslog|--http` use
+      the network.
 """
 
 from __future__ import annotations
