@@ -27,7 +27,7 @@ from evidence import (
     receipt_id,
 )
 from holdgate.adapters.sqlite import SqliteReader
-from holdgate.audit import AuditInput, AuditReport, LogRecord, PermitRow, audit
+from holdgate.audit import AuditInput, AuditReport, HeadRow, LogRecord, PermitRow, audit
 from holdgate.errors import Outcome, Reason
 from holdgate.keys import PublicKey, SigningKey, key_set
 from holdgate.ledger import ClaimRow, OutcomeStatus, State
@@ -67,11 +67,17 @@ class Log:
     checkpoint: bytes
     # None: those that the records make, as a sequencer would have written them again
     stored: Mapping[Tile, bytes] | None = None
+    head: HeadRow | None = None
+
+    def _honest_head(self) -> HeadRow:
+        tree, last = _tree(self.records), self.records[-1].iat_us if self.records else 0
+        return HeadRow(origin=ORIGIN, size=tree.size, iat_us=last, hashes=b"".join(tree.hashes))
 
     def audit(self, **changes: Any) -> AuditReport:
         given = AuditInput(
             checkpoint=self.checkpoint,
             tiles=Tiles(tiles_of(self.records) if self.stored is None else self.stored),
+            head=self.head or self._honest_head(),
             records=iter(self.records),
             claims=iter(self.claims),
         )
@@ -413,10 +419,27 @@ def test_a4_a_permit_row_that_lies_is_found(log: Log, changes: dict[str, Any], t
             _finds(log.edit(record.index, permit=replace(record.permit, **changes)), text)
 
 
+@pytest.mark.parametrize("source", ["natural", "conflict", "oative"])
+def test_a4_a_claim_with_another_source_is_found(log: Log, source: str) -> None:
+    for row in log.claims:
+        if row.source == "native":
+            edited = tuple(replace(item, source=source) if item == row else item for item in log.claims)
+            _finds(replace(log, claims=edited), "its source is not that of leaf")
+
+
 def test_a4_a_claim_with_another_status_is_found(log: Log) -> None:
     for row in log.claims:
         edited = tuple(replace(item, http_status=299) if item == row else item for item in log.claims)
         _finds(replace(log, claims=edited), "http_status is not that of leaf")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"size": 9}, {"iat_us": 1}, {"hashes": bytes(64)}, {"origin": "other"}],
+    ids=lambda c: next(iter(c)),
+)
+def test_a1_a_head_row_that_lies_is_found(log: Log, changes: dict[str, Any]) -> None:
+    _finds(replace(log, head=replace(log._honest_head(), **changes)), "head row is not the end of this log")
 
 
 # --- A6: tiles ---

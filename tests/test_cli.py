@@ -680,6 +680,14 @@ def test_log_audit_finds_an_edited_tile_and_a_damaged_index(run, recorded, shop)
     assert run("log", "audit").code == 0
 
 
+def test_log_audit_finds_a_changed_schema(run, recorded, shop):
+    path = shop / "state/ledger.db"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"reason TEXT NOT NULL", b"reason TEXT NOT NuLL", 1))
+    said = run("log", "audit")
+    assert (said.code, "receipts is not declared as it should be" in said.out) == (1, True)
+
+
 def test_progress_is_for_terminals_only(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

@@ -25,7 +25,7 @@ from holdgate.keys import SigningKey, key_set
 from holdgate.ledger import OutcomeStatus
 from holdgate.limits import Limits
 from holdgate.message import Listener, Message, Origin, RequestHead
-from holdgate.pipeline import Pipeline
+from holdgate.pipeline import LARGE_BODY_BYTES, Pipeline
 from holdgate.receipt import verify
 from holdgate.release import Release
 from holdgate.surface.model import Action, Deadlines, Effect, KeyRule, KeySource, Param, Recognised
@@ -482,9 +482,9 @@ async def test_a_large_body_is_read_off_the_event_loop(monkeypatch: pytest.Monke
         return REQUEST
 
     house.pipeline.canonicalise = canonicalise
-    for size in (65_536, 65_537):
+    for size in (LARGE_BODY_BYTES, LARGE_BODY_BYTES + 1):
         await house.pipeline.handle(replace(MESSAGE, body=b"a" * size), FakeClient())
-    assert seen == [(65_536, True), (65_537, False)]
+    assert seen == [(LARGE_BODY_BYTES, True), (LARGE_BODY_BYTES + 1, False)]
 
 
 async def test_a_flood_of_refusals_shares_one_counted_receipt_a_second(

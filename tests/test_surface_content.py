@@ -114,9 +114,11 @@ def test_sm13_an_opaque_body_is_known_by_digest_and_size() -> None:
     assert (empty["size"], empty["sha"]) == (0, "sha256:" + hashlib.sha256(b"").hexdigest())
 
 
-def test_sm13_aws_chunked_is_decoded_before_it_is_measured() -> None:
-    headers = {
-        "Content-Encoding": "aws-chunked",
+@pytest.mark.parametrize(
+    "said", [True, False], ids=["said by Content-Encoding", "said by the payload hash alone"]
+)
+def test_sm13_aws_chunked_is_decoded_before_it_is_measured(said: bool) -> None:
+    headers = ({"Content-Encoding": "aws-chunked"} if said else {}) | {
         "X-Amz-Content-SHA256": "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
         "X-Amz-Trailer": "x-amz-checksum-crc32",
         "X-Amz-Decoded-Content-Length": "5",

@@ -265,6 +265,14 @@ def test_a_credential_of_another_form_is_refused(host: str, value: str) -> None:
     assert reason_of(canonical) == Reason.PARAMETER_TYPE
 
 
+@pytest.mark.parametrize("again", ["Credential=EVIL/x", "credential=EVIL/x"])
+def test_an_access_key_that_is_named_twice_is_refused(again: str) -> None:
+    headers = {"Authorization": f"{SIGV4}, {again}", "X-Amz-Target": "T.Get"}
+    headers |= {"Content-Type": "application/x-amz-json-1.0"}
+    canonical = request("/", host="rpc.eu.cloud.test", headers=headers, body=b'{"Table":"t"}')
+    assert reason_of(canonical) is Reason.PARAMETER_TYPE
+
+
 def test_a_token_may_be_in_the_body_but_not_in_two_places() -> None:
     body = b'{"channel":"C","token":"xoxb"}'
     inside = recognise(INDEX, request("/api/chat.post", host="chat.test", headers=JSON, body=body))

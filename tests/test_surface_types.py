@@ -89,6 +89,7 @@ def test_a_value_is_read(kind: str, raw: Any, textual: bool, value: Any) -> None
         pytest.param("list<string>", [["a"]], False, id="a list in a list"),
         pytest.param("urlencoded", "a%2", True, id="half an escape"),
         pytest.param("urlencoded", "%ff", True, id="an escape that is not UTF-8"),
+        pytest.param("urlencoded", "a%00b", True, id="an escaped NUL"),
         pytest.param("address_list", "a@b@c", True, id="two at signs"),
         pytest.param("address_list", "x@y.z, ", True, id="an empty address"),
         pytest.param("address_list", "group: a@b.c;", True, id="a group"),

@@ -21,36 +21,23 @@ receipt: when a claim expires, whether a provider repeats its answer, which run 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+from .audit_tiles import StoredTiles, TileAudit
 from .errors import Outcome
 from .keys import KeySet, PublicKey
-from .ledger import ClaimRow, OutcomeStatus, State
+from .ledger import SOURCES, ClaimRow, OutcomeStatus, State
 from .note import Checkpoint, verify_checkpoint
 from .receipt import ReceiptError, input_digest, verify
 from .statement import parse_us
-from .tiles import ENTRIES, WIDTH, Edge, Tile, prefix_of, unpack_entries
 from .tlog import TlogError
 
-__all__ = ["AuditInput", "AuditReport", "LogRecord", "PermitRow", "StoredTiles", "audit"]
+__all__ = ["AuditInput", "AuditReport", "HeadRow", "LogRecord", "PermitRow", "audit"]
 
 _MAX_PROBLEMS: Final = 1000
 _STEP: Final = 256  # leaves between two calls of `progress`
-
-
-class StoredTiles(Protocol):
-    """The tiles as they are stored."""
-
-    def widths(self, level: int, index: int) -> tuple[int, ...]:
-        """The widths under which the tile of this place is there."""
-        ...
-
-    def exact(self, tile: Tile) -> bytes:
-        """The content stored for exactly this width. Raises OSError."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +48,16 @@ class PermitRow:
     state: State
     http_status: int
     claims: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadRow:
+    """What the store keeps of the end of the log."""
+
+    origin: str
+    size: int
+    iat_us: int
+    hashes: bytes  # of Tree.hashes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +81,7 @@ class LogRecord:
 class AuditInput:
     checkpoint: bytes  # signed note
     tiles: StoredTiles
+    head: HeadRow
     records: Iterable[LogRecord]
     claims: Iterable[ClaimRow]  # read after `records`
 
@@ -133,7 +131,7 @@ def audit(
     try:
         checkpoint = verify_checkpoint(given.checkpoint, origin, log_key)
         checkpoints.append(checkpoint)
-        auditor.signed = checkpoint.size
+        auditor.tiles.signed = checkpoint.size
     except TlogError as error:
         auditor.problem(f"checkpoint: {error}")
     for record in given.records:
@@ -142,19 +140,20 @@ def audit(
         if not auditor.edge.size % _STEP:
             progress(auditor.edge.size)
     auditor.compare(checkpoints)
-    auditor.tiles(auditor.edge.partials())
+    auditor.tiles.end()
     for left in checkpoints:
         auditor.problem(f"the log ends at {auditor.edge.size}, but {left.size} leaves were signed")
+    auditor.head(given.head)
     auditor.claims(given.claims)
     return auditor.report()
 
 
 class _Auditor:
     def __init__(self, origin: str, keys: KeySet, tiles: StoredTiles) -> None:
-        self.edge, self.signed = Edge.empty(), 0
-        self._origin, self._keys, self._tiles = origin, keys, tiles
         self._problems: list[str] = []
-        self._ids: deque[str] = deque(maxlen=WIDTH)  # of the newest leaves, to name what a tile got wrong
+        self.tiles = TileAudit(tiles, self.problem)
+        self.edge = self.tiles.edge
+        self._origin, self._keys = origin, keys
         self._permits: dict[str, _Permit] = {}
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
         self._outcomes = self._inputs = self._admin = self._iat_us = 0
@@ -169,7 +168,7 @@ class _Auditor:
     def report(self) -> AuditReport:
         return AuditReport(
             size=self.edge.size,
-            signed=self.signed,
+            signed=self.tiles.signed,
             root=self.edge.tree.root().hex(),
             permits=len(self._permits),
             outcomes=self._outcomes,
@@ -187,11 +186,9 @@ class _Auditor:
 
     def leaf(self, record: LogRecord) -> None:
         index = self.edge.size
-        self._ids.append(record.id)
-        filled = self.edge.append(record.jws)
+        self.tiles.append(record.jws, record.id)
         if record.index != index:
             self._at(record, f"missing, the next one is {record.index}")
-        self.tiles(filled)
         try:
             found = verify(record.jws, self._keys)
         except ReceiptError as error:
@@ -231,50 +228,12 @@ class _Auditor:
             self._at(record, "not later than the leaf before it")
         self._iat_us = iat_us
 
-    # --- tiles ---
-
-    def tiles(self, wanted: Iterable[tuple[Tile, bytes]]) -> None:
-        """Compare every stored width of tiles with what the leaves so far make."""
-        for tile, data in wanted:
-            there = self._tiles.widths(tile.level, tile.index)
-            if max(there, default=0) < self._signed_width(tile):
-                self.problem(f"{tile.path} is missing")
-            for width in there:
-                if width <= tile.width:
-                    self._tile(Tile(level=tile.level, index=tile.index, width=width), data)
-
-    def _signed_width(self, tile: Tile) -> int:
-        """How much of a tile the checkpoint needs; beyond it a tile may be on its way."""
-        nodes = self.signed >> 8 * max(tile.level, 0)
-        return max(0, min(tile.width, nodes - tile.index * WIDTH))
-
-    def _tile(self, tile: Tile, data: bytes) -> None:
-        wanted = prefix_of(tile, data)
-        try:
-            found = self._tiles.exact(tile)
-        except OSError as error:
-            self.problem(f"{tile.path} cannot be read: {error.strerror}")
-            return
-        if found != wanted:
-            self.problem(
-                f"{tile.path} is not what the receipts make: {self._difference(tile, found, wanted)}"
-            )
-
-    def _difference(self, tile: Tile, found: bytes, wanted: bytes) -> str:
-        try:
-            ours, theirs = _items(tile, wanted), _items(tile, found)
-        except TlogError as error:
-            return str(error)
-        pairs = zip(ours, [*theirs, *[None] * len(ours)], strict=False)
-        place = next((number for number, (one, other) in enumerate(pairs) if one != other), tile.width)
-        if place == tile.width:
-            return "it goes on where it should end"
-        span = 1 << 8 * max(tile.level, 0)
-        first = (tile.index * WIDTH + place) * span
-        if span > 1:
-            return f"the hash of leaves {first} to {first + span - 1}"
-        behind = self.edge.size - first  # 1: the newest leaf
-        return f"leaf {first}" + (f" ({self._ids[-behind]})" if behind <= len(self._ids) else "")
+    def head(self, row: HeadRow) -> None:
+        tree = self.edge.tree
+        if row != HeadRow(
+            origin=self._origin, size=tree.size, iat_us=self._iat_us, hashes=b"".join(tree.hashes)
+        ):
+            self.problem("the ledger's head row is not the end of this log")
 
     # --- decisions, outcomes, claims ---
 
@@ -367,6 +326,8 @@ class _Auditor:
             self.problem(f"{name}: {row.state}, which leaf {permit.index} and its outcome do not say")
         if row.source == permit.source and permit.key_hash and row.key != permit.key_hash:
             self.problem(f"{name}: not the key of leaf {permit.index}")
+        if row.source not in SOURCES or (row.key == permit.key_hash and row.source != permit.source):
+            self.problem(f"{name}: its source is not that of leaf {permit.index}")
         if permit.row is not None and row.key not in permit.row.claims:
             self.problem(f"{name}: not among what leaf {permit.index} holds")
         if row.http_status != permit.http_status:
@@ -390,9 +351,3 @@ _STATES_AFTER: Final[Mapping[OutcomeStatus | None, frozenset[State]]] = {
     OutcomeStatus.UNKNOWN: frozenset({State.UNKNOWN}),
     OutcomeStatus.RECONCILED: frozenset({State.EXECUTED}),
 }
-
-
-def _items(tile: Tile, data: bytes) -> tuple[bytes, ...]:
-    if tile.level == ENTRIES:
-        return unpack_entries(data)
-    return tuple(data[at : at + 32] for at in range(0, len(data), 32))

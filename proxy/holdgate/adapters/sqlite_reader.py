@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..audit import AuditInput, LogRecord, PermitRow
+from ..audit import AuditInput, HeadRow, LogRecord, PermitRow
 from ..errors import ConfigError
 from ..ledger import ClaimRow, State
 from .sequencer import CHECKPOINT, LOG
 from .sqlite_batch import Permit
 from .sqlite_open import read_permits
-from .sqlite_schema import DB_NAME, VERSION, claim_of, connect_reader
+from .sqlite_schema import DB_NAME, VERSION, claim_of, connect_reader, schema_of_new
 from .tilestore import TileStore
 
 __all__ = ["Page", "SqliteReader", "StoredReceipt"]
@@ -175,27 +175,43 @@ class SqliteReader:
             raise ConfigError(f"cannot read: {error.strerror}", file=str(path)) from error
 
     def audit_input(self) -> AuditInput:
-        """Everything that audit() looks at. One snapshot, opened when `records` is first read.
+        """Everything that audit() looks at, in one snapshot. Raises ConfigError.
 
         The checkpoint is read before the snapshot, so a running ledger can only be ahead of it.
         Read `records` to the end before `claims`; then call end_audit().
         """
         note = self.checkpoint()
         self._db.execute("BEGIN")
-        tiles = TileStore(self._dir / LOG)
-        return AuditInput(checkpoint=note, tiles=tiles, records=self._records(), claims=self.claims())
+        with self._damage():
+            row = self._db.execute("SELECT origin, size, iat_us, hashes FROM head").fetchone()
+            if row is None:
+                raise ValueError("it has no head row")
+        return AuditInput(
+            checkpoint=note,
+            tiles=TileStore(self._dir / LOG),
+            head=HeadRow(origin=row[0], size=row[1], iat_us=row[2], hashes=row[3]),
+            records=self._records(),
+            claims=self.claims(),
+        )
 
     def end_audit(self) -> None:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
     def integrity_problems(self) -> tuple[str, ...]:
-        """What SQLite itself finds wrong with the file: pages, and indexes that are not their tables'."""
+        """What is wrong with the file: pages, indexes that are not their tables', another schema."""
         try:
             rows = self._db.execute("PRAGMA integrity_check(20)").fetchall()
+            declared = dict(self._db.execute("SELECT name, sql FROM sqlite_schema"))
         except sqlite3.Error as error:
             return (f"ledger.db: {error}",)
-        return tuple(f"ledger.db: {row[0]}" for row in rows if row[0] != "ok")
+        found = [row[0] for row in rows if row[0] != "ok"]
+        found += [
+            f"{name} is not declared as it should be"
+            for name, sql in sorted(schema_of_new().items())
+            if declared.get(name, sql) != sql
+        ]
+        return tuple(f"ledger.db: {text}" for text in found)
 
     def _records(self) -> Iterator[LogRecord]:
         sql = (

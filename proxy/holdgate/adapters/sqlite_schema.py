@@ -6,6 +6,7 @@ One file, `state_dir/ledger.db`. Only sqlite.py writes it, through one connectio
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -24,6 +25,7 @@ __all__ = [
     "connect_writer",
     "pack",
     "row_of",
+    "schema_of_new",
     "unpack",
 ]
 
@@ -74,6 +76,13 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA query_only=ON")
     db.execute("PRAGMA trusted_schema=OFF")
     return db
+
+
+def schema_of_new() -> dict[str, str | None]:
+    """What a new ledger declares: name -> SQL."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(SCHEMA)
+        return dict(db.execute("SELECT name, sql FROM sqlite_schema"))
 
 
 def pack(tree: Tree) -> bytes:

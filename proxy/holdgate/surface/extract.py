@@ -191,7 +191,7 @@ def _credential(form: str, value: str) -> str | None:
             return _basic_user(value)
         case "sigv4-access-key":
             found = _SIGV4.match(value)
-            return found[1] if found and value.count("Credential=") == 1 else None
+            return found[1] if found and value.lower().count("credential=") == 1 else None
         case _:
             return value
 

@@ -149,7 +149,7 @@ def _urlencoded(value: Any, textual: bool) -> str:
     if type(value) is not str or _BAD_ESCAPE.search(value):
         raise TypeMismatch("percent-encoded text is expected")
     try:
-        return unquote_to_bytes(value).decode("utf-8")
+        return _string(unquote_to_bytes(value).decode("utf-8"), textual)
     except UnicodeDecodeError:
         raise TypeMismatch("percent-encoded UTF-8 is expected") from None
 
