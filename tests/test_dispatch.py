@@ -1153,6 +1153,8 @@ ALLOWED = {
     "adapters/resolver.py": {"create_datagram_endpoint", "open_connection"},  # DNS, only after PERMIT
     # Tries to get out where an agent stands: sent there by `holdgate doctor`, never imported by `run`.
     "adapters/doctor/probe.py": {"create_connection"},
+    # `receipts export --syslog|--http`: run by an operator, in a process of its own, never by `run`.
+    "adapters/exporting.py": {"create_connection", "urllib.request"},
     "cli/verify.py": {
         "urllib.request",
         "urlopen",
