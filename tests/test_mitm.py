@@ -186,6 +186,19 @@ async def test_m4_hooks_of_connections_are_all_in_a_table(tmp_path: Path) -> Non
     assert trips == ["hook_server_connected"]
 
 
+async def test_m5_a_connection_is_bounded_also_when_its_owner_cannot_be_asked_for(tmp_path: Path) -> None:
+    def broken(*_ends: object) -> int:
+        raise RuntimeError("the kernel said something new")
+
+    async with open_door(tmp_path, connections_per_source=1) as door:
+        door.addon.owner_uid = broken
+        kept = await door.connect()
+        kept[1].write(b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n")
+        await asyncio.wait_for(kept[0].readline(), 10)
+        assert door.addon.sources["127.0.0.1"] == 1 and not door.addon.uids
+        kept[1].close()
+
+
 async def test_m5_a_connection_too_many_is_answered_at_once_and_nothing_of_it_is_read(tmp_path: Path) -> None:
     async with open_door(tmp_path, connections_per_source=2) as door:
         kept = [await door.connect() for _ in range(2)]

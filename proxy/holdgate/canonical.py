@@ -59,9 +59,7 @@ class CanonicalRequest:
     ]  # lower-case name -> value, of the headers above; a name occurs once or is in `repeated`
     repeated: frozenset[str]  # names that occurred more than once (never in `fields`)
     content_type: MediaType | None
-    content_coding: (
-        str | None
-    )  # "gzip" | "br" | "zstd" | "aws-chunked" | "gzip,aws-chunked", ... | None (identity)
+    content_coding: str | None  # "gzip", "br", "zstd", "aws-chunked", "gzip,aws-chunked" ...; None: identity
     body: bytes  # exactly as it will be sent (codings on, transfer coding off)
 
     @property

@@ -207,17 +207,18 @@ class HoldgateAddon:
     # -- connections -----------------------------------------------------------------------------
 
     def client_connected(self, client: connection.Client) -> None:
-        if self.owner_uid is not None and client.id not in self.vouched:
-            # Now, while the agent's socket is there to be asked about.
-            uid = self.owner_uid(client.peername[:2], client.sockname[:2])
-            if uid is not None:
-                self.uids[client.id] = uid
+        # Bounds first: whatever the kernel's answer does, this connection is counted and has its deadline.
         source = self._source_of(client)
         self.sources[source] += 1
         if self.sources[source] > self.keeper.limits.connections_per_source:
             self.surplus.add(client.id)
         if isinstance(client.proxy_mode, mode_specs.TransparentMode):
             self.await_speech(client)
+        if self.owner_uid is not None and client.id not in self.vouched:
+            # Now, while the agent's socket is there to be asked about.
+            uid = self.owner_uid(client.peername[:2], client.sockname[:2])
+            if uid is not None:
+                self.uids[client.id] = uid
 
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
         data.server.error = "refused: nothing leaves this way"
