@@ -32,7 +32,7 @@ from evidence import (
     open_ledger,
     ticking,
 )
-from holdgate.adapters import sequencer
+from holdgate.adapters import sequencer, sqlite_open, sqlite_schema
 from holdgate.adapters import sqlite as sqlite_adapter
 from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
 from holdgate.audit import AuditReport, audit
@@ -68,6 +68,28 @@ class _Broken:
 
     def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry:
         return self._does(self._good(claims, now_us=now_us, receipt_id=receipt_id))
+
+
+# --- formats ---
+
+
+async def test_an_older_format_is_brought_up_to_date_when_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger(tmp_path)
+    await ledger.record(RefundJudge("before"))
+    ledger.close()
+    newer = (*sqlite_schema.STEPS, "CREATE TABLE later (one INTEGER) STRICT;\n")
+    for module in (sqlite_schema, sqlite_open):
+        monkeypatch.setattr(module, "STEPS", newer)
+        monkeypatch.setattr(module, "VERSION", len(newer))
+    ledger = open_ledger(tmp_path)
+    await ledger.record(RefundJudge("after"))
+    ledger.close()
+    with sqlite3.connect(tmp_path / "ledger.db") as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] == len(newer)
+        assert db.execute("SELECT count(*) FROM receipts WHERE type = 'decision'").fetchone()[0] == 2
+        assert dict(db.execute("SELECT name, sql FROM sqlite_schema")) == sqlite_schema.schema_of_new()
 
 
 # --- what is recorded ---

@@ -22,7 +22,7 @@ from ..tiles import Edge
 from ..tlog import EMPTY, TlogError, Tree, leaf_hash
 from .sequencer import CHECKPOINT, LOG, edge_of
 from .sqlite_batch import Head, Node, Permit
-from .sqlite_schema import DB_NAME, SCHEMA, VERSION, connect_writer, unpack
+from .sqlite_schema import DB_NAME, STEPS, VERSION, connect_writer, unpack
 
 __all__ = ["files_of", "free_bytes", "lock_directory", "prepare", "read_permits"]
 
@@ -65,15 +65,10 @@ def _stored_checkpoint(state_dir: Path, origin: str, log_key: PublicKey) -> Chec
 
 def _open_head(db: sqlite3.Connection, path: Path, node: Node) -> Head:
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0:
-        db.execute("BEGIN IMMEDIATE")
-        for statement in SCHEMA.split(";")[:-1]:
-            db.execute(statement)
-        db.execute("INSERT INTO head VALUES (1,?,?,0,0,?)", (node.origin, node.name, b""))
-        db.execute(f"PRAGMA user_version={VERSION}")
-        db.execute("COMMIT")
-    elif version != VERSION:
+    if version > VERSION:
         raise ConfigError(f"ledger format {version}; this version writes {VERSION}", file=str(path))
+    if version < VERSION:
+        _bring_up_to_date(db, version, node)
     row = db.execute("SELECT origin, node, size, iat_us, hashes FROM head").fetchone()
     if row is None:
         raise ConfigError("the ledger has no head row: it was edited", file=str(path))
@@ -83,6 +78,18 @@ def _open_head(db: sqlite3.Connection, path: Path, node: Node) -> Head:
         return Head(tree=unpack(row[2], row[4]), iat_us=row[3])
     except TlogError as error:
         raise ConfigError(f"the ledger was edited: {error}", file=str(path)) from error
+
+
+def _bring_up_to_date(db: sqlite3.Connection, version: int, node: Node) -> None:
+    """From one format, or none, to this version's, in one transaction."""
+    db.execute("BEGIN IMMEDIATE")
+    for step in STEPS[version:]:
+        for statement in step.split(";")[:-1]:
+            db.execute(statement)
+    if version == 0:
+        db.execute("INSERT INTO head VALUES (1,?,?,0,0,?)", (node.origin, node.name, b""))
+    db.execute(f"PRAGMA user_version={VERSION}")
+    db.execute("COMMIT")
 
 
 def _audit_tail(

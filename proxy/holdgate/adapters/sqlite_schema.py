@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from pathlib import Path
+from typing import Final
 
 from ..ledger import ClaimRow, State
 from ..tlog import Tree
@@ -18,7 +19,7 @@ __all__ = [
     "PUT_CLAIM",
     "PUT_PERMIT",
     "PUT_RECEIPT",
-    "SCHEMA",
+    "STEPS",
     "VERSION",
     "claim_of",
     "connect_reader",
@@ -30,11 +31,9 @@ __all__ = [
 ]
 
 DB_NAME = "ledger.db"
-VERSION = 1
-
 # `head` is one row: the tree over all leaves, changed in the same transaction as the leaves.
 # `claims` of a permit are hex keys joined by spaces; b_* is the claim that a replay took over.
-SCHEMA = """
+_TABLES = """
 CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), origin TEXT NOT NULL, node TEXT NOT NULL,
   size INTEGER NOT NULL, iat_us INTEGER NOT NULL, hashes BLOB NOT NULL) STRICT;
 CREATE TABLE receipts (idx INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, type TEXT NOT NULL,
@@ -50,6 +49,11 @@ CREATE TABLE claims (key TEXT PRIMARY KEY, state TEXT NOT NULL, digest TEXT NOT 
   b_status INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE inputs (idx INTEGER PRIMARY KEY, json BLOB NOT NULL) STRICT;
 """
+
+# STEPS[n] turns format n into format n + 1; a new ledger takes them all. What was released is never edited:
+# a change is one more step, so that an older state directory is brought up to date when it is opened.
+STEPS: Final = (_TABLES,)
+VERSION: Final = len(STEPS)
 
 PUT_RECEIPT = "INSERT INTO receipts VALUES (?,?,?,?,?,?,?,?,?)"
 PUT_PERMIT = "INSERT OR REPLACE INTO permits VALUES (?,?,?,?,?,?)"
@@ -81,7 +85,8 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 def schema_of_new() -> dict[str, str | None]:
     """What a new ledger declares: name -> SQL."""
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(SCHEMA)
+        for step in STEPS:
+            db.executescript(step)
         return dict(db.execute("SELECT name, sql FROM sqlite_schema"))
 
 
