@@ -21,7 +21,9 @@ from typing import Final
 from .cel.check import type_of_constant
 from .cel.evaluate import EvalError, compile_program
 from .cel.model import BOOL, INT_MAX, INT_MIN, CelError, Constant, Environment
+from .counters import Counter
 from .errors import ConfigError
+from .policy_counters import MAX_COUNTERS, counters_of
 from .policy_lint import Finding, lint
 from .policy_model import (
     MAX_RULES,
@@ -54,7 +56,7 @@ API_VERSION: Final = "holdgate/v1"
 _KINDS: Final = ("Policy", "PolicyTest", "Bundle")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
-_NOT_YET: Final = ("counters", "facts")
+_NOT_YET: Final = ("facts",)
 
 
 def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
@@ -80,6 +82,7 @@ def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
     if not policies:
         shown = ", ".join(str(path) for path in paths) or "no path was given"
         raise ConfigError(f"no policy found in: {shown}; without one nothing is ever permitted")
+    _unique_counters(policies)
     deciding = [root.file for root in (*by_kind["Policy"], *by_kind["Bundle"])]
     loaded = policy_set(policies, index, attrs, deciding)
     for (surface, operation), applicable in loaded.table.items():
@@ -88,7 +91,21 @@ def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
                 f"{len(applicable.rules)} rules apply to {operation} on {surface}; at most {MAX_RULES} may"
             )
             raise ConfigError(message, file=applicable.rules[-1].file, line=applicable.rules[-1].line)
+        if len(applicable.counters) > MAX_COUNTERS:
+            last = applicable.counters[-1]
+            message = f"{len(applicable.counters)} counters apply to {operation} on {surface}"
+            raise ConfigError(f"{message}; at most {MAX_COUNTERS} may", file=last.file, line=last.line)
     return loaded
+
+
+def _unique_counters(policies: Sequence[Policy]) -> None:
+    """One namespace for all policies: the record of a decision names counters by their name alone."""
+    seen: dict[str, Counter] = {}
+    for counter in (each for policy in policies for each in policy.counters):
+        first = seen.setdefault(counter.name, counter)
+        if first is not counter:
+            message = f"a counter named {counter.name!r} exists already: {first.file}:{first.line}"
+            raise ConfigError(f"{message}; give this one another name", file=counter.file, line=counter.line)
 
 
 def policy_files(paths: Sequence[Path]) -> tuple[Path, ...]:
@@ -164,7 +181,9 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) ->
     if "owner" not in metadata:
         raise root.fail("metadata needs the key 'owner': who answers for this policy")
     spec = spec_node.mapping(
-        required=("surface", "rules"), optional=("operations", "constants", *_NOT_YET, "shadow"), what="spec"
+        required=("surface", "rules"),
+        optional=("operations", "constants", "counters", *_NOT_YET, "shadow"),
+        what="spec",
     )
     for key in _NOT_YET:
         if key in spec:
@@ -178,7 +197,8 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) ->
     except ConfigError as error:
         raise root.fail(f"the parameters of {surface} do not agree: {error}") from error
     constants = _constants(spec.get("constants"))
-    names = environment(params, attrs, constants)
+    counters = counters_of(spec.get("counters"), environment(params, attrs, constants))
+    names = environment(params, attrs, constants, counters)
     policy_name = metadata["name"].text("metadata.name")
     return Policy(
         name=policy_name,
@@ -186,6 +206,7 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) ->
         surface=surface,
         operations=tuple(sorted(index.operations(surface) if listed is None else listed)),
         constants=constants,
+        counters=counters,
         environment=names,
         rules=tuple(_rules(spec["rules"], policy_name, names)),
         file=root.file,

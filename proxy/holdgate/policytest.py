@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .counters import fill, uses_of_all
 from .errors import ConfigError, InputError, Outcome
 from .gate import Decision, decide, trace
+from .ledger import Budgets, Total
 from .policy import envelope, policy_files
 from .policy_model import ParamSource, PolicySet
 from .policytest_case import Expectation, TestCase, read_suite
@@ -111,6 +113,7 @@ def _run(
             decision = Decision(outcome=Outcome.SILENCE, reason=error.reason, rules=())
             return _judged(case, decision, (f"refused before the gate: {error}",))
     inputs = _with_bound_approvals(inputs)
+    _count(case, policies, inputs)
     decision = decide(policies, inputs)
     lines = []
     for each in trace(policies, inputs):
@@ -133,6 +136,17 @@ def _recognised(case: TestCase, name: str, recognise_file: RecogniseFile | None)
         raise ConfigError(f"{case.name}: no such file: {path}", file=case.file, line=case.line)
     fragment = recognise_file(path)
     return {"actions": fragment["actions"], "request": fragment["request"]}
+
+
+def _count(case: TestCase, policies: PolicySet, inputs: dict[str, Any]) -> None:
+    """Counters stand where the case says, for whatever key the request has."""
+    actions = inputs["actions"] = [dict(action) for action in inputs["actions"]]
+    uses = uses_of_all(policies.counters_of, inputs["agent"], actions, secret=None)
+    nothing = Total(sum=0, count=0)
+    totals = {use.meter: case.counters.get(use.counter.name, nothing) for mine in uses for use in mine}
+    if uses:
+        budgets = Budgets(totals={meter: total for meter, total in totals.items() if meter}, standing={})
+        fill(actions, uses, budgets, prior="", now_us=inputs["clock"]["now_s"] * 1_000_000)
 
 
 def _with_bound_approvals(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -12,19 +12,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Any, Final
 
+from .counters import Counter
 from .errors import Outcome, Reason
 from .gate import Decision
+from .ledger import Total
 from .policy import envelope
 from .policy_model import ParamSource, PolicySet
 from .strictyaml import Node
+from .value_types import is_int
 
 __all__ = ["Expectation", "TestCase", "clock_fields", "read_suite"]
 
 _NOW: Final = "2026-01-05T12:00:00Z"  # a Monday at noon
 _DIGEST: Final = "sha256:" + "0" * 64
-_PARTS: Final = ("agent", "params", "clock", "action", "approvals", "request")
+_PARTS: Final = ("agent", "params", "clock", "action", "approvals", "request", "counters")
+_COUNTER: Final = ("sum", "count")
 _AGENT: Final = ("id", "groups", "attrs")
 _ACTION: Final = ("surface", "operation", "effect", "host", "principal")
 _CLOCK: Final = ("now", "hour_utc", "weekday_utc")
@@ -59,6 +64,7 @@ class TestCase:
     file: str
     line: int
     inputs: dict[str, Any]  # complete, but for the actions when request_file is set
+    counters: Mapping[str, Total]  # by counter; what is not named stands at 0
     request_file: str | None  # relative to the test file
     expect: Expectation
 
@@ -74,6 +80,7 @@ class _About:
     operations: tuple[str, ...]
     rules: frozenset[str]  # full names that an expectation may use
     policy: str | None
+    counters: Mapping[str, Counter]
 
 
 def clock_fields(now: datetime) -> dict[str, int]:
@@ -119,6 +126,7 @@ def _about(node: Node, spec: Mapping[str, Node], policies: PolicySet, index: Par
         operations=tuple(operations),
         rules=frozenset(policies.names),
         policy=prefix if "policy" in spec else None,
+        counters={counter.name: counter for counter in policies.counters},
     )
 
 
@@ -145,6 +153,7 @@ def _cases(node: Node, about: _About, defaults: dict[str, Any]) -> Iterator[Test
             file=node.file,
             line=node.line,
             inputs=_inputs(parts, node, about, from_file=request_file is not None),
+            counters=_counters(parts.get("counters", {}), node, about),
             request_file=request_file,
             expect=expect,
         )
@@ -229,12 +238,13 @@ def _check_parts(parts: Mapping[str, Any], node: Node, what: str) -> None:
         ("action", _ACTION),
         ("clock", _CLOCK),
         ("request", ("digest",)),
+        ("counters", None),
     ):
         record = parts.get(part, {})
         if not isinstance(record, dict):
             raise node.fail(f"{what}.{part} must be a mapping")
         for key in record:
-            if key not in allowed:
+            if allowed is not None and key not in allowed:
                 raise node.fail(f"{what}.{part}: unknown key {key!r}; allowed: {', '.join(allowed)}")
     if not isinstance(parts.get("params", {}), dict):
         raise node.fail(f"{what}.params must be a mapping")
@@ -275,6 +285,27 @@ def _inputs(parts: Mapping[str, Any], node: Node, about: _About, *, from_file: b
         "clock": clock,
         "approvals": approvals,
     }
+
+
+def _counters(given: Mapping[str, Any], node: Node, about: _About) -> dict[str, Total]:
+    found = {}
+    for name, value in given.items():
+        counter = about.counters.get(name)
+        if counter is None:
+            near = get_close_matches(name, about.counters, n=1)
+            known = (
+                f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(about.counters) or 'none'}"
+            )
+            raise node.fail(f"counters: no policy has the counter {name!r}; {known}")
+        if not isinstance(value, dict) or not all(is_int(number) for number in value.values()):
+            raise node.fail(f"counters.{name} must be a mapping such as {{sum: 100, count: 1}}")
+        for key in value:
+            if key not in _COUNTER:
+                raise node.fail(f"counters.{name}: unknown key {key!r}; allowed: {', '.join(_COUNTER)}")
+        if "sum" in value and not counter.measure:
+            raise node.fail(f"counters.{name} measures count: it has no sum")
+        found[name] = Total(sum=value.get("sum", 0), count=value.get("count", 0))
+    return found
 
 
 def _clock(clock: Mapping[str, Any], node: Node) -> dict[str, int]:
