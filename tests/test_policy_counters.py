@@ -19,7 +19,7 @@ def text(counters: str, when: str = CAP, **changes: str) -> str:
     return policy_text(rule("cap", "permit", when), extra=f"counters: {{{counters}}}", **changes)
 
 
-def test_o6_a_counter_has_its_key_measure_and_window(tmp_path: Path) -> None:
+def test_o7_a_counter_has_its_key_measure_and_window(tmp_path: Path) -> None:
     loaded = load_texts(tmp_path, text(f"day: {GOOD}"))
     (counter,) = loaded.counters_of("payments.refund", "stripe.PostRefunds")
     assert (counter.name, counter.key, counter.window_s, counter.measure) == (
@@ -57,7 +57,7 @@ def test_o6_a_counter_has_its_key_measure_and_window(tmp_path: Path) -> None:
         ("da y: {key: [], window: 1h, measure: count}", "true", "not a name that a condition can use"),
     ],
 )
-def test_o6_a_bad_counter_is_an_error_with_place_and_advice(
+def test_o7_a_bad_counter_is_an_error_with_place_and_advice(
     tmp_path: Path, counters: str, when: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
@@ -67,12 +67,12 @@ def test_o6_a_bad_counter_is_an_error_with_place_and_advice(
     assert raised.value.line > 0
 
 
-def test_o6_names_of_counters_are_one_namespace(tmp_path: Path) -> None:
+def test_o7_names_of_counters_are_one_namespace(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a counter named 'day' exists already"):
         load_texts(tmp_path, text(f"day: {GOOD}"), text(f"day: {GOOD}", name="q"))
 
 
-def test_o6_at_most_sixteen_counters_apply_to_an_action(tmp_path: Path) -> None:
+def test_o7_at_most_sixteen_counters_apply_to_an_action(tmp_path: Path) -> None:
     nine = [", ".join(f"{name}{n}: {GOOD}" for n in range(9)) for name in "ab"]
     with pytest.raises(ConfigError, match="18 counters apply to"):
         load_texts(tmp_path, text(nine[0], "params.live"), text(nine[1], "params.live", name="q"))

@@ -1,7 +1,7 @@
 """`spec.counters` of a policy becomes typed Counters, or a ConfigError with file, line and what to write.
 
 Invariants (tests/test_policy_counters.py):
-  O6  A counter that loads has a key of known scalar inputs, a measure of a declared int, and a window.
+  O7  A counter that loads has a key of known scalar inputs, a measure of a declared int, and a window.
 """
 
 from __future__ import annotations
