@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from holdgate.ledger import (
     op_key,
 )
 from holdgate.receipt import admin_statement, decision_statement, input_digest, sign
+from holdgate.sealing import Kept, seal
 from holdgate.surface.model import Action, Effect, Param
 
 RECEIPT_KEY = SigningKey(seed=bytes(range(32)))
@@ -133,6 +135,7 @@ class RefundJudge:
         ttl_us: int = DAY_US,
         conflict: str = "",
         inputs: bytes | None = INPUT,
+        sealed: bool = False,  # of a sensitive operation
         meters: tuple[str, ...] = (),
         charge: Callable[[Budgets, int, bool], tuple[Charge, ...] | None] = lambda *_: (),
     ) -> None:
@@ -142,6 +145,7 @@ class RefundJudge:
         if conflict:
             self._wanted.append((op_key("thing", conflict), CONFLICT_SOURCE))
         self._digest, self._provider, self._ttl_us, self._inputs = digest, provider, ttl_us, inputs
+        self._is_sealed = sealed
         self.keys = tuple(key for key, _ in self._wanted)
         self.verdict: Verdict | None = None
 
@@ -153,6 +157,8 @@ class RefundJudge:
         charges = self._charge(budgets, now_us, verdict is Verdict.REPLAY)
         permit = verdict in DISPATCHABLE and charges is not None
         decided = dumps_input({"action": "refund", "budget": budget_part(charges)}) if charges else INPUT
+        asked = permit or charges is None  # the gate
+        kept = decided if asked and self._inputs == INPUT else self._inputs if asked else None
         reused = verdict is Verdict.REUSED
         refused = Outcome.DENY if reused else Outcome.SILENCE
         outcome = Outcome.PERMIT if permit else refused
@@ -172,6 +178,13 @@ class RefundJudge:
             "wire": DIGEST,
             "bytes": 9,
         }
+        salt, sealed = b"", None
+        if self._is_sealed:
+            salt = secrets.token_bytes(16)
+            sealed = seal(
+                receipt_id, Kept(target=b"/x", inputs=decided if asked else None), salt, secrets.token_bytes
+            )
+            request["commitment"] = "hmac-sha256:" + "d" * 64
         keyed = [item for item in self._wanted if item[1] != CONFLICT_SOURCE]
         statement = permit_statement(
             receipt_id=receipt_id,
@@ -181,7 +194,7 @@ class RefundJudge:
             request=request,
             rules=("refunds/small",) if permit else (),
             idempotency=(keyed[0][1], keyed[0][0]) if keyed else None,
-            input_digest=input_digest(decided) if permit or charges is None else "",
+            input_digest=input_digest(decided, salt) if asked else "",
             exp_us=now_us + 30_000_000 if permit else 0,
             approval="",
             budget=budget_ids(charges) if permit and charges else (),
@@ -211,9 +224,10 @@ class RefundJudge:
             wire=DIGEST,
             jws=sign(statement, RECEIPT_KEY),
             bindings=tuple(bindings) if permit else (),
-            inputs=decided if permit and self._inputs == INPUT else self._inputs if permit else None,
+            inputs=kept if sealed is None else None,
             prior=prior,
             prior_status=status,
+            sealed=sealed,
             charges=charges or () if permit else (),
         )
 
