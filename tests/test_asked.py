@@ -24,7 +24,7 @@ def index() -> SurfaceIndex:
 
 
 def ask(index: SurfaceIndex, where: tuple[str, str], params: dict[str, Any], key: str = "") -> Any:
-    return recognise_asked(index, *where, params, key=key, fleet_key=FLEET)
+    return recognise_asked(index, *where, params, key=key, fleet_key=FLEET)[0]
 
 
 def test_a_named_refund_is_the_action_that_a_policy_sees(index: SurfaceIndex) -> None:

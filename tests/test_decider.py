@@ -65,7 +65,7 @@ class Desk:
             identify=lambda origin: BOT,
             ledger=self.ledger,
             dispatcher=self.upstream,
-            evidence=Evidence(signer=KEY, issuer="test/log", node="n1", fleet_key=b"f" * 32),
+            evidence=Evidence(signer=KEY, issuer="test/log", node="n1", fleet_key=b"f" * 32, draw=bytes),
             show=Verdicts(node="n1", full=True, public_url=None),
             limits=Limits(),
             meter=FakeMeter(),

@@ -199,3 +199,11 @@ def test_a_question_that_is_too_long_is_refused_while_it_is_read(gate: Instance,
             pass
         answer = wire.recv(65_536)
     assert b" 413 " in answer.split(b"\r\n")[0]
+
+
+def test_what_the_doors_wrote_passes_the_audit(gate: Instance) -> None:
+    ask(gate, "/v1/decide", named(idempotency_key="audited"))
+    done = subprocess.run(
+        gate.command("log", "audit"), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -54,6 +54,7 @@ class Held:
     asked: Target | None = None  # in place of a request: an action that a decision door was asked about
     recognised: Recognised | None = None
     wire: str = ""
+    body_sha256: bytes = b""  # of a sensitive operation: its commitment is made in the store's serial step
     waiting: bool = False  # for the answer of an identical request
     via: str = ""  # the decision door that asks; "": a request of an agent
 
@@ -77,6 +78,7 @@ class Held:
             refusal=refusal,
             count=count,
             via=self.via,
+            body_sha256=self.body_sha256,
         )
 
     @property

@@ -75,9 +75,11 @@ def build_decider(config: Config, pipeline: Pipeline) -> Decider | None:
 class _Nowhere:
     """Where a named action would go: nobody said."""
 
+    body: bytes  # what was asked, in one spelling: the commitment of a sensitive operation is over it
     method: str = ""
     host: str = ""
     destination: str = ""
+    raw_target: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +161,7 @@ class Decider:
         if isinstance(about, RequestAsked):
             held.message = read_captured(about.raw, pipeline.limits, index)
             return
-        held.recognised = recognise_asked(
+        held.recognised, meant = recognise_asked(
             index,
             about.surface,
             about.operation,
@@ -167,7 +169,7 @@ class Decider:
             key=about.key,
             fleet_key=pipeline.evidence.fleet_key,
         )
-        held.asked = _Nowhere()
+        held.asked = _Nowhere(body=meant)
 
 
 def _bare(about: RequestAsked | ActionAsked) -> Message:

@@ -38,23 +38,23 @@ def recognise_asked(
     *,
     key: str,  # the asker's idempotency key, "" when there is none
     fleet_key: bytes,
-) -> Recognised:
-    """Raises InputError."""
+) -> tuple[Recognised, bytes]:
+    """And the one spelling of what was asked: canonical JSON. Raises InputError."""
     op = index.operation(surface, operation)
     plan = op.plan
     values = _values(index, op, surface, params)
     action = action_of(op, values)
-    meant = canonical_json({name: plain(value) for name, value in values.items()})
-    parts = [_DOMAIN, op.name.encode(), meant.encode()]
+    named = {name: plain(value) for name, value in values.items()}
+    meant = canonical_json({"operation": op.name, "params": named}).encode()
     rule = KeyRule(source=KeySource.NATIVE, value=key, ttl_s=_KEY_TTL_S, provider=False)
-    return Recognised(
+    recognised = Recognised(
         actions=(action,),
         target=plan.target,
         principal=None,
         keys=(rule,) if key else (),
         require_key=plan.require_key and not key,
         conflict_keys=(),
-        digest=meaning_digest(parts, key=fleet_key if plan.sensitive else None),
+        digest=meaning_digest([_DOMAIN, meant], key=fleet_key if plan.sensitive else None),
         sensitive=plan.sensitive,
         headers=(),
         secret_headers=frozenset(),
@@ -62,6 +62,7 @@ def recognise_asked(
         refusal="problem",
         retry_headers=(),
     )
+    return recognised, meant
 
 
 def _values(index: SurfaceIndex, op: Operation, surface: str, params: Mapping[str, Any]) -> dict[str, Value]:
