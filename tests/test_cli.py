@@ -382,7 +382,7 @@ def test_test_runs_cases_and_fails_with_file_and_line(run, shop):
     said = run("test")
     assert said.code == 0 and "2 of 2 cases passed; 2 of 2 rules covered" in said.out
     path = shop / "policies/orders_test.yaml"
-    path.write_text(POLICY_TEST.replace("outcome: DENY", "outcome: PERMIT"))
+    path.write_text(POLICY_TEST.replace("{outcome: DENY, rules: [orders/huge]}", "PERMIT"))
     said = run("test", "policies/orders_test.yaml")
     assert said.code == 1 and "orders_test.yaml:10" in said.out
 
@@ -417,7 +417,7 @@ def test_test_filters_and_fails_below_the_coverage_that_is_asked_for(run, shop):
     assert run("test", "--min-coverage", "100").code == 0
     said = run("test", "--min-boundaries", "50", "--output", "junit")
     assert said.code == 1 and "boundary coverage 0 % is below 50 %" in said.err
-    assert ElementTree.fromstring(said.out).get("failures") == "0"
+    assert 'failures="0"' in said.out
     assert "params.amount <= constants.most: no case at 99, 100, 101" in run("test").out
 
 

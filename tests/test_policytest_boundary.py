@@ -1,4 +1,4 @@
-"""policytest_boundary.py: which values beside a limit the cases had (T5), and what the command makes of it."""
+"""policytest_boundary.py: which values beside a limit the cases had (T5)."""
 
 from __future__ import annotations
 

@@ -21,22 +21,21 @@ from .gate import Decision
 from .policy import Policy, RuleEffect, envelope, known
 from .policy_model import ParamSource, PolicySet
 from .policytest_parts import PARTS, Scope, clock_fields, merged, moment, read_parts, read_path
+from .statement import OUTCOME_OF
 from .strictyaml import Node
 from .surface.model import CelType, ParamSchema
 
 __all__ = ["Expectation", "TestCase", "clock_fields", "read_suite"]
 
 _DIGEST: Final = "sha256:" + "0" * 64
-# What the gate can say; a request_file may also be refused by the surface map.
-_GATE_REASONS: Final = {
-    Reason.PERMIT_RULE: (Outcome.PERMIT, RuleEffect.PERMIT),
-    Reason.DENY_RULE: (Outcome.DENY, RuleEffect.DENY),
-    Reason.APPROVAL_PENDING: (Outcome.SILENCE, RuleEffect.REVIEW),
-    Reason.RULE_ERROR: (Outcome.SILENCE, None),
-    Reason.NO_RULE_MATCHED: (Outcome.SILENCE, None),
-    Reason.INPUT_UNAVAILABLE: (Outcome.SILENCE, None),
-}
-_NEVER: Final = (Reason.INTERNAL_ERROR, Reason.APPROVAL_REJECTED, Reason.IDEMPOTENCY_KEY_REUSED)
+# What the gate itself can say; a request_file may also be refused by its surface map.
+_GATE_REASONS: Final = (
+    Reason.PERMIT_RULE,
+    Reason.DENY_RULE,
+    Reason.APPROVAL_PENDING,
+    Reason.RULE_ERROR,
+    Reason.NO_RULE_MATCHED,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,10 +262,10 @@ def _outcome(node: Node) -> Outcome:
 
 def _reason(node: Node, outcome: Outcome, *, from_file: bool) -> Reason:
     reason = Reason(node.choice(tuple(Reason), "reason"))
-    if reason in _NEVER or not (from_file or reason in _GATE_REASONS):
+    if not (from_file or reason in _GATE_REASONS):
         listed = ", ".join(_GATE_REASONS)
         raise node.fail(f"the gate never answers {reason.value}; it answers one of: {listed}")
-    always = _GATE_REASONS.get(reason, (Outcome.SILENCE, None))[0]
+    always = OUTCOME_OF[reason]
     if outcome is not always:
         raise node.fail(f"{reason.value} is {always.value}, so this cannot come true")
     return reason
