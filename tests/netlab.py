@@ -268,10 +268,11 @@ for version, host in FOREIGN.items():
 GET = "print(tcp(sys.argv[1], int(sys.argv[2]), b'GET /healthz HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'))"
 ASK = "print(sorted({row[4][0] for row in socket.getaddrinfo(sys.argv[1], 443)}))"
 FLOOD = """
-end = time.monotonic() + float(sys.argv[1])
+end = time.monotonic() + 60
 sent = 0
 six, four = (socket.socket(f, socket.SOCK_DGRAM) for f in (socket.AF_INET6, socket.AF_INET))
-while time.monotonic() < end:
+open(sys.argv[1] + ".begun", "w").close()
+while not os.path.exists(sys.argv[1]) and time.monotonic() < end:
     for sock, host in ((four, "203.0.113.9"), (six, "2001:db8:9::9")):
         for port in (9, 443, 853):
             try:
