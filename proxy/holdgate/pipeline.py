@@ -19,17 +19,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from .adjudicate import Adjudication, Evidence, TimedGate
+from .adjudicate import Adjudication, Evidence, TimedGate, questions
 from .agents import Agent
 from .answer import Answer, Dispatcher, DispatchError, Exchange
 from .bundle import Bundle
 from .canonical import CanonicalRequest, canonicalise
 from .digest import wire_digest
 from .errors import REASONS, BackendError, InputError, Outcome, Reason
+from .facts import Found, Lookup
 from .floods import FLOOD_S, Flood, Floods
 from .headers import Verdicts, decision_headers
 from .held import Client, Gone, Held, claimed_host
@@ -66,6 +67,10 @@ class Meter(Protocol):
     def in_flight(self, change: int) -> None: ...
 
 
+async def no_provider(_: Iterable[Lookup]) -> Mapping[Lookup, Found]:
+    return {}
+
+
 @dataclass(slots=True, kw_only=True)
 class Pipeline:
     bundle: Bundle
@@ -78,6 +83,7 @@ class Pipeline:
     meter: Meter
     clock: Callable[[], float]  # monotonic seconds
     canonicalise: Callable[[Message], CanonicalRequest] = canonicalise
+    facts: Callable[[Iterable[Lookup]], Awaitable[Mapping[Lookup, Found]]] = no_provider
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep
     vouches_for: Callable[[str], bool] | None = None  # the hosts of a constrained CA; None: of any
     held_bytes: int = 0
@@ -259,8 +265,11 @@ class Pipeline:
 
     async def _decide(self, held: Held) -> Recorded:
         """Steps 4 to 7. A decision that the deadline overtakes is void, whenever it arrives."""
+        case = held.case(None, self.evidence.fleet_key)
+        if asked := questions(case, held.bundle):
+            case = replace(case, facts=await self.facts(asked))
         timed = TimedGate(self.clock, self.limits.decide_ms / 1000)
-        judge = Adjudication(held.case(None, self.evidence.fleet_key), held.bundle, self.evidence, timed)
+        judge = Adjudication(case, held.bundle, self.evidence, timed)
         started = self.clock()
         try:
             recorded = await self.ledger.record(judge)

@@ -51,6 +51,7 @@ from .dispatch import HttpDispatcher, tls_context
 from .dns_stub import DnsStub
 from .engine import build_engine
 from .exec_door import ExecDoor
+from .facts import Facts, build_facts, check_facts
 from .forced import build_door, build_stub, know_users, serve_handed
 from .handed import take
 from .keyfiles import Keys, load_keys
@@ -87,6 +88,7 @@ class Server:
     boundary: Boundary
     stub: DnsStub
     door: ExecDoor
+    facts: Facts
     handed: tuple[socket.socket, ...]  # the transparent listener, where it is not the engine's
     serving: list[asyncio.Server] = field(default_factory=list)
     draining: bool = False
@@ -119,6 +121,7 @@ class Server:
             # In a thread: parsing takes about a second, and agents are being served.
             bundle = await asyncio.to_thread(load_bundle, self.config.surfaces, self.config.policies)
             check_connect_to(self.config, bundle)
+            check_facts(self.config.facts, bundle)
             authority = load_ca(self.config.state_dir)
             check_ca(self.config, authority, bundle)
             await asyncio.to_thread(_keep, self.config, bundle)
@@ -205,6 +208,7 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
             task.cancel()
         await control.stop()
         await server.pipeline.dispatcher.close()
+        await server.facts.close()
         await server.admin.stop()
         await asyncio.to_thread(server.ledger.close)
 
@@ -235,6 +239,8 @@ async def _build(config: Config) -> Server:
     authority = load_ca(config.state_dir)
     bundle = load_bundle(config.surfaces, config.policies)
     check_connect_to(config, bundle)
+    check_facts(config.facts, bundle)
+    facts = build_facts(config.facts)
     check_ca(config, authority, bundle)
     _keep(config, bundle)
     metrics = Metrics()
@@ -252,8 +258,9 @@ async def _build(config: Config) -> Server:
         identity = Identity(config.agents)
         pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
         pipeline.vouches_for = _vouching(authority)
+        pipeline.facts = facts.fetch
         agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
-        return _around(config, pipeline, ledger, metrics, agent_tls, handed)
+        return _around(config, pipeline, ledger, metrics, agent_tls, facts, handed)
     except BaseException:
         ledger.close()
         raise
@@ -265,6 +272,7 @@ def _around(
     ledger: SqliteLedger,
     metrics: Metrics,
     agent_tls: AgentTls,
+    facts: Facts,
     handed: tuple[socket.socket, ...],
 ) -> Server:
     """The doors of the pipeline: inner door, admin API, resolver and `exec`."""
@@ -295,6 +303,7 @@ def _around(
         agent_tls=agent_tls,
         boundary=boundary,
         stub=stub,
+        facts=facts,
         handed=handed,
         door=build_door(config, pipeline, stub, addon, (engine, proxy)),
     )
