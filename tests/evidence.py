@@ -9,7 +9,7 @@ from typing import Any
 
 from holdgate.adapters.sqlite import SqliteLedger
 from holdgate.errors import Outcome, Reason
-from holdgate.keys import SigningKey, key_set
+from holdgate.keys import Signer, SigningKey, key_set
 from holdgate.ledger import (
     CONFLICT_SOURCE,
     DISPATCHABLE,
@@ -27,6 +27,7 @@ RECEIPT_KEY = SigningKey(seed=bytes(range(32)))
 LOG_KEY = SigningKey(seed=bytes(range(1, 33)))
 OTHER_KEY = SigningKey(seed=bytes(range(2, 34)))
 KEYS = key_set([RECEIPT_KEY.public])
+LOG_KEYS = key_set([LOG_KEY.public])
 ORIGIN = "holdgate.local/edge-1"
 NODE = "edge-1"
 T0 = 1_790_000_000_000_000  # microseconds; every test clock starts here
@@ -129,7 +130,9 @@ class RefundJudge:
         ttl_us: int = DAY_US,
         conflict: str = "",
         inputs: bytes | None = INPUT,
+        signer: Signer = RECEIPT_KEY,
     ) -> None:
+        self._signer = signer
         self._wanted = [(op_key("scope", value or digest), source)] if value or source == "implicit" else []
         if conflict:
             self._wanted.append((op_key("thing", conflict), CONFLICT_SOURCE))
@@ -195,7 +198,7 @@ class RefundJudge:
             policy=POLICY,
             iat_us=now_us,
             wire=DIGEST,
-            jws=sign(statement, RECEIPT_KEY),
+            jws=sign(statement, self._signer),
             bindings=tuple(bindings) if permit else (),
             inputs=self._inputs if permit else None,
             prior=prior,

@@ -25,7 +25,7 @@ from .canonical import CanonicalRequest
 from .errors import Outcome, Reason
 from .gate import Decision
 from .jcs import dumps_input
-from .keys import SigningKey
+from .keys import Signer
 from .ledger import CONFLICT_SOURCE, Binding, ClaimRow, Entry, Verdict, appraise, op_key
 from .policy import PolicySet
 from .receipt import decision_statement, input_digest, sign
@@ -49,7 +49,7 @@ _REFUSED: Final[Mapping[Verdict, tuple[Outcome, Reason]]] = {
 class Evidence:
     """Who signs, and under which names."""
 
-    signer: SigningKey
+    signer: Signer  # asked in the ledger's serial step only: another key may sign from the next one on
     issuer: str  # the log's origin
     node: str
     fleet_key: bytes  # keys every hash of something guessable

@@ -13,6 +13,8 @@ Invariants (tests/test_audit.py has one test named after each):
   A6  A tile that is missing, or that is not what the leaves make, is a problem that names leaf and receipt.
   A7  A receipt by a key that was revoked at or below its index is a problem.
   A8  Any single byte changed in a receipt, its row, a tile or the checkpoint is a problem.
+  A9  A receipt by another key than the one that the log itself names for its index is a problem, and so is a
+      list of keys that says otherwise than the log.
 
 It does not see: a roll-back of ledger and checkpoint together (keep an earlier checkpoint elsewhere
 and pass it as `earlier`), recorded inputs that were deleted (that is allowed: privacy), and what is in no
@@ -25,11 +27,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from .audit_keys import KeyAudit
 from .audit_tiles import StoredTiles, TileAudit
 from .errors import Outcome
-from .keys import KeySet, PublicKey
+from .keys import KeySet
 from .ledger import SOURCES, ClaimRow, OutcomeStatus, State
-from .note import Checkpoint, verify_checkpoint
+from .note import Checkpoint, verify_log
 from .receipt import ReceiptError, input_digest, verify
 from .statement import parse_us
 from .tlog import TlogError
@@ -121,15 +124,15 @@ def audit(
     *,
     origin: str,
     receipt_keys: KeySet,
-    log_key: PublicKey,
+    log_keys: KeySet,
     earlier: Checkpoint | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> AuditReport:
     """Verify everything; problems are found, never raised. `progress` is told how many leaves were read."""
-    auditor = _Auditor(origin, receipt_keys, given.tiles)
+    auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles)
     checkpoints = [] if earlier is None else [earlier]
     try:
-        checkpoint = verify_checkpoint(given.checkpoint, origin, log_key)
+        checkpoint = verify_log(given.checkpoint, origin, log_keys)
         checkpoints.append(checkpoint)
         auditor.tiles.signed = checkpoint.size
     except TlogError as error:
@@ -143,17 +146,19 @@ def audit(
     auditor.tiles.end()
     for left in checkpoints:
         auditor.problem(f"the log ends at {auditor.edge.size}, but {left.size} leaves were signed")
+    auditor.keys.end()
     auditor.head(given.head)
     auditor.claims(given.claims)
     return auditor.report()
 
 
 class _Auditor:
-    def __init__(self, origin: str, keys: KeySet, tiles: StoredTiles) -> None:
+    def __init__(self, origin: str, keys: KeySet, log_keys: KeySet, tiles: StoredTiles) -> None:
         self._problems: list[str] = []
+        self.keys = KeyAudit(keys, log_keys, self.problem)
         self.tiles = TileAudit(tiles, self.problem)
         self.edge = self.tiles.edge
-        self._origin, self._keys = origin, keys
+        self._origin, self._receipt_keys = origin, keys
         self._permits: dict[str, _Permit] = {}
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
         self._outcomes = self._inputs = self._admin = self._iat_us = 0
@@ -190,12 +195,12 @@ class _Auditor:
         if record.index != index:
             self._at(record, f"missing, the next one is {record.index}")
         try:
-            found = verify(record.jws, self._keys)
+            found = verify(record.jws, self._receipt_keys)
         except ReceiptError as error:
             self._at(record, str(error))
             return
-        if index >= self._keys[found.kid].revoked_from_index:
-            self._at(record, f"signed with a key that was revoked from leaf {self._revoked(found.kid)} on")
+        if refusal := self.keys.leaf(index, found):
+            self._at(record, refusal)
         statement = found.statement
         if statement["type"] == "decision":
             self._columns(record, statement, statement["outcome"], statement["reason"], statement["agent"])
@@ -204,9 +209,6 @@ class _Auditor:
             what = statement.get("status") or statement.get("action", "")
             self._columns(record, statement, "", what, "")
             self._after(record, statement)
-
-    def _revoked(self, kid: str) -> int:
-        return self._keys[kid].revoked_from_index
 
     def _columns(
         self, record: LogRecord, statement: Mapping[str, Any], outcome: str, reason: str, agent: str

@@ -8,7 +8,7 @@ import sys
 import time
 from functools import partial
 
-from ..adapters.keyfiles import load_keys
+from ..adapters.keyfiles import load_fleet_key
 from ..agents import Agent, identify
 from ..bundle import load_bundle
 from ..config import Config
@@ -58,7 +58,7 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _fleet_key(config: Config) -> bytes:
     try:
-        return load_keys(config.state_dir).fleet
+        return load_fleet_key(config.state_dir)
     except ConfigError as error:
         print(f"note: {error}; digests of sensitive operations are not the proxy's", file=sys.stderr)
         return bytes(32)

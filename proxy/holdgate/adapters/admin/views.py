@@ -16,8 +16,8 @@ from typing import Any, Final, Protocol
 from aiohttp import web
 
 from ... import __version__
-from ...errors import ConfigError, Outcome
-from ...keys import SigningKey
+from ...errors import BackendError, ConfigError, Outcome
+from ...keys import Signer
 from ...receipt import ReceiptError, trigguard_view
 from ...tiles import parse_tile
 from ...tlog import TlogError
@@ -58,7 +58,7 @@ class AdminState(Protocol):
     @property
     def state_dir(self) -> Path: ...
     @property
-    def signer(self) -> SigningKey:
+    def signer(self) -> Signer:
         """Signs the TrigGuard view, which is made when it is asked for."""
         ...
 
@@ -126,9 +126,12 @@ class _Views:
         view = request.query.get("view")
         if view == "trigguard":
             try:
-                return _json(trigguard_view(decode_jws(stored.jws), self._state.signer))
+                said, signer = decode_jws(stored.jws), self._state.signer
+                return _json(await asyncio.to_thread(trigguard_view, said, signer))
             except ReceiptError as error:
                 raise Problem(HTTPStatus.NOT_FOUND, str(error)) from None
+            except BackendError as error:
+                raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "The signer does not answer.") from error
         if view is not None:
             raise Problem(HTTPStatus.BAD_REQUEST, "view: trigguard is the only other view.")
         if "application/json" in request.headers.get("Accept", ""):
