@@ -221,7 +221,7 @@ def test_q1_a_configuration_error_names_file_and_line(run, shop):
     for argv in (["check"], ["run"], ["explain", "buy.http"], ["receipts", "list"], ["keys", "list"]):
         said = run(*argv)
         assert (said.code, said.out) == (2, "")
-        assert said.err.startswith("holdgate.yaml:4: unknown key 'nodes' in the configuration"), argv
+        assert said.err.startswith("holdgate.yaml:4:1: unknown key 'nodes' in the configuration"), argv
 
 
 def test_q1_a_missing_configuration_says_what_to_do(run, tmp_path):
@@ -338,7 +338,7 @@ def test_check_names_file_and_line_and_is_exit_1(run, shop, file, old, new, line
     for argv in (["check"], ["check", "surfaces", "policies"]):
         said = run(*argv)
         assert said.code == 1
-        shown = [text for text in said.out.splitlines() if f"{file}:{line}: " in text]
+        shown = [text for text in said.out.splitlines() if f"{file}:{line}:" in text]
         assert len(shown) == 1, said.out
 
 
@@ -374,7 +374,7 @@ def test_check_connect_to_an_unmapped_host_is_a_configuration_error(run, shop):
 def test_check_paths_that_are_nothing_of_ours(run, shop):
     (shop / "other.yaml").write_text("a: 1\n")
     said = run("check", "other.yaml")
-    assert said.code == 1 and said.out.startswith("other.yaml:1: ")
+    assert said.code == 1 and said.out.startswith("other.yaml:1:1: ")
     assert run("check", "missing.yaml").code == 1
 
 
@@ -411,7 +411,7 @@ def test_test_decides_a_captured_request(run, shop):
 def test_a_broken_test_file_is_exit_1(run, shop):
     (shop / "policies/orders_test.yaml").write_text(POLICY_TEST.replace("outcome: DENY", "outcom: DENY"))
     said = run("test")
-    assert said.code == 1 and "orders_test.yaml:12: " in said.err
+    assert said.code == 1 and "orders_test.yaml:12:14: " in said.err
 
 
 # --- explain ---
@@ -837,7 +837,7 @@ def test_run_refuses_to_start_with_exit_2(run, shop, process_settings, break_it)
                 )
         said = run("run")
     assert said.code == 2 and "ready" not in said.out
-    assert {"policy": "orders.yaml:12: ", "key": "receipt.key: ", "admin port": "admin.listen"}[
+    assert {"policy": "orders.yaml:12:13: ", "key": "receipt.key: ", "admin port": "admin.listen"}[
         break_it
     ] in said.err
 
@@ -855,3 +855,38 @@ def test_network_print_is_a_script_and_says_what_is_missing_until_then(run, shop
 def test_exec_without_a_running_proxy_is_exit_2(run, shop):
     said = run("exec", "--", "true")
     assert (said.code, said.out) == (2, "") and "`holdgate run` is not running" in said.err
+
+
+def test_keys_rotate_and_revoke_without_an_instance(run, recorded, shop, monkeypatch):
+    (shop / "off").mkdir()
+    (shop / "off/log.vkey").write_text((shop / "state/log/key.vkey").read_text())
+    first = json.loads(run("keys", "list", "--json").out)[0]["kid"]
+    said = run("keys", "revoke", first)
+    assert (said.code, "rotate the active one first" in said.err) == (2, True)
+    for purpose, leaf in (("receipt", 3), ("log", 4)):
+        said = run("keys", "rotate", purpose, "--json")
+        assert (said.code, json.loads(said.out)["index"]) == (0, leaf)
+    assert "keys export" in run("keys", "revoke", first, "--from-index", "2").err
+    rows = json.loads(run("keys", "list", "--json").out)
+    assert [(row["purpose"], row["active"], row["from"], row["to"], row["revoked_from"]) for row in rows] == [
+        ("receipt", False, 0, 3, 2),
+        ("receipt", True, 4, None, None),
+        ("log", False, 0, 4, None),
+        ("log", True, 4, None, None),
+    ]
+    said = run("log", "audit")  # what lies between the index and the rotation counts no more
+    assert (said.code, said.out.count("revoked")) == (1, 2)
+    (shop / "off/keys.json").write_text(run("keys", "export").out)
+    (shop / "off/changes").write_text(run("keys", "export", "--format", "changes").out)
+    ids = [*recorded, json.loads(run("receipts", "list", "--json").out)["receipts"][0]["receipt"]["id"]]
+    for number, name in enumerate(ids):
+        (shop / f"off/{number}.jws").write_text(run("receipts", "show", "--raw", name).out)
+        (shop / f"off/{number}.tlog-proof").write_text(run("log", "prove", name).out)
+    monkeypatch.chdir(shop / "off")
+    for number, code in enumerate((0, 0, 1, 0)):
+        offline = ("verify", "--keys", "keys.json", "--proof", f"{number}.tlog-proof", f"{number}.jws")
+        assert run(*offline, "--log-key", "log.vkey", "--log-changes", "changes").code == code
+        assert run(*offline, "--log-key", "log.vkey").code == 1  # another key signed this checkpoint
+        assert run(*offline, "--log-changes", "changes").code == 2
+    assert run("keys", "rotate", "fleet").code == 2
+    assert run("keys", "rotate", "receipt", "-c", "../holdgate.yaml", "--key-id", "slot-1").code == 2

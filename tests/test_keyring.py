@@ -125,16 +125,16 @@ async def test_a_revoked_key_keeps_what_it_signed_before(state: Path) -> None:
     ledger = opened(state)
     for name in "ab":
         await refund(ledger, name)
-    with pytest.raises(BackendError, match="rotate the active one first"):
+    with pytest.raises(ConfigError, match="rotate the active one first"):
         await ledger.change_key(Revocation(kid=old, from_index=1, by="local"))
     await rotate(ledger, RECEIPT)
     await ledger.change_key(Revocation(kid=old, from_index=None, by="local"))
     assert audited(state).problems == ()  # nothing in the log is lost where it was retired
     await ledger.change_key(Revocation(kid=old, from_index=1, by="local"))
     await refund(ledger, "c")
-    with pytest.raises(BackendError, match="earlier index"):
+    with pytest.raises(ConfigError, match="earlier index"):
         await ledger.change_key(Revocation(kid=old, from_index=2, by="local"))
-    with pytest.raises(BackendError, match="never had"):
+    with pytest.raises(ConfigError, match="never had"):
         await ledger.change_key(Revocation(kid="x", from_index=2, by="local"))
     assert ledger.healthy
     ledger.close()
@@ -322,7 +322,7 @@ async def test_kr1_an_error_at_any_step_stops_the_ledger_and_the_next_start_comp
         again.close()
         assert audited(state).problems == (), at
         shutil.rmtree(state)
-    assert failures > 8
+    assert failures > 4
 
 
 # --- KR2 ---

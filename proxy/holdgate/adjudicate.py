@@ -9,10 +9,12 @@ Invariants (tests/test_adjudicate.py):
   A3  Claims are bound on PERMIT only.
   A4  The receipt names request.digest and wire digest of exactly the Case's request.
   A5  A voided Case (its hold deadline passed) is never permitted.
+  A6  Of a sensitive operation nothing is kept in clear: its input is sealed, its receipt has a commitment.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +31,7 @@ from .keys import Signer
 from .ledger import CONFLICT_SOURCE, Binding, ClaimRow, Entry, Verdict, appraise, op_key
 from .policy import PolicySet
 from .receipt import decision_statement, input_digest, sign
+from .sealing import SALT_BYTES, Kept, Sealed, commitment, seal
 from .surface.model import Action, Recognised
 
 __all__ = ["Adjudication", "Case", "Evidence", "TimedGate", "decision_input"]
@@ -53,6 +56,7 @@ class Evidence:
     issuer: str  # the log's origin
     node: str
     fleet_key: bytes  # keys every hash of something guessable
+    draw: Callable[[int], bytes]  # that many random bytes, for what is sealed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,7 @@ class Case:
     raw_bytes: int
     refusal: Reason | None  # set: record this SILENCE and ask nobody
     count: int = 1  # refusals like this one that the receipt stands for
+    body_sha256: bytes = b""  # of a sensitive operation, where it was computed off the serial step
 
 
 class TimedGate:
@@ -159,6 +164,7 @@ class Adjudication:
         recognised = case.recognised
         permit = outcome is Outcome.PERMIT
         agent = case.agent.id if case.agent else ""
+        sealed, committed = self._sealed(receipt_id, inputs)
         statement = decision_statement(
             receipt_id=receipt_id,
             issuer=evidence.issuer,
@@ -170,11 +176,11 @@ class Adjudication:
             agent=agent,
             actions=recognised.actions if recognised else (),
             destination=case.request.destination if case.request else "",
-            request=_request_part(case),
+            request=_request_part(case) | committed,
             idempotency=self._idempotency_part(),
             policy={"digest": bundle.digest, "revision": bundle.revision, "signed": bundle.signed},
             engine=gate.ENGINE,
-            input_digest="" if inputs is None else input_digest(inputs),
+            input_digest="" if inputs is None else input_digest(inputs, sealed.salt if sealed else b""),
             exp_us=now_us + PERMIT_USE_BY_US if permit else 0,
             replay_of=prior if permit and replay else "",
             supersedes=prior if permit and not replay else "",
@@ -192,10 +198,27 @@ class Adjudication:
             wire=case.wire,
             jws=sign(statement, evidence.signer),
             bindings=tuple(claim.binding(now_us) for claim in self._claims) if permit else (),
-            inputs=None if recognised is not None and recognised.sensitive else inputs,
+            inputs=inputs if sealed is None else None,
             prior=prior,
             prior_status=prior_status,
+            sealed=sealed,
         )
+
+    def _sealed(self, receipt_id: str, inputs: bytes | None) -> tuple[Sealed | None, dict[str, str]]:
+        """What is kept of a sensitive operation, and the part of the receipt that commits to it."""
+        request, recognised, draw = self._case.request, self._case.recognised, self._evidence.draw
+        if request is None or recognised is None or not recognised.sensitive:
+            return None, {}
+        salt = draw(SALT_BYTES)
+        committed = commitment(
+            salt,
+            method=request.method,
+            destination=request.destination,
+            target=request.raw_target,
+            body_sha256=self._case.body_sha256 or hashlib.sha256(request.body).digest(),
+        )
+        kept = Kept(target=request.raw_target, inputs=inputs)
+        return seal(receipt_id, kept, salt, draw), {"commitment": committed}
 
     def _idempotency_part(self) -> tuple[str, str] | None:
         for claim in self._claims:

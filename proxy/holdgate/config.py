@@ -148,7 +148,7 @@ def load_config(path: Path) -> Config:
     """Read holdgate.yaml. Raises ConfigError."""
     if not path.is_file():
         raise ConfigError("no such file; `holdgate init` writes one, `-c FILE` names another", file=str(path))
-    root = load_file(path)
+    root = load_file(path, excerpts=False)
     keys = root.mapping(
         required=("version", "node", "state_dir", "listen", "surfaces", "policies", "agents"),
         optional=(

@@ -53,6 +53,7 @@ class Held:
     request: CanonicalRequest | None = None
     recognised: Recognised | None = None
     wire: str = ""
+    body_sha256: bytes = b""  # of a sensitive operation: its commitment is made in the store's serial step
     waiting: bool = False  # for the answer of an identical request
 
     @property
@@ -74,6 +75,7 @@ class Held:
             raw_bytes=len(self.message.body),
             refusal=refusal,
             count=count,
+            body_sha256=self.body_sha256,
         )
 
     @property

@@ -111,9 +111,9 @@ class KeyHistory:
             new = PublicKey(raw=unb64url(details["x"].encode()), first_index=first)
             lineage = lineage.rotated(details["old"], new, end=index + 1)
         else:
+            lineage = lineage.revoked(details["kid"], details["from_index"])
             if details["from_index"] > index:
                 raise KeyHistoryError("a revocation that lies ahead")
-            lineage = lineage.revoked(details["kid"], details["from_index"])
         return KeyHistory(lineages=MappingProxyType({**self.lineages, purpose: lineage}))
 
 

@@ -17,6 +17,7 @@ Invariants (tests/test_pipeline.py has one test named after each):
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -222,6 +223,8 @@ class Pipeline:
             secret_headers=held.recognised.secret_headers,
             key=self.evidence.fleet_key if held.recognised.sensitive else None,
         )
+        if held.recognised.sensitive:
+            held.body_sha256 = hashlib.sha256(held.request.body).digest()
 
     async def _decide(self, held: Held) -> Recorded:
         """Steps 4 to 7. A decision that the deadline overtakes is void, whenever it arrives."""

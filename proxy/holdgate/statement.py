@@ -169,7 +169,7 @@ _DECISION_OPTIONAL: Final[Mapping[str, _Shape]] = {
     "counts": _list_of(_record({**_ACTION, "count": _is_count})),
     "destination": _destination,
     "idempotency": _record({"source": _one_of(*KeySource), "key_hash": _matches("[0-9a-f]{64}")}),
-    "input_digest": _sha256,
+    "input_digest": _digest,
     "exp": _is_instant,
     "approval": _is_text,
     "budget": _list_of(_is_text),
@@ -202,6 +202,11 @@ _ADMIN_DETAILS: Final[Mapping[str, _Shape]] = {
     ),
     "key_rotate": _record({"purpose": _one_of("receipt", "log"), "old": _kid, "new": _kid, "x": _kid}),
     "key_revoke": _record({"purpose": _one_of("receipt", "log"), "kid": _kid, "from_index": _is_count}),
+    "shred": _record(
+        {"count": _is_count},
+        {"ids": _list_of(_id), "agent": _is_text, "surface": _is_text, "before": _is_instant},
+    ),
+    "retention": _record({"count": _is_count, "before": _is_instant}),
 }
 _ADMIN: Final[Mapping[str, _Shape]] = {
     **_COMMON,
@@ -272,6 +277,8 @@ def check_admin(action: str, by: str, details: Mapping[str, Any]) -> None:
         _check_coverage(details)
     elif action == "key_rotate":
         _check_rotation(details)
+    elif action in ("shred", "retention"):
+        _check_erasure(details)
 
 
 def _check_rotation(details: Mapping[str, Any]) -> None:
@@ -295,6 +302,17 @@ def _check_coverage(details: Mapping[str, Any]) -> None:
     settled = {*rows.get("closed", ()), *rows.get("not_applicable", ())}
     if details["closed"] != (bool(rows.get("closed")) and set(required) <= settled):
         raise StatementError("`closed` is not what the rows say")
+
+
+def _check_erasure(details: Mapping[str, Any]) -> None:
+    """What was destroyed is named by ids or by a filter, and it was something."""
+    ids = details.get("ids")
+    if bool(ids) == bool(details.keys() & {"agent", "surface", "before"}):
+        raise StatementError("an erasure names receipts or a filter, and not both")
+    if ids is not None and ids != sorted(set(ids)):
+        raise StatementError("the ids are not sorted")
+    if details["count"] < 1 or (ids is not None and details["count"] > len(ids)):
+        raise StatementError("`count` is not a number of receipts that this can have destroyed")
 
 
 def _check_decision(statement: Mapping[str, Any]) -> None:

@@ -161,14 +161,16 @@ class KeyRing:
     # --- change: plan(), then the leaf, then finish(); or discard() ---
 
     def plan(self, change: KeyChange, index: int) -> AdminNote:
-        """The receipt of a change, to be written at `index`. Raises BackendError."""
+        """The receipt of a change, to be written at `index`. Raises ConfigError, BackendError."""
         try:
             note, purpose, coming = (
                 self._plan_rotation(change) if isinstance(change, Rotation) else self._plan_revocation(change)
             )
             self._history.after(index, note.action, note.details)
-        except (KeyHistoryError, ConfigError, OSError) as error:
-            raise BackendError(Reason.STORE_UNAVAILABLE, str(error)) from error
+        except KeyHistoryError as error:
+            raise ConfigError(str(error)) from error
+        except OSError as error:
+            raise BackendError(Reason.STORE_UNAVAILABLE, f"the new key cannot be written: {error}") from error
         self._change = note, purpose, coming
         return note
 

@@ -288,7 +288,13 @@ def _pipeline(
         identify=identity,
         ledger=ledger,
         dispatcher=_dispatcher(config),
-        evidence=Evidence(signer=ledger.signer, issuer=config.issuer, node=config.node, fleet_key=keys.fleet),
+        evidence=Evidence(
+            signer=ledger.signer,
+            issuer=config.issuer,
+            node=config.node,
+            fleet_key=keys.fleet,
+            draw=secrets.token_bytes,
+        ),
         show=Verdicts(
             node=config.node,
             full=config.receipts_header is ReceiptsHeader.FULL,
