@@ -18,12 +18,11 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from . import gate
 from .agents import Agent
 from .bundle import Bundle
-from .canonical import CanonicalRequest
 from .errors import Outcome, Reason
 from .gate import Decision
 from .jcs import dumps_input
@@ -34,7 +33,7 @@ from .receipt import decision_statement, input_digest, sign
 from .sealing import SALT_BYTES, Kept, Sealed, commitment, seal
 from .surface.model import Action, Recognised
 
-__all__ = ["Adjudication", "Case", "Evidence", "TimedGate", "decision_input"]
+__all__ = ["Adjudication", "Case", "Evidence", "Target", "TimedGate", "decision_input"]
 
 type Gate = Callable[[PolicySet, Mapping[str, Any]], Decision]
 
@@ -59,18 +58,34 @@ class Evidence:
     draw: Callable[[int], bytes]  # that many random bytes, for what is sealed
 
 
+class Target(Protocol):
+    """Where a request would go, as far as a receipt and the gate are told: a CanonicalRequest is one."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def destination(self) -> str: ...
+    @property
+    def raw_target(self) -> bytes: ...
+    @property
+    def body(self) -> bytes: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """What is known of one request when it is judged. Later steps may not have been reached."""
 
     agent: Agent | None
-    request: CanonicalRequest | None
+    request: Target | None
     recognised: Recognised | None
     wire: str  # "" when not recognised
     raw_digest: str  # digest of what arrived, for requests that could not be read
     raw_bytes: int
     refusal: Reason | None  # set: record this SILENCE and ask nobody
     count: int = 1  # refusals like this one that the receipt stands for
+    via: str = ""  # the decision door that asked; "": a request that the proxy holds
     body_sha256: bytes = b""  # of a sensitive operation, where it was computed off the serial step
 
 
@@ -184,6 +199,7 @@ class Adjudication:
             exp_us=now_us + PERMIT_USE_BY_US if permit else 0,
             replay_of=prior if permit and replay else "",
             supersedes=prior if permit and not replay else "",
+            via=case.via,
             count=case.count if outcome is Outcome.SILENCE and inputs is None else 1,
         )
         return Entry(
@@ -280,7 +296,7 @@ def _claims(case: Case, fleet_key: bytes) -> tuple[_Claim, ...]:
 
 def _request_part(case: Case) -> dict[str, Any]:
     part: dict[str, Any] = {"digest": case.raw_digest, "bytes": case.raw_bytes}
-    if case.request is not None:
+    if case.request is not None and case.request.method:
         part |= {"method": case.request.method}
     if case.recognised is not None:
         part |= {"target": case.recognised.target, "digest": case.recognised.digest}
@@ -289,9 +305,7 @@ def _request_part(case: Case) -> dict[str, Any]:
     return part
 
 
-def decision_input(
-    agent: Agent, request: CanonicalRequest, recognised: Recognised, now_us: int
-) -> dict[str, Any]:
+def decision_input(agent: Agent, request: Target, recognised: Recognised, now_us: int) -> dict[str, Any]:
     """The gate's whole input: canonical JSON types only (facts that vary are all in here)."""
     now_s = now_us // 1_000_000
     clock = datetime.fromtimestamp(now_s, UTC)
@@ -305,7 +319,7 @@ def decision_input(
     }
 
 
-def _action_part(action: Action, request: CanonicalRequest, recognised: Recognised) -> dict[str, Any]:
+def _action_part(action: Action, request: Target, recognised: Recognised) -> dict[str, Any]:
     part: dict[str, Any] = {
         "surface": action.surface,
         "operation": action.operation,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from .adjudicate import Case
+from .adjudicate import Case, Target
 from .agents import Agent
 from .bundle import Bundle
 from .canonical import CanonicalRequest
@@ -51,10 +51,12 @@ class Held:
     bundle: Bundle  # taken once: a reload in between changes nothing for this request
     agent: Agent | None = None
     request: CanonicalRequest | None = None
+    asked: Target | None = None  # in place of a request: an action that a decision door was asked about
     recognised: Recognised | None = None
     wire: str = ""
     body_sha256: bytes = b""  # of a sensitive operation: its commitment is made in the store's serial step
     waiting: bool = False  # for the answer of an identical request
+    via: str = ""  # the decision door that asks; "": a request of an agent
 
     @property
     def who(self) -> str:
@@ -68,13 +70,14 @@ class Held:
             raw = raw_digest(_head_bytes(self.message.head), self.message.body, key=fleet_key)
         return Case(
             agent=self.agent,
-            request=self.request,
+            request=self.request or self.asked,
             recognised=self.recognised,
             wire=self.wire,
             raw_digest=raw,
             raw_bytes=len(self.message.body),
             refusal=refusal,
             count=count,
+            via=self.via,
             body_sha256=self.body_sha256,
         )
 

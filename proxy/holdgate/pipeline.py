@@ -155,6 +155,33 @@ class Pipeline:
         held = Held(Message(origin=origin, head=head, body=seen), Gone(), self.clock(), self.bundle)
         return await self._refuse(held, error.reason, error.detail, status=error.status, close=True)
 
+    async def ask(self, held: Held, prepare: Callable[[Held], None]) -> Recorded | None:
+        """Steps 1 to 7 for a decision door: nothing is forwarded. None: no receipt could be written.
+
+        `prepare` puts the request into `held`, or what is recognised in place of one; it raises InputError.
+        """
+        try:
+            async with asyncio.timeout(self.limits.hold_s):
+                if self.in_flight > self.limits.in_flight:
+                    raise InputError(Reason.OVERLOADED, "limits.in_flight")
+                prepare(held)
+                if held.recognised is None:
+                    await self._read_aside(held)
+                return await self._decide(held)
+        except (InputError, BackendError) as error:
+            reason, detail = error.reason, error.detail
+        except TimeoutError:
+            reason, detail = Reason.GATE_TIMEOUT, "hold deadline"
+        except Exception as error:
+            log.exception("internal error")
+            reason, detail = Reason.INTERNAL_ERROR, repr(error)
+        log.info("SILENCE %s via %s: %.300s", reason.value, held.via, detail)
+        recorded = await self._receipt_of(held, reason)
+        self.meter.decision(
+            "", Outcome.SILENCE.value, (reason if recorded else Reason.STORE_UNAVAILABLE).value
+        )
+        return recorded
+
     async def _counted(self, held: Held) -> Answer:
         """In flight until it is answered, but not while a refusal waits for the receipt of a flood."""
         self.in_flight += 1
@@ -193,11 +220,7 @@ class Pipeline:
         if self.in_flight > self.limits.in_flight:
             raise InputError(Reason.OVERLOADED, "limits.in_flight")
         held.agent = self.identify(held.message.origin)
-        if len(held.message.body) > LARGE_BODY_BYTES:
-            async with self.large_reads:
-                await asyncio.to_thread(self._read, held)
-        else:
-            self._read(held)
+        await self._read_aside(held)
         if held.recognised is None or not held.recognised.keys:
             return None, None
         name = held.flight_name
@@ -209,6 +232,14 @@ class Pipeline:
                 return None, shared
         flight = self.flights[name] = Flight(name, asyncio.get_running_loop().create_future())
         return flight, None
+
+    async def _read_aside(self, held: Held) -> None:
+        """Steps 2 and 3, in a thread when that would hold up the others."""
+        if len(held.message.body) > LARGE_BODY_BYTES:
+            async with self.large_reads:
+                await asyncio.to_thread(self._read, held)
+        else:
+            self._read(held)
 
     def _read(self, held: Held) -> None:
         held.request = self.canonicalise(held.message)
@@ -336,7 +367,7 @@ class Pipeline:
 
     async def _record_refusal(self, held: Held, reason: Reason, *, count: int = 1) -> Recorded | None:
         """A receipt for a refusal; with what is known of the request, or, if that is broken, without."""
-        bare = Held(held.message, held.client, held.arrived, held.bundle)
+        bare = Held(held.message, held.client, held.arrived, held.bundle, via=held.via)
         try:
             async with asyncio.timeout(REFUSAL_RECORD_S):
                 for known in (held, bare):

@@ -241,7 +241,9 @@ OUTCOME_OF: Final[Mapping[Reason, Outcome]] = MappingProxyType(
 _GATE_RAN: Final = frozenset(
     {Reason.PERMIT_RULE, Reason.DENY_RULE, Reason.NO_RULE_MATCHED, Reason.RULE_ERROR, Reason.APPROVAL_PENDING}
 )
-_PERMIT_NEEDS: Final = ("exp", "input_digest", "rules", "destination")
+_PERMIT_NEEDS: Final = ("exp", "input_digest", "rules")
+# Of a permit that a decision door gave for an action, without a request to look at.
+_ASKED_NEEDS: Final = ("target", "digest", "bytes")
 
 
 def check_statement(statement: Any) -> None:
@@ -341,7 +343,11 @@ def _check_decision(statement: Mapping[str, Any]) -> None:
 
 def _check_permit(statement: Mapping[str, Any]) -> None:
     missing = [name for name in _PERMIT_NEEDS if name not in statement]
-    missing += [f"request.{name}" for name in _REQUEST if name not in statement["request"]]
+    asked = "via" in statement and "destination" not in statement
+    if not asked and "destination" not in statement:
+        missing.append("destination")
+    needed = _ASKED_NEEDS if asked else _REQUEST
+    missing += [f"request.{name}" for name in needed if name not in statement["request"]]
     missing += [f"policy.{name}" for name in _POLICY if name not in statement["policy"]]
     if "actions" not in statement and "counts" not in statement:
         missing.append("actions")

@@ -45,6 +45,7 @@ from .bundle_store import keep_bundle
 from .ca import CertificateAuthority, LeafMaker, load_ca
 from .client_certs import Identity
 from .control import ControlServer
+from .decider import build_decider
 from .dispatch import HttpDispatcher, tls_context
 from .dns_stub import DnsStub
 from .engine import build_engine
@@ -268,6 +269,7 @@ def _around(
             metrics=metrics,
             pipeline=pipeline,
             boundary=lambda: boundary.gap(clock_us()),
+            decider=build_decider(config, pipeline),
         ),
         agent_tls=agent_tls,
         boundary=boundary,
