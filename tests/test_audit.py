@@ -30,7 +30,7 @@ from evidence import (
     receipt_id,
 )
 from holdgate.adapters.sqlite import SqliteReader
-from holdgate.audit import AuditInput, AuditReport, HeadRow, LogRecord, PermitRow, audit
+from holdgate.audit import AuditInput, AuditReport, CounterRow, HeadRow, LogRecord, PermitRow, audit
 from holdgate.errors import Outcome, Reason
 from holdgate.keys import PublicKey, SigningKey, key_set
 from holdgate.ledger import ClaimRow, OutcomeStatus, State
@@ -72,6 +72,7 @@ class Log:
     # None: those that the records make, as a sequencer would have written them again
     stored: Mapping[Tile, bytes] | None = None
     head: HeadRow | None = None
+    counters: tuple[CounterRow, ...] = ()
 
     def _honest_head(self) -> HeadRow:
         tree, last = _tree(self.records), self.records[-1].iat_us if self.records else 0
@@ -84,6 +85,7 @@ class Log:
             head=self.head or self._honest_head(),
             records=iter(self.records),
             claims=iter(self.claims),
+            counters=iter(self.counters),
         )
         facts: dict[str, Any] = {
             "origin": ORIGIN,
@@ -228,7 +230,9 @@ def _record(
 
 
 def _row(index: int, state: State, http_status: int = 0, claims: tuple[str, ...] = ()) -> PermitRow:
-    return PermitRow(id=receipt_id(index), state=state, http_status=http_status, claims=claims)
+    return PermitRow(
+        id=receipt_id(index), state=state, http_status=http_status, claims=claims, charges=(), lender=""
+    )
 
 
 def _permit(index: int, state: State, **changes: Any) -> LogRecord:
@@ -238,6 +242,7 @@ def _permit(index: int, state: State, **changes: Any) -> LogRecord:
         "exp_us": T0 + 10**9,
         "replay_of": "",
         "idempotency": None,
+        "budget": (),
     }
     key = facts.get("idempotency") or changes.get("idempotency")
     row = _row(index, state, 0 if state is State.DISPATCHING else 200, (key[1],) if key else ())
@@ -662,7 +667,7 @@ def test_a_flood_of_problems_is_bounded(log: Log) -> None:
     assert len(replace(log, records=rows).audit().problems) == 1000
 
 
-# --- A9: which key signs where ---
+# --- A10: which key signs where ---
 
 
 def _with_keys(*signers: SigningKey, revoke: int | None = None) -> Log:
@@ -705,14 +710,14 @@ def _with_keys(*signers: SigningKey, revoke: int | None = None) -> Log:
 _BOTH = key_set([RECEIPT_KEY.public, OTHER_KEY.public])
 
 
-def test_a9_a_log_whose_receipts_name_its_keys_is_clean() -> None:
+def test_a10_a_log_whose_receipts_name_its_keys_is_clean() -> None:
     rotated = _with_keys(RECEIPT_KEY, OTHER_KEY)
     assert rotated.audit(receipt_keys=_BOTH).problems == ()
     first, second = replace(RECEIPT_KEY.public, end_index=2), replace(OTHER_KEY.public, first_index=2)
     assert rotated.audit(receipt_keys=key_set([first, second])).problems == ()
 
 
-def test_a9_a_receipt_by_a_key_that_does_not_sign_there_is_found() -> None:
+def test_a10_a_receipt_by_a_key_that_does_not_sign_there_is_found() -> None:
     rotated = _with_keys(RECEIPT_KEY, OTHER_KEY)
     keys = {"receipt_keys": _BOTH}
     text = "not signed with the key that the log names for this leaf"
@@ -724,7 +729,7 @@ def test_a9_a_receipt_by_a_key_that_does_not_sign_there_is_found() -> None:
     _finds(unknown, text, **keys)
 
 
-def test_a9_a_list_that_says_otherwise_than_the_log_is_found() -> None:
+def test_a10_a_list_that_says_otherwise_than_the_log_is_found() -> None:
     rotated = _with_keys(RECEIPT_KEY, OTHER_KEY, revoke=2)
     old, new = RECEIPT_KEY.public, replace(OTHER_KEY.public, first_index=2)
     told = replace(old, end_index=2, revoked_from_index=2)

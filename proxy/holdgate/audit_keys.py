@@ -2,7 +2,7 @@
 
     leaf after leaf -> the key that signs there (keyhistory.py) -> why a receipt does not count; problems
 
-Pure, part of audit.py (its invariants A7 and A9). The log's first keys are taken from the lists: nothing in
+Pure, part of audit.py (its invariants A7 and A10). The log's first keys are taken from the lists: nothing in
 a log can vouch for those.
 """
 
