@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from holdgate import gate
 from holdgate.adjudicate import Adjudication, Case, Evidence, decision_input
 from holdgate.agents import Agent
+from holdgate.bundle import NEVER_US, NO_BUNDLE, Bundle
 from holdgate.errors import Outcome, Reason
 from holdgate.gate import Decision
 from holdgate.jcs import dumps_input
@@ -22,7 +22,15 @@ from test_pipeline import NATIVE, PROVIDER, REQUEST, recognised
 KEY = SigningKey(seed=b"s" * 32)
 EVIDENCE = Evidence(signer=KEY, issuer="test/log", node="n1", fleet_key=b"f" * 32)
 AGENT = Agent(id="bot", groups=("payments",), attrs=(("accounts", ("a", "b")),))
-BUNDLE: Any = SimpleNamespace(digest="sha256:" + "00" * 32, revision=3, signed=False, policies=None)
+NOTHING: Any = None
+BUNDLE = Bundle(
+    digest="sha256:" + "00" * 32,
+    revision=3,
+    signed=False,
+    ends_us=NEVER_US,
+    index=NOTHING,
+    policies=NOTHING,
+)
 NOW = 1_790_000_000_000_000
 PERMIT = Decision(outcome=Outcome.PERMIT, reason=Reason.PERMIT_RULE, rules=("p/a", "p/b"))
 DENY = Decision(outcome=Outcome.DENY, reason=Reason.DENY_RULE, rules=("p/d",))
@@ -150,6 +158,26 @@ def test_a4_every_refusal_has_a_receipt_that_verifies_however_far_it_came() -> N
 def test_a5_a_void_case_is_never_permitted(says: Any) -> None:
     says(PERMIT)
     assert judge(case(), void=True).reason is Reason.GATE_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("bundle", "reason"),
+    [
+        pytest.param(NO_BUNDLE, Reason.POLICY_UNAVAILABLE, id="no bundle"),
+        pytest.param(replace(BUNDLE, ends_us=NOW), Reason.POLICY_EXPIRED, id="ended this very instant"),
+        pytest.param(replace(BUNDLE, ends_us=NOW + 1), None, id="the last one"),
+    ],
+)
+@pytest.mark.parametrize("refusal", [None, Reason.UNKNOWN_DESTINATION])
+def test_a6_without_a_bundle_that_lasts_everything_is_silence(
+    says: Any, bundle: Bundle, reason: Reason | None, refusal: Reason | None
+) -> None:
+    says(PERMIT)
+    made = Adjudication(case(refusal=refusal), bundle, EVIDENCE)
+    entry = made({}, now_us=NOW, receipt_id=new_receipt_id(NOW, b"n" * 16))
+    assert entry.reason is (reason or refusal or Reason.PERMIT_RULE)
+    statement = verify(entry.jws, key_set([KEY.public])).statement
+    assert statement["policy"] == ({} if bundle is NO_BUNDLE else bundle.statement)
 
 
 def test_inputs_of_sensitive_operations_are_not_kept(says: Any) -> None:

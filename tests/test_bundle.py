@@ -14,8 +14,8 @@ import pytest
 from fakes import FakeClient, FakeMeter, FakeUpstream, MemoryLedger
 from holdgate.adjudicate import Evidence
 from holdgate.agents import Agent
-from holdgate.bundle import Bundle, load_bundle
-from holdgate.errors import ConfigError, Outcome
+from holdgate.bundle import NO_BUNDLE, Bundle, load_bundle
+from holdgate.errors import ConfigError, Outcome, Reason
 from holdgate.headers import Verdicts
 from holdgate.keys import SigningKey
 from holdgate.limits import Limits
@@ -162,6 +162,13 @@ def test_b2_a_bundle_cannot_be_changed_afterwards(folder: Path) -> None:
         if hasattr(bundle.policies, "rules_for")
         else True
     )
+
+
+def test_b3_no_bundle_and_one_that_ended_have_a_reason_and_files_never_end(folder: Path) -> None:
+    loaded = load(folder)
+    assert loaded.gap(2**62) is None
+    assert dataclasses.replace(loaded, ends_us=7).gap(7) is Reason.POLICY_EXPIRED
+    assert (NO_BUNDLE.gap(0), NO_BUNDLE.statement) == (Reason.POLICY_UNAVAILABLE, {})
 
 
 def append(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ Invariants (tests/test_adjudicate.py):
   A3  Claims are bound on PERMIT only.
   A4  The receipt names request.digest and wire digest of exactly the Case's request.
   A5  A voided Case (its hold deadline passed) is never permitted.
+  A6  Under no bundle, or one that has ended, every Case is SILENCE with that reason, refused ones too.
 """
 
 from __future__ import annotations
@@ -108,6 +109,9 @@ class Adjudication:
 
     def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry:
         case = self._case
+        gap = self._bundle.gap(now_us)
+        if gap is not None:  # asked here, by the ledger's clock, which no request can turn back
+            return self._entry(now_us, receipt_id, Outcome.SILENCE, gap)
         if self._void:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.GATE_TIMEOUT)
         if case.refusal is not None:
@@ -172,7 +176,7 @@ class Adjudication:
             destination=case.request.destination if case.request else "",
             request=_request_part(case),
             idempotency=self._idempotency_part(),
-            policy={"digest": bundle.digest, "revision": bundle.revision, "signed": bundle.signed},
+            policy=bundle.statement,
             engine=gate.ENGINE,
             input_digest="" if inputs is None else input_digest(inputs),
             exp_us=now_us + PERMIT_USE_BY_US if permit else 0,

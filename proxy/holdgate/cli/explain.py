@@ -8,9 +8,9 @@ import sys
 import time
 from functools import partial
 
+from ..adapters.fitness import active_bundle
 from ..adapters.keyfiles import load_keys
 from ..agents import Agent, identify
-from ..bundle import load_bundle
 from ..config import Config
 from ..errors import ConfigError, Outcome
 from ..explain import SOURCE, Explained, document, explain, plain_value
@@ -44,7 +44,7 @@ def _explain(args: argparse.Namespace) -> int:
     explained = explain(
         raw,
         partial(_agent, args.agent, config),
-        load_bundle(config.surfaces, config.policies),
+        active_bundle(config),
         config.limits,
         fleet_key=_fleet_key(config),
         now_us=time.time_ns() // 1000,
