@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from holdgate.ledger import (
     op_key,
 )
 from holdgate.receipt import admin_statement, decision_statement, input_digest, sign
+from holdgate.sealing import Kept, seal
 from holdgate.surface.model import Action, Effect, Param
 
 RECEIPT_KEY = SigningKey(seed=bytes(range(32)))
@@ -129,11 +131,13 @@ class RefundJudge:
         ttl_us: int = DAY_US,
         conflict: str = "",
         inputs: bytes | None = INPUT,
+        sealed: bool = False,  # of a sensitive operation
     ) -> None:
         self._wanted = [(op_key("scope", value or digest), source)] if value or source == "implicit" else []
         if conflict:
             self._wanted.append((op_key("thing", conflict), CONFLICT_SOURCE))
         self._digest, self._provider, self._ttl_us, self._inputs = digest, provider, ttl_us, inputs
+        self._is_sealed = sealed
         self.keys = tuple(key for key, _ in self._wanted)
         self.verdict: Verdict | None = None
 
@@ -158,6 +162,13 @@ class RefundJudge:
             "wire": DIGEST,
             "bytes": 9,
         }
+        salt, sealed = b"", None
+        if self._is_sealed:
+            salt = secrets.token_bytes(16)
+            sealed = seal(
+                receipt_id, Kept(target=b"/x", inputs=INPUT if permit else None), salt, secrets.token_bytes
+            )
+            request["commitment"] = "hmac-sha256:" + "d" * 64
         keyed = [item for item in self._wanted if item[1] != CONFLICT_SOURCE]
         statement = permit_statement(
             receipt_id=receipt_id,
@@ -167,7 +178,7 @@ class RefundJudge:
             request=request,
             rules=("refunds/small",) if permit else (),
             idempotency=(keyed[0][1], keyed[0][0]) if keyed else None,
-            input_digest=input_digest(INPUT) if permit else "",
+            input_digest=input_digest(INPUT, salt) if permit else "",
             exp_us=now_us + 30_000_000 if permit else 0,
             approval="",
             budget=(),
@@ -197,9 +208,10 @@ class RefundJudge:
             wire=DIGEST,
             jws=sign(statement, RECEIPT_KEY),
             bindings=tuple(bindings) if permit else (),
-            inputs=self._inputs if permit else None,
+            inputs=self._inputs if permit and sealed is None else None,
             prior=prior,
             prior_status=status,
+            sealed=sealed,
         )
 
 

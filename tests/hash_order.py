@@ -56,7 +56,7 @@ def _cel() -> list[str]:
         try:
             program = compile_program(source, _ENVIRONMENT)
         except CelError as error:
-            out.append(error.render())
+            out.append(str(error))
             continue
         frame = program.frame(_VALUES)
         out += [repr(program.evaluate(frame)), repr(explain(program, frame)), repr(sorted(program.paths))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +19,11 @@ from holdgate.jcs import dumps_input
 from holdgate.keys import SigningKey, key_set
 from holdgate.ledger import ClaimRow, Entry, State
 from holdgate.receipt import input_digest, new_receipt_id, verify
+from holdgate.sealing import commitment, open_sealed
 from test_pipeline import NATIVE, PROVIDER, REQUEST, recognised
 
 KEY = SigningKey(seed=b"s" * 32)
-EVIDENCE = Evidence(signer=KEY, issuer="test/log", node="n1", fleet_key=b"f" * 32)
+EVIDENCE = Evidence(signer=KEY, issuer="test/log", node="n1", fleet_key=b"f" * 32, draw=secrets.token_bytes)
 AGENT = Agent(id="bot", groups=("payments",), attrs=(("accounts", ("a", "b")),))
 NOTHING: Any = None
 BUNDLE = Bundle(
@@ -169,7 +172,7 @@ def test_a5_a_void_case_is_never_permitted(says: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("refusal", [None, Reason.UNKNOWN_DESTINATION])
-def test_a6_without_a_bundle_that_lasts_everything_is_silence(
+def test_a7_without_a_bundle_that_lasts_everything_is_silence(
     says: Any, bundle: Bundle, reason: Reason | None, refusal: Reason | None
 ) -> None:
     says(PERMIT)
@@ -180,9 +183,30 @@ def test_a6_without_a_bundle_that_lasts_everything_is_silence(
     assert statement["policy"] == ({} if bundle is NO_BUNDLE else bundle.statement)
 
 
-def test_inputs_of_sensitive_operations_are_not_kept(says: Any) -> None:
-    says(PERMIT)
-    assert judge(case(recognised=replace(recognised(), sensitive=True))).inputs is None
+def test_a6_of_a_sensitive_operation_nothing_is_kept_in_clear(says: Any) -> None:
+    asked = says(PERMIT)
+    entry = judge(case(recognised=replace(recognised(), sensitive=True)))
+    assert entry.inputs is None and entry.sealed is not None
+    kept = open_sealed(entry.receipt_id, entry.sealed.data, entry.sealed.key)
+    assert kept.inputs == dumps_input(asked[0]) and kept.target == b"/v1/refunds"
+    statement = verify(entry.jws, key_set([KEY.public])).statement
+    assert statement["input_digest"] == input_digest(kept.inputs, entry.sealed.salt)
+    request = case().request
+    assert request is not None
+    assert statement["request"]["commitment"] == commitment(
+        entry.sealed.salt,
+        method="POST",
+        destination="api.ok.test:443",
+        target=kept.target,
+        body_sha256=hashlib.sha256(request.body).digest(),
+    )
+
+
+def test_a6_a_refusal_of_a_sensitive_operation_has_a_commitment_too() -> None:
+    entry = judge(case(recognised=replace(recognised(), sensitive=True), refusal=Reason.GATE_TIMEOUT))
+    assert entry.sealed is not None
+    assert open_sealed(entry.receipt_id, entry.sealed.data, entry.sealed.key).inputs is None
+    assert "commitment" in verify(entry.jws, key_set([KEY.public])).statement["request"]
 
 
 def test_a_key_of_one_agent_is_not_anothers() -> None:

@@ -214,6 +214,15 @@ async def test_u4_other_methods_are_405(start, method):
         assert json.loads(body)["status"] == 405
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "OPTIONS"])
+async def test_u4_a_decision_door_opens_to_post_alone(start, method):
+    admin = await start()
+    for path in ("/v1/decide", "/v1/outcome", "/execute", "/access/v1/evaluation"):
+        status, headers, _ = await admin.get(path, method=method, role="operator")
+        assert (status, headers["Allow"]) == (405, "POST")
+        assert (await admin.get(path, method="POST", role="operator"))[0] == 403
+
+
 async def test_u4_head_is_get_without_a_body(start):
     admin = await start()
     status, headers, body = await admin.get("/healthz", method="HEAD")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from evidence import (
     DIGEST,
+    INPUT,
     KEYS,
     LOG_KEY,
     NODE,
@@ -33,7 +35,8 @@ from holdgate.keys import PublicKey, SigningKey, key_set
 from holdgate.ledger import ClaimRow, OutcomeStatus, State
 from holdgate.note import sign_checkpoint, verify_checkpoint
 from holdgate.receipt import input_digest, outcome_statement, sign
-from holdgate.statement import parse_us
+from holdgate.sealing import Kept, Stored, seal
+from holdgate.statement import format_us, parse_us
 from holdgate.tiles import Edge, Tile
 from holdgate.tlog import EMPTY, Tree, leaf_hash
 
@@ -212,7 +215,8 @@ def _record(
         "surface": "payments.refund" if decision else "",
         "iat_us": parse_us(statement["iat"]),
         "jws": sign(statement, key),
-        "inputs": None,
+        "inputs": INPUT if "input_digest" in statement else None,
+        "sealed": None,
         "permit": None,
     }
     return LogRecord(**(facts | changes))
@@ -317,12 +321,90 @@ def test_a1_a_receipt_for_another_log_or_by_another_key_is_found() -> None:
 # --- A3 ---
 
 
-def test_a3_an_edited_input_is_found_and_a_deleted_one_is_allowed(log: Log) -> None:
+def test_a3_an_edited_input_is_found(log: Log) -> None:
     _finds(log.edit(0, inputs=b'{"action":"payout"}'), "leaf 0: the recorded input is not the one")
-    assert log.edit(0, inputs=None).audit().is_clean
     refused = next(row for row in log.records if row.outcome == "SILENCE")
     _finds(log.edit(refused.index, inputs=b"{}"), "the recorded input is not the one")
     assert input_digest(b"{}").startswith("sha256:")
+
+
+# --- AI1 to AI3: what is missing, and what was destroyed by order ---
+
+
+def _forgotten(index: int, action: str, **details: Any) -> LogRecord:
+    statement = coverage_statement(
+        receipt_id=receipt_id(index), iat_us=T0 + index, action=action, details={"count": 1, **details}
+    )
+    return _record(index, statement)
+
+
+@pytest.mark.parametrize(
+    ("said", "problems"),
+    [
+        pytest.param({}, 1, id="nobody ordered it"),
+        pytest.param({"action": "shred", "ids": [receipt_id(0)]}, 0, id="shredded by id"),
+        pytest.param({"action": "shred", "ids": [receipt_id(7)]}, 1, id="another one was shredded"),
+        pytest.param({"action": "shred", "agent": "refund-bot"}, 0, id="shredded by agent"),
+        pytest.param({"action": "shred", "agent": "triage"}, 1, id="another agent's were shredded"),
+        pytest.param(
+            {"action": "shred", "surface": "payments.refund", "before": format_us(T0 + 1)},
+            0,
+            id="by a filter",
+        ),
+        pytest.param({"action": "shred", "before": format_us(T0)}, 1, id="not before that time"),
+        pytest.param({"action": "retention", "before": format_us(T0 + 1)}, 0, id="retention"),
+        pytest.param({"action": "retention", "before": format_us(T0)}, 1, id="not old enough"),
+    ],
+)
+def test_ai1_a_missing_input_needs_a_receipt_that_covers_it(said: dict[str, Any], problems: int) -> None:
+    permit = replace(_permit(0, State.DISPATCHING), inputs=None)
+    report = _log(permit, *([_forgotten(1, **said)] if said else [])).audit()
+    assert len(report.problems) == problems, report.problems
+    assert report.destroyed == 1 - problems
+    if problems:
+        assert "leaf 0: its input is missing" in report.problems[0]
+
+
+def test_ai1_an_order_does_not_cover_what_came_after_it() -> None:
+    shred = _forgotten(0, "shred", agent="refund-bot")
+    _finds(_log(shred, replace(_permit(1, State.DISPATCHING), inputs=None)), "leaf 1: its input is missing")
+
+
+def _sealed_permit(**changes: Any) -> LogRecord:
+    salt = b"s" * 16
+    sealed = seal(receipt_id(0), Kept(target=b"/x", inputs=INPUT), salt, secrets.token_bytes)
+    record = _permit(0, State.DISPATCHING, input_digest=input_digest(INPUT, salt))
+    facts: dict[str, Any] = {"data": sealed.data, "salt": salt, "key": sealed.key}
+    return replace(record, inputs=None, sealed=Stored(**(facts | changes)))
+
+
+_DESTROYED: dict[str, Any] = {"data": None, "salt": bytes(16), "key": bytes(32)}
+
+
+def test_ai1_a_missing_salt_is_covered_by_shred_and_not_by_retention() -> None:
+    assert _log(_sealed_permit()).audit().problems == ()
+    gone = _sealed_permit(**_DESTROYED)
+    assert _log(gone, _forgotten(1, "shred", ids=[receipt_id(0)])).audit().is_clean
+    _finds(_log(gone, _forgotten(1, "retention", before=format_us(T0 + 1))), "its salt is missing")
+    _finds(_log(replace(gone, sealed=None)), "leaf 0: its salt is missing")
+    without_key = _sealed_permit(data=None, key=bytes(32))
+    assert _log(without_key, _forgotten(1, "retention", before=format_us(T0 + 1))).audit().is_clean
+    _finds(_log(without_key), "leaf 0: its input is missing")
+
+
+def test_ai2_a_sealed_input_that_is_not_its_receipts_is_found() -> None:
+    _finds(_log(_sealed_permit(key=b"k" * 32)), "leaf 0: the sealed input does not open")
+    _finds(_log(_sealed_permit(salt=b"t" * 16)), "leaf 0: the recorded input is not the one that was decided")
+    _finds(_log(_sealed_permit(data=b"")), "leaf 0: the sealed input does not open")
+    _finds(_log(_sealed_permit(salt=bytes(16))), "leaf 0: its salt is gone, and its key is not")
+    _finds(_log(replace(_sealed_permit(), inputs=INPUT)), "an input in clear beside a sealed one")
+
+
+def test_ai3_what_retention_did_not_destroy_is_found() -> None:
+    retention = _forgotten(1, "retention", before=format_us(T0 + 1))
+    _finds(_log(_permit(0, State.DISPATCHING), retention), "an input is still there that a retention receipt")
+    later = _forgotten(1, "retention", before=format_us(T0))
+    assert _log(_permit(0, State.DISPATCHING), later).audit().is_clean
 
 
 # --- A4 ---

@@ -20,7 +20,7 @@ def roots(tmp_path: Path) -> tuple[list[Path], list[Path]]:
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "one" / "map.yaml").write_text(MAP)
     other = MAP.replace("name: pay", "name: pay2").replace("api.pay.test", "api2.pay.test")
-    (tmp_path / "two" / "deep" / "map.yaml").write_text(other.replace("\n", "\r\n"), newline="")
+    (tmp_path / "two" / "deep" / "map.yaml").write_text(other.replace("\n", "  \n"))
     (tmp_path / "policy.yaml").write_text(POLICY)
     return [tmp_path / "one", tmp_path / "two"], [tmp_path / "policy.yaml"]
 

@@ -18,7 +18,7 @@ def test_x1_tokens_cover_the_source_or_a_cel_error_is_raised(source: str) -> Non
     try:
         found = tokens(source)
     except CelError as error:
-        assert error.line >= 1 and error.column >= 1 and error.render()
+        assert error.line >= 1 and error.column >= 1 and 0 <= error.offset <= len(source)
         return
     at = 0
     for token in found:
@@ -71,7 +71,7 @@ def test_x2_google_cel_reads_the_same_strings() -> None:
         pytest.param("a = b", "1:3", "did you mean '=='", id="single equals"),
         pytest.param("{'a': 1}", "1:1", "map and message literals", id="map literal"),
         pytest.param("a.`b`", "1:3", "quoted identifiers", id="quoted identifier"),
-        pytest.param("a\n  # b", "2:3", "unexpected character '#'", id="position in line two"),
+        pytest.param("a\n  # b", "2:3", "comments do not stand inside", id="position in line two"),
         pytest.param("99999999999999999999", "1:1", "64 bits", id="too large"),
         pytest.param('"\ud800"', "1:1", "surrogate", id="half a surrogate pair"),
         pytest.param("a" * (MAX_SOURCE + 1), f"1:{MAX_SOURCE + 1}", "longer than 4096", id="too long"),
@@ -81,11 +81,3 @@ def test_what_is_left_out_is_named_with_its_place(source: str, place: str, words
     with pytest.raises(CelError) as caught:
         tokens(source)
     assert str(caught.value).startswith(f"{place}: ") and words in str(caught.value)
-
-
-def test_render_points_at_the_place_in_long_lines_too() -> None:
-    with pytest.raises(CelError) as caught:
-        tokens("a" * 200 + " # b")
-    message, text, caret = caught.value.render().split("\n")
-    assert message.startswith("1:202:")
-    assert text[caret.index("^")] == "#"

@@ -29,7 +29,7 @@ def test_x3_a_bounded_tree_or_a_cel_error_from_words(source: str) -> None:
     try:
         assert parse(source).depth <= MAX_DEPTH
     except CelError as error:
-        assert error.render()
+        assert error.message and 0 <= error.offset <= len(source)
 
 
 @given(st.text(max_size=60))
@@ -37,7 +37,7 @@ def test_x3_a_bounded_tree_or_a_cel_error_from_any_text(source: str) -> None:
     try:
         assert parse(source).depth <= MAX_DEPTH
     except CelError as error:
-        assert error.render()
+        assert error.message and 0 <= error.offset <= len(source)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_x5_constants_are_written_out_but_maps_are_named() -> None:
         pytest.param("int(a) > 1", "1:1", "conversions", id="int"),
         pytest.param("a.size() > 1", "1:3", "write size(x)", id="size as a method"),
         pytest.param("contains(a, b)", "1:1", "is a method: write x.contains(y)", id="method as a function"),
-        pytest.param("a.startswith('x')", "1:3", "did you mean 'startsWith'", id="misspelt function"),
+        pytest.param("a.startswith('x')", "1:3", "did you mean startsWith", id="misspelt function"),
         pytest.param("frobnicate(a)", "1:1", "there are has, size", id="unknown function"),
         pytest.param("has(a)", "1:5", "has() takes a field", id="has of a name"),
         pytest.param("a.exists(b.c, true)", "1:10", "new variable name", id="loop variable"),
@@ -149,4 +149,3 @@ def test_messages_name_the_place_and_what_to_write(source: str, place: str, word
         parse(source)
     assert str(caught.value).startswith(f"{place}: "), str(caught.value)
     assert words in str(caught.value)
-    assert caught.value.render().endswith("^")

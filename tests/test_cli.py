@@ -221,7 +221,7 @@ def test_q1_a_configuration_error_names_file_and_line(run, shop):
     for argv in (["check"], ["run"], ["explain", "buy.http"], ["receipts", "list"], ["keys", "list"]):
         said = run(*argv)
         assert (said.code, said.out) == (2, "")
-        assert said.err.startswith("holdgate.yaml:4: unknown key 'nodes' in the configuration"), argv
+        assert said.err.startswith("holdgate.yaml:4:1: unknown key 'nodes' in the configuration"), argv
 
 
 def test_q1_a_missing_configuration_says_what_to_do(run, tmp_path):
@@ -338,7 +338,7 @@ def test_check_names_file_and_line_and_is_exit_1(run, shop, file, old, new, line
     for argv in (["check"], ["check", "surfaces", "policies"]):
         said = run(*argv)
         assert said.code == 1
-        shown = [text for text in said.out.splitlines() if f"{file}:{line}: " in text]
+        shown = [text for text in said.out.splitlines() if f"{file}:{line}:" in text]
         assert len(shown) == 1, said.out
 
 
@@ -374,7 +374,7 @@ def test_check_connect_to_an_unmapped_host_is_a_configuration_error(run, shop):
 def test_check_paths_that_are_nothing_of_ours(run, shop):
     (shop / "other.yaml").write_text("a: 1\n")
     said = run("check", "other.yaml")
-    assert said.code == 1 and said.out.startswith("other.yaml:1: ")
+    assert said.code == 1 and said.out.startswith("other.yaml:1:1: ")
     assert run("check", "missing.yaml").code == 1
 
 
@@ -411,7 +411,7 @@ def test_test_decides_a_captured_request(run, shop):
 def test_a_broken_test_file_is_exit_1(run, shop):
     (shop / "policies/orders_test.yaml").write_text(POLICY_TEST.replace("outcome: DENY", "outcom: DENY"))
     said = run("test")
-    assert said.code == 1 and "orders_test.yaml:12: " in said.err
+    assert said.code == 1 and "orders_test.yaml:12:14: " in said.err
 
 
 # --- explain ---
@@ -837,7 +837,7 @@ def test_run_refuses_to_start_with_exit_2(run, shop, process_settings, break_it)
                 )
         said = run("run")
     assert said.code == 2 and "ready" not in said.out
-    assert {"policy": "orders.yaml:12: ", "key": "receipt.key: ", "admin port": "admin.listen"}[
+    assert {"policy": "orders.yaml:12:13: ", "key": "receipt.key: ", "admin port": "admin.listen"}[
         break_it
     ] in said.err
 

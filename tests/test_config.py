@@ -22,6 +22,7 @@ from holdgate.escape import REQUIRED
 from holdgate.limits import Limits
 from holdgate.strictyaml import Node
 from holdgate.strictyaml import load as load_yaml
+from holdgate.yamltext import Source
 
 SHA = hashlib.sha256(b"token").hexdigest()
 SHA2 = hashlib.sha256(b"token 2").hexdigest()
@@ -66,6 +67,10 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "surfaces").mkdir()
     (tmp_path / "policies").mkdir()
     return tmp_path
+
+
+def _node(value):
+    return Node(value, Source("f", ""), 0, 0, 0)
 
 
 def load(folder: Path, text: str) -> Config:
@@ -298,18 +303,18 @@ def test_k4_who_is_meant_is_never_ambiguous(folder: Path, old: str, new: str, me
 )  # fmt: skip
 def test_v1_addresses_are_exact(text: str) -> None:
     with pytest.raises(ConfigError):
-        read_address(Node(text, "f", 1), "x")
+        read_address(_node(text), "x")
 
 
 def test_v1_an_ipv6_address_is_printed_as_it_is_read() -> None:
-    assert str(read_address(Node("[::1]:80", "f", 1), "x")) == "[::1]:80"
+    assert str(read_address(_node("[::1]:80"), "x")) == "[::1]:80"
 
 
 @given(st.text(max_size=24))
 def test_v1_any_text_is_a_value_or_a_configuration_error(text: str) -> None:
     for read in (
-        lambda: str(read_address(Node(text, "f", 1), "x")),
-        lambda: str(read_networks(Node([Node(text, "f", 1)], "f", 1), "x")[0]),
+        lambda: str(read_address(_node(text), "x")),
+        lambda: str(read_networks(_node([_node(text)]), "x")[0]),
     ):
         try:
             assert read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -132,7 +133,11 @@ class House:
             ledger=self.ledger,
             dispatcher=self.upstream,
             evidence=Evidence(
-                signer=SigningKey(seed=b"s" * 32), issuer="test/log", node="n1", fleet_key=b"f" * 32
+                signer=SigningKey(seed=b"s" * 32),
+                issuer="test/log",
+                node="n1",
+                fleet_key=b"f" * 32,
+                draw=secrets.token_bytes,
             ),
             show=Verdicts(node="n1", full=True, public_url=None),
             limits=Limits(**limits),

@@ -209,9 +209,9 @@ def test_o2_errors_in_conditions_show_the_place_with_a_caret(tmp_path: Path) -> 
     error = error_of(tmp_path, policy_text(rule("a", "permit", "params.live && params.amout > 1")))
     message = "params has no field 'amout'; did you mean 'params.amount'?"
     assert str(error).splitlines() == [
-        f"{tmp_path}/policy_0.yaml:8: rule a: 1:23: {message}",
-        "    params.live && params.amout > 1",
-        "                          ^",
+        f"{tmp_path}/policy_0.yaml:8:60: rule a: {message}",
+        "        - {id: a, effect: permit, when: 'params.live && params.amout > 1'}",
+        "                                                               ^",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def record(bundle: Bundle, amount: int, **change: Any) -> Record:
         "reason": decision.reason.value,
         "engine": gate.ENGINE,
         "policy": {"digest": bundle.digest},
+        "request": {"digest": "sha256:" + "ab" * 32},
         "input_digest": input_digest(data),
     }
     if decision.rules:
@@ -147,7 +149,12 @@ def test_rp2_an_input_in_another_spelling_is_different_even_where_the_digest_agr
     ("change", "expected"),
     [
         pytest.param({"input_digest": None, "inputs": None}, Verdict.NOT_ASKED, id="refused before the gate"),
-        pytest.param({"inputs": None}, Verdict.NOT_KEPT, id="a sensitive operation"),
+        pytest.param(
+            {"inputs": None, "request": {"digest": "hmac-sha256:" + "ab" * 32}},
+            Verdict.NOT_KEPT,
+            id="a sensitive operation of an older version",
+        ),
+        pytest.param({"inputs": None}, Verdict.UNDECIDABLE, id="destroyed"),
         pytest.param({"reason": "gate_timeout", "outcome": "SILENCE"}, Verdict.TOO_LATE, id="too late"),
         pytest.param({"engine": "cel-strict/0"}, Verdict.NO_BUNDLE, id="another engine"),
         pytest.param({"policy": {"digest": "sha256:" + "00" * 32}}, Verdict.NO_BUNDLE, id="no bundle"),
@@ -157,3 +164,13 @@ def test_rp3_what_cannot_be_decided_again_is_counted_apart(
     bundle: Bundle, change: dict[str, Any], expected: Verdict
 ) -> None:
     assert one(bundle, record(bundle, 50, **change)).verdict is expected
+
+
+def test_rp4_a_sealed_input_is_decided_again_until_it_is_destroyed(bundle: Bundle) -> None:
+    salt, request = b"s" * 16, {"digest": "hmac-sha256:" + "ab" * 32}
+    data = dumps_input(inputs(50))
+    made = record(bundle, 50, request=request, input_digest=input_digest(data, salt))
+    assert one(bundle, replace(made, salt=salt)).verdict is Verdict.IDENTICAL
+    assert one(bundle, replace(made, salt=b"t" * 16)).verdict is Verdict.DIFFERENT
+    assert one(bundle, replace(made, salt=salt, inputs=b"")).verdict is Verdict.DIFFERENT
+    assert one(bundle, replace(made, salt=salt, inputs=None)).verdict is Verdict.UNDECIDABLE

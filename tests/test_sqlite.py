@@ -68,7 +68,7 @@ async def _recorded(ledger: SqliteLedger, *judges: RefundJudge) -> list[Recorded
 
 async def _settled(ledger: SqliteLedger) -> None:
     """Outcomes are committed before any decision that is queued after them."""
-    await ledger.record(RefundJudge("settled", inputs=None))
+    await ledger.record(RefundJudge("settled"))
 
 
 class _Broken:

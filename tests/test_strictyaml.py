@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from holdgate.errors import ConfigError
-from holdgate.strictyaml import load
+from holdgate.strictyaml import load, load_file
+from holdgate.yamltext import check_text
 
 BAD = {
     "duplicate key": ("a: 1\nb: 2\na: 3\n", 3, "duplicate key 'a'"),
@@ -19,10 +24,10 @@ BAD = {
     "custom tag": ("a: !x 1\n", 1, "tags"),
     "merge key": ("a: {<<: {b: 1}}\n", 1, "merge keys"),
     "key that is a list": ("[a]: 1\n", 1, "plain strings"),
-    "two documents": ("a: 1\n---\nb: 2\n", 1, "exactly one"),
+    "two documents": ("a: 1\n---\nb: 2\n", 2, "exactly one"),
     "empty file": ("", 1, "exactly one"),
     "byte order mark as indentation": ("a:\n\ufeffb: 1\n", 2, "byte order mark"),
-    "not YAML": ("a: [1\n", 2, "not YAML"),
+    "not YAML": ("a: [1\n", 1, "not YAML"),
     "nested too deeply": ("[" * 3000 + "]" * 3000, 1, "deep"),
     "too many values": ("[" + "1," * 60_000 + "1]", 1, "too many"),
 }
@@ -75,13 +80,106 @@ def test_y2_no_scalar_changes_its_meaning(text: str, value: object) -> None:
 
 def test_readers_name_what_they_expect() -> None:
     root = load("a: x\nb: 5\nc: [1]\n", file="f.yaml")
-    with pytest.raises(ConfigError, match=r"f.yaml:1: unknown key 'a' in thing; allowed: b, c"):
+    with pytest.raises(ConfigError, match=r"f.yaml:1:1: unknown key 'a' in thing; allowed: b, c"):
         root.mapping(optional=("b", "c"), what="thing")
     with pytest.raises(ConfigError, match="needs the key 'd'"):
         root.mapping(required=("d",), optional=("a", "b", "c"))
     keys = root.open_mapping()
-    with pytest.raises(ConfigError, match=r"f.yaml:2: size must be between 6 and 9"):
+    with pytest.raises(ConfigError, match=r"f.yaml:2:4: size must be between 6 and 9"):
         keys["b"].integer("size", low=6, high=9)
     with pytest.raises(ConfigError, match="must be one of: y, z; got 'x'"):
         keys["a"].choice(("y", "z"))
     assert root.plain() == {"a": "x", "b": 5, "c": [1]}
+
+
+# Texts as they stand in a file, and the value that YAML reads from each.
+SCALARS = {
+    "plain": "params.a > 1 && params.bb < 2",
+    "plain over two lines": "params.a > 1\n    && params.bb < 2",
+    "single quotes": "'params.a == ''x'' && params.bb < 2'",
+    "double quotes": '"params.a == \\"x\\" && params.bb < 2"',
+    "double quotes over two lines": '"params.a == \\"x\\"\n    && params.bb\\n < 2"',
+    "double quotes with numbers": '"params\\x2ea == \\"\\u00e9\\" \\u0020 && params.bb < 2"',
+    "folded": ">-\n    params.a > 1\n    && params.bb < 2\n",
+    "folded with a deeper line": ">\n    params.a > 1\n      && params.bb < 2\n\n",
+    "literal": "|\n    params.a > 1\n    && params.bb < 2\n",
+    "literal with a remark": "|- # why\n    params.a > 1\n    && params.bb < 2\n",
+    "letters beyond ASCII": ">-\n    params.a == 'é😀e\u0301'\n    && params.bb < 2\n",
+}
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_y3_every_place_in_a_value_is_found_in_the_file(name: str) -> None:
+    text = f"rules:\n- id: é\n  when: {SCALARS[name]}\n"
+    node = load(text).value["rules"].value[0].value["when"]
+    for word in ("params", "&&", "bb", "<"):
+        error = node.fail_at(node.value.index(word), "here")
+        line = text.split("\n")[error.line - 1]
+        assert line[error.column - 1 :].startswith(word), (name, word, str(error))
+    end = node.fail_at(len(node.value), "the end")
+    assert text.split("\n")[end.line - 1][: end.column - 1].endswith("2")
+
+
+@given(st.text(alphabet="ab'\"\\ \n:#-é😀", max_size=20), st.integers(0, 20))
+def test_y3_any_place_in_any_quoted_text_is_inside_it(value: str, offset: int) -> None:
+    quoted = "'" + value.replace("\n", " ").replace("'", "''") + "'"
+    node = load(f"a: {quoted}").value["a"]
+    error = node.fail_at(min(offset, len(node.value)), "here")
+    assert error.line == 1 and 4 <= error.column <= len(quoted) + 4
+
+
+@given(st.characters())
+def test_y4_a_text_that_passes_shows_every_character(char: str) -> None:
+    try:
+        check_text(load("a: b").source.__class__("f", f"x{char}y"))
+    except ConfigError as error:
+        assert (error.line, error.column) == (1, 2)
+        return
+    # Format characters, controls, separators and surrogates are refused; private use is visible as a box.
+    assert (
+        unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        or char in "\t\n"
+        or ord(char) < 128
+        or (char in ALLOWED_FORMAT)
+    ), hex(ord(char))
+
+
+# Format characters that show: signs of Arabic, Syriac and Kaithi numbers, Egyptian and musical joiners.
+ALLOWED_FORMAT = {
+    chr(code)
+    for low, high in (
+        (0x600, 0x605),
+        (0x6DD, 0x6DD),
+        (0x70F, 0x70F),
+        (0x890, 0x891),
+        (0x8E2, 0x8E2),
+        (0x110BD, 0x110BD),
+        (0x110CD, 0x110CD),
+        (0x13430, 0x1343F),
+        (0x1BCA0, 0x1BCA3),
+        (0x1D173, 0x1D17A),
+    )
+    for code in range(low, high + 1)
+}
+
+
+def test_files_that_are_not_utf8_are_errors_with_a_line(tmp_path: Path) -> None:
+    for data, line, words in (
+        (b"a: 1\nb: \xff\n", 2, "the byte 0xff"),
+        ("a: 1\n".encode("utf-16"), 1, "UTF-16"),
+        (b"\xef\xbb\xbfa: 1\n", 1, "without BOM"),
+        (b"a: 1\r\n", 1, "plain LF"),
+        (b"a: 1\rb: 2\n", 1, "U+000D"),
+    ):
+        (tmp_path / "f.yaml").write_bytes(data)
+        with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+            load_file(tmp_path / "f.yaml")
+        assert caught.value.line == line
+
+
+def test_a_file_that_may_hold_credentials_is_not_quoted() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("store: s3cr3t\n", file="f.yaml", excerpts=False).mapping(required=("store",))["store"].integer(
+            "x"
+        )
+    assert str(caught.value) == "f.yaml:1:8: x must be an integer, not a string"

@@ -9,20 +9,21 @@ Invariants (tests/test_adjudicate.py):
   A3  Claims are bound on PERMIT only.
   A4  The receipt names request.digest and wire digest of exactly the Case's request.
   A5  A voided Case (its hold deadline passed) is never permitted.
-  A6  Under no bundle, or one that has ended, every Case is SILENCE with that reason, refused ones too.
+  A6  Of a sensitive operation nothing is kept in clear: its input is sealed, its receipt has a commitment.
+  A7  Under no bundle, or one that has ended, every Case is SILENCE with that reason, refused ones too.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from . import gate
 from .agents import Agent
 from .bundle import Bundle
-from .canonical import CanonicalRequest
 from .errors import Outcome, Reason
 from .gate import Decision
 from .jcs import dumps_input
@@ -30,9 +31,10 @@ from .keys import SigningKey
 from .ledger import CONFLICT_SOURCE, Binding, ClaimRow, Entry, Verdict, appraise, op_key
 from .policy import PolicySet
 from .receipt import decision_statement, input_digest, sign
+from .sealing import SALT_BYTES, Kept, Sealed, commitment, seal
 from .surface.model import Action, Recognised
 
-__all__ = ["Adjudication", "Case", "Evidence", "TimedGate", "decision_input"]
+__all__ = ["Adjudication", "Case", "Evidence", "Target", "TimedGate", "decision_input"]
 
 type Gate = Callable[[PolicySet, Mapping[str, Any]], Decision]
 
@@ -54,6 +56,22 @@ class Evidence:
     issuer: str  # the log's origin
     node: str
     fleet_key: bytes  # keys every hash of something guessable
+    draw: Callable[[int], bytes]  # that many random bytes, for what is sealed
+
+
+class Target(Protocol):
+    """Where a request would go, as far as a receipt and the gate are told: a CanonicalRequest is one."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def destination(self) -> str: ...
+    @property
+    def raw_target(self) -> bytes: ...
+    @property
+    def body(self) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +79,15 @@ class Case:
     """What is known of one request when it is judged. Later steps may not have been reached."""
 
     agent: Agent | None
-    request: CanonicalRequest | None
+    request: Target | None
     recognised: Recognised | None
     wire: str  # "" when not recognised
     raw_digest: str  # digest of what arrived, for requests that could not be read
     raw_bytes: int
     refusal: Reason | None  # set: record this SILENCE and ask nobody
     count: int = 1  # refusals like this one that the receipt stands for
+    via: str = ""  # the decision door that asked; "": a request that the proxy holds
+    body_sha256: bytes = b""  # of a sensitive operation, where it was computed off the serial step
 
 
 class TimedGate:
@@ -163,6 +183,7 @@ class Adjudication:
         recognised = case.recognised
         permit = outcome is Outcome.PERMIT
         agent = case.agent.id if case.agent else ""
+        sealed, committed = self._sealed(receipt_id, inputs)
         statement = decision_statement(
             receipt_id=receipt_id,
             issuer=evidence.issuer,
@@ -174,14 +195,15 @@ class Adjudication:
             agent=agent,
             actions=recognised.actions if recognised else (),
             destination=case.request.destination if case.request else "",
-            request=_request_part(case),
+            request=_request_part(case) | committed,
             idempotency=self._idempotency_part(),
             policy=bundle.statement,
             engine=gate.ENGINE,
-            input_digest="" if inputs is None else input_digest(inputs),
+            input_digest="" if inputs is None else input_digest(inputs, sealed.salt if sealed else b""),
             exp_us=now_us + PERMIT_USE_BY_US if permit else 0,
             replay_of=prior if permit and replay else "",
             supersedes=prior if permit and not replay else "",
+            via=case.via,
             count=case.count if outcome is Outcome.SILENCE and inputs is None else 1,
         )
         return Entry(
@@ -196,10 +218,27 @@ class Adjudication:
             wire=case.wire,
             jws=sign(statement, evidence.signer),
             bindings=tuple(claim.binding(now_us) for claim in self._claims) if permit else (),
-            inputs=None if recognised is not None and recognised.sensitive else inputs,
+            inputs=inputs if sealed is None else None,
             prior=prior,
             prior_status=prior_status,
+            sealed=sealed,
         )
+
+    def _sealed(self, receipt_id: str, inputs: bytes | None) -> tuple[Sealed | None, dict[str, str]]:
+        """What is kept of a sensitive operation, and the part of the receipt that commits to it."""
+        request, recognised, draw = self._case.request, self._case.recognised, self._evidence.draw
+        if request is None or recognised is None or not recognised.sensitive:
+            return None, {}
+        salt = draw(SALT_BYTES)
+        committed = commitment(
+            salt,
+            method=request.method,
+            destination=request.destination,
+            target=request.raw_target,
+            body_sha256=self._case.body_sha256 or hashlib.sha256(request.body).digest(),
+        )
+        kept = Kept(target=request.raw_target, inputs=inputs)
+        return seal(receipt_id, kept, salt, draw), {"commitment": committed}
 
     def _idempotency_part(self) -> tuple[str, str] | None:
         for claim in self._claims:
@@ -261,7 +300,7 @@ def _claims(case: Case, fleet_key: bytes) -> tuple[_Claim, ...]:
 
 def _request_part(case: Case) -> dict[str, Any]:
     part: dict[str, Any] = {"digest": case.raw_digest, "bytes": case.raw_bytes}
-    if case.request is not None:
+    if case.request is not None and case.request.method:
         part |= {"method": case.request.method}
     if case.recognised is not None:
         part |= {"target": case.recognised.target, "digest": case.recognised.digest}
@@ -270,9 +309,7 @@ def _request_part(case: Case) -> dict[str, Any]:
     return part
 
 
-def decision_input(
-    agent: Agent, request: CanonicalRequest, recognised: Recognised, now_us: int
-) -> dict[str, Any]:
+def decision_input(agent: Agent, request: Target, recognised: Recognised, now_us: int) -> dict[str, Any]:
     """The gate's whole input: canonical JSON types only (facts that vary are all in here)."""
     now_s = now_us // 1_000_000
     clock = datetime.fromtimestamp(now_s, UTC)
@@ -286,7 +323,7 @@ def decision_input(
     }
 
 
-def _action_part(action: Action, request: CanonicalRequest, recognised: Recognised) -> dict[str, Any]:
+def _action_part(action: Action, request: Target, recognised: Recognised) -> dict[str, Any]:
     part: dict[str, Any] = {
         "surface": action.surface,
         "operation": action.operation,

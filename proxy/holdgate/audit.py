@@ -7,7 +7,7 @@ A problem names the leaf and its receipt, so that one can look at it.
 Invariants (tests/test_audit.py has one test named after each):
   A1  An edited, removed, inserted or reordered receipt is a problem, the removed tail included.
   A2  Every PERMIT has at most one outcome, or unknown and then reconciled; every outcome has its PERMIT.
-  A3  A recorded input that is not the one its receipt names is a problem.
+  A3  A recorded input that is not the one its receipt names is a problem (audit_inputs.py says more).
   A4  A claim that the receipts do not bear out, or that is missing, is a problem.
   A5  Two PERMITs that were in doubt under one key at once are a problem, unless the second is a replay.
   A6  A tile that is missing, or that is not what the leaves make, is a problem that names leaf and receipt.
@@ -15,8 +15,8 @@ Invariants (tests/test_audit.py has one test named after each):
   A8  Any single byte changed in a receipt, its row, a tile or the checkpoint is a problem.
 
 It does not see: a roll-back of ledger and checkpoint together (keep an earlier checkpoint elsewhere
-and pass it as `earlier`), recorded inputs that were deleted (that is allowed: privacy), and what is in no
-receipt: when a claim expires, whether a provider repeats its answer, which run made a permit.
+and pass it as `earlier`), and what is in no receipt: when a claim expires, whether a provider repeats its
+answer, which run made a permit.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from .audit_inputs import InputAudit
 from .audit_tiles import StoredTiles, TileAudit
 from .errors import Outcome
 from .keys import KeySet, PublicKey
 from .ledger import SOURCES, ClaimRow, OutcomeStatus, State
 from .note import Checkpoint, verify_checkpoint
-from .receipt import ReceiptError, input_digest, verify
+from .receipt import ReceiptError, verify
+from .sealing import Stored
 from .statement import parse_us
 from .tlog import TlogError
 
@@ -73,7 +75,8 @@ class LogRecord:
     surface: str
     iat_us: int
     jws: bytes
-    inputs: bytes | None
+    inputs: bytes | None  # in clear
+    sealed: Stored | None
     permit: PermitRow | None  # None when the store has no permit here
 
 
@@ -95,6 +98,7 @@ class AuditReport:
     outcomes: int
     admin: int
     inputs: int  # recorded inputs that were checked
+    destroyed: int  # inputs and salts that are gone by order: shred, retention
     problems: tuple[str, ...]  # empty: the log is clean
 
     @property
@@ -144,6 +148,7 @@ def audit(
     for left in checkpoints:
         auditor.problem(f"the log ends at {auditor.edge.size}, but {left.size} leaves were signed")
     auditor.head(given.head)
+    auditor.inputs_end()
     auditor.claims(given.claims)
     return auditor.report()
 
@@ -156,7 +161,8 @@ class _Auditor:
         self._origin, self._keys = origin, keys
         self._permits: dict[str, _Permit] = {}
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
-        self._outcomes = self._inputs = self._admin = self._iat_us = 0
+        self._inputs = InputAudit(self.problem)
+        self._outcomes = self._admin = self._iat_us = 0
 
     def problem(self, text: str) -> None:
         if len(self._problems) < _MAX_PROBLEMS:
@@ -173,7 +179,8 @@ class _Auditor:
             permits=len(self._permits),
             outcomes=self._outcomes,
             admin=self._admin,
-            inputs=self._inputs,
+            inputs=self._inputs.kept,
+            destroyed=self._inputs.destroyed,
             problems=tuple(self._problems),
         )
 
@@ -228,6 +235,9 @@ class _Auditor:
             self._at(record, "not later than the leaf before it")
         self._iat_us = iat_us
 
+    def inputs_end(self) -> None:
+        self._inputs.end()
+
     def head(self, row: HeadRow) -> None:
         tree = self.edge.tree
         if row != HeadRow(
@@ -238,10 +248,7 @@ class _Auditor:
     # --- decisions, outcomes, claims ---
 
     def _decision(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
-        if record.inputs is not None:
-            self._inputs += 1
-            if statement.get("input_digest") != input_digest(record.inputs):
-                self._at(record, "the recorded input is not the one that was decided")
+        self._inputs.decision(self.edge.size - 1, record, statement)
         is_permit = statement["outcome"] == Outcome.PERMIT
         if is_permit != (record.permit is not None):
             self._at(record, "the ledger and the receipt disagree whether this is a permit")
@@ -268,12 +275,13 @@ class _Auditor:
 
     def _after(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         """Anything but a decision."""
-        if record.permit is not None or record.inputs is not None:
+        if record.permit is not None or record.inputs is not None or record.sealed is not None:
             self._at(record, f"{statement['type']} receipt with a permit or input beside it")
         if statement["type"] == "outcome":
             self._outcome(record, statement)
         else:
             self._admin += 1
+            self._inputs.erasure(self.edge.size - 1, statement)
 
     def _outcome(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         self._outcomes += 1

@@ -22,19 +22,17 @@ from pathlib import Path
 from typing import Final, Literal
 
 from .agents import AgentRule, Network
+from .config_admin import Admin, AdminToken, OpenDoor, read_admin
 from .config_agents import read_agents
 from .config_bundle import Files, Signed, read_bundle_mode
 from .config_doctor import Doctor, read_doctor
 from .config_values import (
-    IDENTIFIER,
     Address,
     Ca,
     read_address,
     read_ca,
-    read_digest,
     read_interfaces,
     read_matching,
-    read_names,
     read_networks,
     read_optional_address,
     read_path,
@@ -60,7 +58,6 @@ __all__ = [
 # The node stands as an RFC 9651 token in Proxy-Status and in the CA's name, so it starts with a letter.
 _NODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,47}\Z")
 _NAME_PORT: Final = re.compile(r"((?:\*\.)?[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?):([1-9][0-9]{0,4})\Z")
-_PUBLIC_URL: Final = re.compile(r"https?://[A-Za-z0-9.\-:\[\]]+(/[A-Za-z0-9._~/-]*)?\Z")
 _DECIMAL: Final = re.compile(r"[0-9]{1,9}\.[0-9]{1,6}\Z")
 
 
@@ -75,28 +72,6 @@ class Listen:
     @property
     def all(self) -> tuple[Address, ...]:
         return tuple(each for each in (self.explicit, self.transparent, self.dns) if each is not None)
-
-
-class OpenDoor(StrEnum):
-    """What of the admin API may be read without a token (health and public keys always may)."""
-
-    METRICS = "metrics"
-    CHECKPOINT = "checkpoint"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdminToken:
-    name: str
-    sha256: bytes
-    roles: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admin:
-    listen: Address
-    public_url: str | None  # without a slash at the end
-    open: frozenset[OpenDoor]
-    tokens: tuple[AdminToken, ...]
 
 
 class ReceiptsHeader(StrEnum):
@@ -151,7 +126,7 @@ def load_config(path: Path) -> Config:
     """Read holdgate.yaml. Raises ConfigError."""
     if not path.is_file():
         raise ConfigError("no such file; `holdgate init` writes one, `-c FILE` names another", file=str(path))
-    root = load_file(path)
+    root = load_file(path, excerpts=False)
     keys = root.mapping(
         required=("version", "node", "state_dir", "listen", "agents"),
         optional=(
@@ -181,7 +156,8 @@ def load_config(path: Path) -> Config:
         if name not in keys and isinstance(bundle, Files):
             raise root.fail(f"the configuration needs the key {name!r}")
     listen = _listen(keys["listen"])
-    admin = _admin(keys.get("admin"))
+    agents = read_agents(keys["agents"], base)
+    admin = read_admin(keys.get("admin"), [rule.agent.id for rule in agents])
     _refuse_same_listener(keys["listen"], listen, admin)
     return Config(
         path=path.absolute(),
@@ -194,7 +170,7 @@ def load_config(path: Path) -> Config:
         bundle=bundle,
         surfaces=_existing(keys.get("surfaces"), base, "surfaces"),
         policies=_existing(keys.get("policies"), base, "policies"),
-        agents=read_agents(keys["agents"], base),
+        agents=agents,
         interfaces=_interfaces(keys.get("network")),
         limits=_limits(keys.get("limits")),
         receipts_header=_receipts(keys.get("receipts")),
@@ -227,42 +203,6 @@ def _interfaces(node: Node | None) -> tuple[str, ...]:
         return ()
     keys = node.mapping(required=("interfaces",), what="network")
     return read_interfaces(keys["interfaces"], "network.interfaces")
-
-
-def _admin(node: Node | None) -> Admin:
-    if node is None:
-        return Admin(listen=_DEFAULT_ADMIN, public_url=None, open=frozenset(), tokens=())
-    keys = node.mapping(optional=("listen", "public_url", "open", "tokens"), what="admin")
-    listen = read_address(keys["listen"], "admin.listen") if "listen" in keys else _DEFAULT_ADMIN
-    url: str | None = None
-    if (url_node := keys.get("public_url")) is not None and url_node.value is not None:
-        what = "an http(s) URL without query, such as https://holdgate.example.com"
-        url = read_matching(url_node, _PUBLIC_URL, "admin.public_url", what).rstrip("/")
-    doors: frozenset[OpenDoor] = frozenset()
-    if (open_node := keys.get("open")) is not None:
-        options = tuple(OpenDoor)
-        items = open_node.sequence("admin.open")
-        doors = frozenset(OpenDoor(item.choice(options, "admin.open")) for item in items)
-    tokens = _admin_tokens(keys["tokens"]) if "tokens" in keys else ()
-    return Admin(listen=listen, public_url=url, open=doors, tokens=tokens)
-
-
-def _admin_tokens(node: Node) -> tuple[AdminToken, ...]:
-    tokens: list[AdminToken] = []
-    for name, entry in node.open_mapping("admin.tokens").items():
-        if not IDENTIFIER.match(name):
-            raise entry.fail(f"token name {name!r}: write letters, digits, `.`, `_` or `-`")
-        keys = entry.mapping(required=("sha256", "roles"), what=f"admin.tokens.{name}")
-        digest = read_digest(keys["sha256"], f"admin.tokens.{name}.sha256")
-        if any(other.sha256 == digest for other in tokens):
-            raise keys["sha256"].fail("another token has the same sha256: give each its own token")
-        roles = read_names(keys["roles"], f"admin.tokens.{name}.roles")
-        if not roles:
-            raise keys["roles"].fail(
-                "a token without roles can do nothing: write for example `roles: [operator]`"
-            )
-        tokens.append(AdminToken(name=name, sha256=digest, roles=roles))
-    return tuple(tokens)
 
 
 def _refuse_same_listener(node: Node, listen: Listen, admin: Admin) -> None:
@@ -373,6 +313,3 @@ def _existing(node: Node | None, base: Path, what: str) -> tuple[Path, ...]:
     if not paths:
         raise node.fail(f"{what} is empty, so nothing could ever be permitted: write for example [./{what}]")
     return tuple(paths)
-
-
-_DEFAULT_ADMIN: Final = Address(host="127.0.0.1", port=9090)

@@ -20,7 +20,15 @@ from typing import Final
 
 from .message import Headers
 
-__all__ = ["CREDENTIAL_HEADERS", "fingerprint", "meaning_digest", "raw_digest", "wire_digest"]
+__all__ = [
+    "CREDENTIAL_HEADERS",
+    "fingerprint",
+    "framed",
+    "meaning_digest",
+    "param_digest",
+    "raw_digest",
+    "wire_digest",
+]
 
 # Headers whose value is a secret on every API; maps add their own (`credential_slot`).
 CREDENTIAL_HEADERS = frozenset(
@@ -39,13 +47,15 @@ _WIRE = b"holdgate-wire-v1"
 _MEANING = b"holdgate-request-v1"
 _CREDENTIAL = b"holdgate-credential-v1"
 _RAW = b"holdgate-raw-v1"
+_PARAM = b"holdgate-param-v1"
 
 
 # Lengths of most parts, ready made.
 _LENGTHS: Final = tuple(size.to_bytes(8, "big") for size in range(4096))
 
 
-def _framed(domain: bytes, parts: Iterable[bytes]) -> bytes:
+def framed(domain: bytes, parts: Iterable[bytes]) -> bytes:
+    """A preimage: the domain, then each part behind its length. No two lists of parts have one preimage."""
     out = [domain]
     for part in parts:
         size = len(part)
@@ -67,7 +77,7 @@ def _hash(preimage: bytes, key: bytes | None) -> str:
 
 def fingerprint(secret: bytes) -> str:
     """Stable name of a credential: 32 hex digits, one way."""
-    return hashlib.sha256(_framed(_CREDENTIAL, [secret])).hexdigest()[:32]
+    return hashlib.sha256(framed(_CREDENTIAL, [secret])).hexdigest()[:32]
 
 
 def wire_digest(
@@ -88,12 +98,12 @@ def wire_digest(
         parts.append(name)
         parts.append(fingerprint(value).encode() if _lower(name) in secret_headers else value)
     parts.append(body)
-    return _hash(_framed(_WIRE, parts), key)
+    return _hash(framed(_WIRE, parts), key)
 
 
 def meaning_digest(parts: Iterable[bytes], *, key: bytes | None = None) -> str:
     """Digest of the meaning; see proxy/SPEC.md for the order of `parts`."""
-    return _hash(_framed(_MEANING, parts), key)
+    return _hash(framed(_MEANING, parts), key)
 
 
 def raw_digest(head: bytes, body: bytes, *, key: bytes) -> str:
@@ -101,4 +111,10 @@ def raw_digest(head: bytes, body: bytes, *, key: bytes) -> str:
 
     Always keyed: nobody knows whether those bytes hold credentials or patients' data.
     """
-    return _hash(_framed(_RAW, [head, body]), key)
+    return _hash(framed(_RAW, [head, body]), key)
+
+
+def param_digest(map_name: str, name: str, text: str, *, key: bytes) -> str:
+    """What a receipt says of a parameter that it must not show: equal values of one parameter stay equal."""
+    parts = [map_name.encode(), name.encode(), text.encode("utf-8", "surrogatepass")]
+    return _hash(framed(_PARAM, parts), key)

@@ -141,12 +141,18 @@ class HoldgateError(Exception):
 
 
 class ConfigError(HoldgateError):
-    """The operator must act: bad configuration, map or policy. Shown as `file:line: message`."""
+    """The operator must act: bad configuration, map or policy. Shown as `file:line:column: message`.
 
-    def __init__(self, message: str, *, file: str = "", line: int = 0) -> None:
-        self.message, self.file, self.line = message, file, line
-        where = f"{file}:{line}: " if file and line else f"{file}: " if file else ""
-        super().__init__(f"{where}{message}")
+    `excerpt`: the line and a caret below it, for people; two lines that follow the message.
+    """
+
+    def __init__(
+        self, message: str, *, file: str = "", line: int = 0, column: int = 0, excerpt: str = ""
+    ) -> None:
+        self.message, self.file, self.line, self.column, self.excerpt = message, file, line, column, excerpt
+        place = ":".join(str(part) for part in (file, line, column) if part)
+        shown = f"{place}: {message}" if file else message
+        super().__init__(f"{shown}\n{excerpt}" if excerpt else shown)
 
 
 class InputError(HoldgateError):

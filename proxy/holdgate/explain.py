@@ -21,19 +21,17 @@ from .adjudicate import decision_input
 from .agents import Agent
 from .bundle import Bundle
 from .canonical import CanonicalRequest, canonicalise
+from .captured import SOURCE, read_captured
 from .cel.evaluate import EvalError
 from .digest import CREDENTIAL_HEADERS, fingerprint
 from .errors import InputError, Outcome, Reason
 from .gate import RuleTrace
-from .http1 import ServerReader
 from .limits import Limits
-from .message import Listener, Message, Origin, RequestHead
+from .message import Message, Origin
 from .surface.index import SurfaceIndex
 from .surface.model import Action, Recognised
 
 __all__ = ["SOURCE", "Explained", "document", "explain", "plain_value", "recognised_input"]
-
-SOURCE = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,44 +92,10 @@ def recognised_input(raw: bytes, index: SurfaceIndex, limits: Limits, *, fleet_k
 
 
 def _message(raw: bytes, limits: Limits, index: SurfaceIndex) -> Message:
-    """One complete request as the proxy would read it from a connection."""
     if b"\r\n" not in raw.partition(b"\n\n")[0]:  # a capture that an editor saved with plain line ends
         head, blank, body = raw.partition(b"\n\n")
         raw = head.replace(b"\n", b"\r\n") + (b"\r\n\r\n" if blank else b"") + body
-    reader = ServerReader(limits)
-    reader.feed(raw)
-    head_read = reader.head()
-    if head_read is None:
-        raise InputError(Reason.MALFORMED_REQUEST, "the head is incomplete: no empty line after it")
-    origin = _origin(head_read)
-    host, port = origin.connect or ("", 80)
-    scheme = "https" if origin.tls else "http"
-    reader.begin_body(
-        index.body_limit(host, port, scheme, default=limits.body_bytes, cap=limits.body_bytes_max)
-    )
-    body_read = reader.body()
-    if body_read is None:
-        raise InputError(Reason.MALFORMED_REQUEST, "the body is shorter than announced")
-    if reader.pending:
-        raise InputError(Reason.MALFORMED_REQUEST, "bytes after the end of the body")
-    return Message(origin=origin, head=head_read, body=body_read)
-
-
-def _origin(head: RequestHead) -> Origin:
-    host = next((value for name, value in head.headers if name.lower() == b"host"), b"")
-    name, _, port = host.decode("latin-1").partition(":")
-    plain = head.target[:7].lower() == b"http://"
-    number = int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 443
-    return Origin(
-        listener=Listener.EXPLICIT,
-        tls=not plain,
-        source=SOURCE,
-        source_port=0,
-        connect=None if plain else (name, number),
-        sni=None if plain else name,
-        original_port=None,
-        proxy_authorization=(),
-    )
+    return read_captured(raw, limits, index)
 
 
 def document(explained: Explained) -> dict[str, Any]:

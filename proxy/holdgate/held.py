@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from .adjudicate import Case
+from .adjudicate import Case, Target
 from .agents import Agent
 from .bundle import Bundle
 from .canonical import CanonicalRequest
@@ -54,16 +54,19 @@ class Held:
     bundle: Bundle  # taken once: a reload in between changes nothing, or begins the request again
     agent: Agent | None = None
     request: CanonicalRequest | None = None
+    asked: Target | None = None  # in place of a request: an action that a decision door was asked about
     recognised: Recognised | None = None
     wire: str = ""
+    body_sha256: bytes = b""  # of a sensitive operation: its commitment is made in the store's serial step
     waiting: bool = False  # for the answer of an identical request
     renewed: int = 0  # times that it was begun again
+    via: str = ""  # the decision door that asks; "": a request of an agent
 
     def renew(self, bundle: Bundle) -> bool:
         """Begin again under another bundle; False when that was done often enough."""
         if self.renewed >= RENEWALS:
             return False
-        self.bundle, self.request, self.recognised, self.wire = bundle, None, None, ""
+        self.bundle, self.request, self.recognised, self.wire, self.body_sha256 = bundle, None, None, "", b""
         self.renewed += 1
         return True
 
@@ -79,13 +82,15 @@ class Held:
             raw = raw_digest(_head_bytes(self.message.head), self.message.body, key=fleet_key)
         return Case(
             agent=self.agent,
-            request=self.request,
+            request=self.request or self.asked,
             recognised=self.recognised,
             wire=self.wire,
             raw_digest=raw,
             raw_bytes=len(self.message.body),
             refusal=refusal,
             count=count,
+            via=self.via,
+            body_sha256=self.body_sha256,
         )
 
     @property

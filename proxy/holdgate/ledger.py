@@ -28,6 +28,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from .errors import BackendError, Outcome, Reason
+from .sealing import Sealed
 
 __all__ = [
     "ARRIVALS",
@@ -142,9 +143,10 @@ class Entry:
     wire: str  # wire digest, "" when unknown
     jws: bytes
     bindings: tuple[Binding, ...]
-    inputs: bytes | None  # canonical decision input, None when the gate did not run or it must not be kept
+    inputs: bytes | None  # canonical decision input in clear; None: the gate did not run, or it is sealed
     prior: str  # receipt that this one points to (supersedes, replay_of, first), "" when none
     prior_status: int  # upstream status of that prior receipt, 0 when none
+    sealed: Sealed | None = None  # of a sensitive operation: what is kept under a key of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ Invariants (tests/test_pipeline.py has one test named after each):
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -155,6 +156,37 @@ class Pipeline:
         held = Held(Message(origin=origin, head=head, body=seen), Gone(), self.clock(), self.bundle)
         return await self._refuse(held, error.reason, error.detail, status=error.status, close=True)
 
+    async def ask(self, held: Held, prepare: Callable[[Held], None]) -> Recorded | None:
+        """Steps 1 to 7 for a decision door: nothing is forwarded. None: no receipt could be written.
+
+        `prepare` puts the request into `held`, or what is recognised in place of one; it raises InputError.
+        """
+        try:
+            async with asyncio.timeout(self.limits.hold_s):
+                if self.in_flight > self.limits.in_flight:
+                    raise InputError(Reason.OVERLOADED, "limits.in_flight")
+                while True:
+                    prepare(held)
+                    if held.recognised is None:
+                        await self._read_aside(held)
+                    try:
+                        return await self._decide(held)
+                    except Superseded:
+                        await self._renew(held)
+        except (InputError, BackendError) as error:
+            reason, detail = error.reason, error.detail
+        except TimeoutError:
+            reason, detail = Reason.GATE_TIMEOUT, "hold deadline"
+        except Exception as error:
+            log.exception("internal error")
+            reason, detail = Reason.INTERNAL_ERROR, repr(error)
+        log.info("SILENCE %s via %s: %.300s", reason.value, held.via, detail)
+        recorded = await self._receipt_of(held, reason)
+        self.meter.decision(
+            "", Outcome.SILENCE.value, (reason if recorded else Reason.STORE_UNAVAILABLE).value
+        )
+        return recorded
+
     async def _counted(self, held: Held) -> Answer:
         """In flight until it is answered, but not while a refusal waits for the receipt of a flood."""
         self.in_flight += 1
@@ -192,25 +224,24 @@ class Pipeline:
                 return None, shared
             try:
                 return flight, await self._decide(held)
-            except Superseded:
+            except BaseException as error:
                 share(self.flights, flight, None)
-                await asyncio.sleep(0)  # the activation's own task comes first: it was recorded first
-                if not held.renew(self.bundle):
+                if not isinstance(error, Superseded):
                     raise
-            except BaseException:
-                share(self.flights, flight, None)
-                raise
+                await self._renew(held)
+
+    async def _renew(self, held: Held) -> None:
+        """Another bundle became active: begin again under it. Raises Superseded when that was done often."""
+        await asyncio.sleep(0)  # the activation's own task comes first: it was recorded first
+        if not held.renew(self.bundle):
+            raise Superseded
 
     async def _recognise(self, held: Held) -> tuple[Flight | None, Answer | None]:
         """Steps 1 to 3, and joining an identical request that is in flight."""
         if self.in_flight > self.limits.in_flight:
             raise InputError(Reason.OVERLOADED, "limits.in_flight")
         held.agent = self.identify(held.message.origin)
-        if len(held.message.body) > LARGE_BODY_BYTES:
-            async with self.large_reads:
-                await asyncio.to_thread(self._read, held)
-        else:
-            self._read(held)
+        await self._read_aside(held)
         if held.recognised is None or not held.recognised.keys:
             return None, None
         name = held.flight_name
@@ -222,6 +253,14 @@ class Pipeline:
                 return None, shared
         flight = self.flights[name] = Flight(name, asyncio.get_running_loop().create_future())
         return flight, None
+
+    async def _read_aside(self, held: Held) -> None:
+        """Steps 2 and 3, in a thread when that would hold up the others."""
+        if len(held.message.body) > LARGE_BODY_BYTES:
+            async with self.large_reads:
+                await asyncio.to_thread(self._read, held)
+        else:
+            self._read(held)
 
     def _read(self, held: Held) -> None:
         held.request = self.canonicalise(held.message)
@@ -236,6 +275,8 @@ class Pipeline:
             secret_headers=held.recognised.secret_headers,
             key=self.evidence.fleet_key if held.recognised.sensitive else None,
         )
+        if held.recognised.sensitive:
+            held.body_sha256 = hashlib.sha256(held.request.body).digest()
 
     async def _decide(self, held: Held) -> Recorded:
         """Steps 4 to 7. A decision that the deadline overtakes is void, whenever it arrives."""
@@ -349,7 +390,7 @@ class Pipeline:
 
     async def _record_refusal(self, held: Held, reason: Reason, *, count: int = 1) -> Recorded | None:
         """A receipt for a refusal; with what is known of the request, or, if that is broken, without."""
-        bare = Held(held.message, held.client, held.arrived, held.bundle)
+        bare = Held(held.message, held.client, held.arrived, held.bundle, via=held.via)
         try:
             async with asyncio.timeout(REFUSAL_RECORD_S):
                 for known in (held, bare):

@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
+from . import policy_words
 from .cel.check import type_of_constant
 from .cel.evaluate import EvalError, compile_program
 from .cel.model import BOOL, INT_MAX, INT_MIN, CelError, Constant, Environment
@@ -54,6 +55,10 @@ API_VERSION: Final = "holdgate/v1"
 _KINDS: Final = ("Policy", "PolicyTest", "Bundle")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
+_LIKE_A_NUMBER: Final = re.compile(
+    r"[-+]?(?:[0-9][0-9_,]*(?:\.[0-9]*)?|\.[0-9]+|0[xob][0-9a-fA-F]+)(?:[eE][-+]?[0-9]+)?\Z"
+)
+_NAMES: Final = "letters, digits and _, not beginning with a digit"
 _NOT_YET: Final = ("counters", "facts")
 
 
@@ -110,11 +115,15 @@ def policy_files(paths: Sequence[Path]) -> tuple[Path, ...]:
 
 def envelope(root: Node) -> tuple[str, dict[str, Node], Node]:
     """(kind, metadata, spec) of one document of ours. Raises ConfigError."""
-    top = root.mapping(required=("apiVersion", "kind", "metadata", "spec"), what="the document")
+    top = root.mapping(
+        required=("apiVersion", "kind", "metadata", "spec"), what="the document", hints=policy_words.DOCUMENT
+    )
     if top["apiVersion"].text("apiVersion") != API_VERSION:
         raise top["apiVersion"].fail(f"apiVersion must be {API_VERSION}")
-    kind = top["kind"].choice(_KINDS, "kind (in a policies folder)")
-    metadata = top["metadata"].mapping(required=("name",), optional=("owner",), what="metadata")
+    kind = top["kind"].choice(_KINDS, "kind (in a policies folder)", policy_words.KINDS)
+    metadata = top["metadata"].mapping(
+        required=("name",), optional=("owner",), what="metadata", hints=policy_words.METADATA
+    )
     name(metadata["name"], "metadata.name")
     return kind, metadata, top["spec"]
 
@@ -136,12 +145,14 @@ def _agent_attrs(roots: Sequence[Node]) -> dict[str, ParamSchema]:
     declared: dict[str, ParamSchema] = {}
     for root in roots:
         _, _, spec = envelope(root)
-        attrs = spec.mapping(required=("agent_attrs",), what="spec of a Bundle")["agent_attrs"]
+        attrs = spec.mapping(
+            required=("agent_attrs",), what="spec of a Bundle", hints=policy_words.BUNDLE_SPEC
+        )["agent_attrs"]
         for key, node in attrs.open_mapping("agent_attrs").items():
             if not _FIELD.match(key):
-                raise node.fail(f"agent_attrs: {key!r} is not a name that a condition can use")
+                raise node.fail_key(f"agent_attrs: {key!r} is not a name that a condition can use: {_NAMES}")
             if key in declared:
-                raise node.fail(f"agent_attrs: {key!r} is declared twice")
+                raise node.fail_key(f"agent_attrs: {key!r} is declared twice")
             declared[key] = _attr(node, f"agent_attrs.{key}")
     return declared
 
@@ -162,21 +173,27 @@ def _attr(node: Node, what: str) -> ParamSchema:
 def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) -> Policy:
     _, metadata, spec_node = envelope(root)
     if "owner" not in metadata:
-        raise root.fail("metadata needs the key 'owner': who answers for this policy")
+        raise metadata["name"].fail_key("metadata needs the key 'owner': who answers for this policy")
     spec = spec_node.mapping(
-        required=("surface", "rules"), optional=("operations", "constants", *_NOT_YET, "shadow"), what="spec"
+        required=("surface", "rules"),
+        optional=("operations", "constants", *_NOT_YET, "shadow"),
+        what="spec",
+        hints=policy_words.SPEC,
     )
     for key in _NOT_YET:
         if key in spec:
-            raise spec[key].fail(f"{key} are not supported in this version; remove spec.{key}")
+            raise spec[key].fail_key(f"{key} are not supported in this version; remove spec.{key}")
     if "shadow" in spec and spec["shadow"].boolean("spec.shadow"):
-        raise spec["shadow"].fail("shadow policies are not supported in this version; remove spec.shadow")
+        raise spec["shadow"].fail_key("shadow policies are not supported in this version; remove spec.shadow")
     surface = _known(spec["surface"], index.surfaces(), "surface")
     listed = _operations(spec.get("operations"), surface, index)
     try:
         params = index.param_schema(surface, listed)
     except ConfigError as error:
-        raise root.fail(f"the parameters of {surface} do not agree: {error}") from error
+        place = spec.get("operations", spec["surface"])
+        raise place.fail(
+            f"the parameters of {surface} do not agree: {error}; list `operations` that do"
+        ) from error
     constants = _constants(spec.get("constants"))
     names = environment(params, attrs, constants)
     policy_name = metadata["name"].text("metadata.name")
@@ -209,11 +226,16 @@ def _operations(node: Node | None, surface: str, index: ParamSource) -> tuple[st
     if node is None:
         return None
     known = frozenset(index.operations(surface))
-    found = [_known(item, known, f"operation on {surface}:") for item in node.sequence("spec.operations")]
+    found: list[str] = []
+    for item in node.sequence("spec.operations"):
+        if isinstance(item.value, str) and "*" in item.value:
+            raise item.fail("there are no patterns; leave `operations` out to mean every one of the surface")
+        operation = _known(item, known, f"operation on {surface}:")
+        if operation in found:
+            raise item.fail(f"spec.operations lists {operation} twice")
+        found.append(operation)
     if not found:
         raise node.fail("spec.operations is empty; leave it out to mean every operation of the surface")
-    if len(set(found)) != len(found):
-        raise node.fail("spec.operations lists an operation twice")
     return tuple(found)
 
 
@@ -224,8 +246,10 @@ def _constants(node: Node | None) -> dict[str, Constant]:
     for key, item in node.open_mapping("spec.constants").items():
         what = f"constants.{key}"
         if not _FIELD.match(key):
-            raise item.fail(f"{what}: {key!r} is not a name that a condition can use")
+            raise item.fail_key(f"{what}: {key!r} is not a name that a condition can use: {_NAMES}")
         value = item.plain()
+        for scalar in scalars(item):
+            not_a_number(scalar, what)
         try:
             type_of_constant(value)
         except (ValueError, TypeError, AttributeError) as error:
@@ -237,6 +261,23 @@ def _constants(node: Node | None) -> dict[str, Constant]:
                 raise item.fail(f"{what} does not fit into 64 bits")
         found[key] = value
     return found
+
+
+def scalars(node: Node) -> Iterator[Node]:
+    """Every value of a tree that is neither a list nor a mapping."""
+    inner = node.value.values() if isinstance(node.value, dict) else node.value
+    if isinstance(inner, str | int | None):
+        yield node
+    else:
+        for item in inner:
+            yield from scalars(item)
+
+
+def not_a_number(node: Node, what: str) -> None:
+    """A text without quotes that looks like a number is a mistake: 50.00, 010, 1_000. Raises ConfigError."""
+    if node.plain_text and _LIKE_A_NUMBER.match(node.value):
+        message = f"{what}: {node.value} is a text here; write an integer (money in minor units), or quote it"
+        raise node.fail(message)
 
 
 def _numbers(value: Constant) -> Iterator[int]:
@@ -252,29 +293,42 @@ def _rules(node: Node, policy: str, names: Environment) -> Iterator[Rule]:
     for item in items:
         rule = _rule(item, policy, names)
         if rule.name in seen:
-            raise item.fail(f"rule {rule.name.split('/')[1]!r} exists already in line {seen[rule.name]}")
+            message = f"rule {rule.name.split('/')[1]!r} exists already in line {seen[rule.name]}"
+            raise item.value["id"].fail(message)
         seen[rule.name] = item.line
         yield rule
 
 
+_WHEN: Final = {
+    list: "one text, not a list; join the conditions with && or ||",
+    dict: "one text, not a mapping; join the conditions with && or ||",
+    bool: "a condition; for a rule without one, write `when: always`",
+}
+
+
 def _rule(node: Node, policy: str, names: Environment) -> Rule:
     parts = node.mapping(
-        required=("id", "effect", "when"), optional=("reason", "unsafe_allow_all"), what="a rule"
+        required=("id", "effect", "when"),
+        optional=("reason", "unsafe_allow_all"),
+        what="a rule",
+        hints=policy_words.RULE,
     )
     rule_id = name(parts["id"], "id")
-    effect = RuleEffect(parts["effect"].choice(tuple(RuleEffect), "effect"))
+    effect = RuleEffect(parts["effect"].choice(tuple(RuleEffect), "effect", policy_words.EFFECTS))
     when = parts["when"]
     if not isinstance(when.value, str):
-        raise when.fail(f"rule {rule_id}: `when` must be a condition; for one without, write `when: always`")
+        raise when.fail(f"rule {rule_id}: `when` must be {_WHEN.get(type(when.value), _WHEN[bool])}")
     source = "true" if when.value.strip() == "always" else when.value
     try:
         program = compile_program(source, names, expect=BOOL)
     except CelError as error:
-        raise when.fail(f"rule {rule_id}: {error.render()}") from error
+        raise when.fail_at(error.offset, f"rule {rule_id}: {error.message}") from error
     if isinstance(program.constant, EvalError):
         raise when.fail(f"rule {rule_id}: this condition always fails ({program.constant})")
     if effect is RuleEffect.DENY and "reason" not in parts:
         raise node.fail(f"rule {rule_id}: a deny rule needs a `reason`: one sentence for people")
+    if "reason" in parts and not parts["reason"].text("reason").strip():
+        raise parts["reason"].fail(f"rule {rule_id}: the reason is empty; write one sentence for people")
     unsafe = "unsafe_allow_all" in parts and parts["unsafe_allow_all"].boolean("unsafe_allow_all")
     if effect is RuleEffect.PERMIT and program.constant is True and not unsafe:
         raise when.fail(

@@ -25,9 +25,12 @@ class Finding:
     file: str
     line: int
     message: str
+    column: int = 0  # 0: the line as a whole
+    excerpt: str = ""  # the line and a caret, for people
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.message}"
+        place = f"{self.file}:{self.line}:{self.column}" if self.column else f"{self.file}:{self.line}"
+        return f"{place}: {self.message}" + (f"\n{self.excerpt}" if self.excerpt else "")
 
 
 def lint(policies: PolicySet, index: ParamSource) -> tuple[Finding, ...]:

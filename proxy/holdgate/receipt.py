@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
+from .digest import framed
 from .errors import HoldgateError, Outcome, Reason
 from .jcs import JcsError, dumps, dumps_input, loads_strict
 from .keys import KeySet, SigningKey, b64url, unb64url
@@ -51,6 +53,7 @@ MAX_BYTES: Final = 8192
 _MAX_ACTIONS: Final = 32
 _MAX_ACTIONS_BYTES: Final = 4096  # leaves room for the rest of the statement, base64 and signature
 _SAFE_INT: Final = 2**53 - 1
+_INPUT: Final = b"holdgate-input-v1"
 
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS: Final = tuple(a + b for a in _CROCKFORD for b in _CROCKFORD)
@@ -256,8 +259,10 @@ def _public(value: str | int | bool | tuple[str | int, ...]) -> Any:
     return value
 
 
-def input_digest(inputs: bytes) -> str:
-    """The digest of a recorded decision input, given by its canonical bytes."""
+def input_digest(inputs: bytes, salt: bytes = b"") -> str:
+    """The digest of a recorded decision input, given by its canonical bytes; salted where it was sealed."""
+    if salt:
+        return "hmac-sha256:" + hmac.digest(salt, framed(_INPUT, [inputs]), "sha256").hex()
     return "sha256:" + hashlib.sha256(inputs).hexdigest()
 
 

@@ -7,6 +7,7 @@ Invariants (tests/test_replay.py):
   RP1  `identical` means that outcome, reason and rules of the receipt are what the gate says now.
   RP2  An input that is not the one the receipt names is `different`, whatever is decided about it.
   RP3  What cannot be decided again (no input, no bundle, decided too late) is never `identical`.
+  RP4  An input that was destroyed is `undecidable`, and counted apart from what was never kept.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .gate import Decision
 from .jcs import JcsError, dumps, loads_input_strict
 from .policy_model import PolicySet
 from .receipt import input_digest
+from .sealing import never_kept
 
 __all__ = ["Record", "Replayed", "Verdict", "replay"]
 
@@ -31,7 +33,8 @@ class Verdict(StrEnum):
     DIFFERENT = "different"
     NOT_ASKED = "not_asked"  # refused before the gate: there is nothing to decide again
     TOO_LATE = "too_late"  # decided, but after limits.decide_ms; that was a matter of time, not of the input
-    NOT_KEPT = "not_kept"  # the input of a sensitive operation, or one that was deleted
+    UNDECIDABLE = "undecidable"  # the input was destroyed: `receipts shred`, or retention.inputs_days
+    NOT_KEPT = "not_kept"  # of a sensitive operation, recorded by a version that did not keep their inputs
     NO_BUNDLE = "no_bundle"  # decided under a bundle that is not here any more
 
 
@@ -41,6 +44,7 @@ class Record:
 
     statement: Mapping[str, Any]
     inputs: bytes | None
+    salt: bytes = b""  # of the input's digest, where the input was sealed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +71,8 @@ def _again(
     if "input_digest" not in said:
         return Verdict.NOT_ASKED, ""
     if record.inputs is None:
-        return Verdict.NOT_KEPT, ""
-    if input_digest(record.inputs) != said["input_digest"]:
+        return (Verdict.NOT_KEPT if never_kept(said) else Verdict.UNDECIDABLE), ""
+    if input_digest(record.inputs, record.salt) != said["input_digest"]:
         return Verdict.DIFFERENT, "the stored input is not the one that was decided"
     if said["reason"] == Reason.GATE_TIMEOUT.value:
         return Verdict.TOO_LATE, ""

@@ -167,7 +167,7 @@ _DECISION_OPTIONAL: Final[Mapping[str, _Shape]] = {
     "counts": _list_of(_record({**_ACTION, "count": _is_count})),
     "destination": _destination,
     "idempotency": _record({"source": _one_of(*KeySource), "key_hash": _matches("[0-9a-f]{64}")}),
-    "input_digest": _sha256,
+    "input_digest": _digest,
     "exp": _is_instant,
     "approval": _is_text,
     "budget": _list_of(_is_text),
@@ -206,6 +206,11 @@ _ADMIN_DETAILS: Final[Mapping[str, _Shape]] = {
     ),
     "policy_rejected": _record({"reason": _code, "source": _is_text}, {"digest": _sha256}),
     "trust_adopted": _record({"version": _is_count, "epoch": _is_count, "digest": _sha256}),
+    "shred": _record(
+        {"count": _is_count},
+        {"ids": _list_of(_id), "agent": _is_text, "surface": _is_text, "before": _is_instant},
+    ),
+    "retention": _record({"count": _is_count, "before": _is_instant}),
 }
 _ADMIN: Final[Mapping[str, _Shape]] = {
     **_COMMON,
@@ -240,7 +245,9 @@ OUTCOME_OF: Final[Mapping[Reason, Outcome]] = MappingProxyType(
 _GATE_RAN: Final = frozenset(
     {Reason.PERMIT_RULE, Reason.DENY_RULE, Reason.NO_RULE_MATCHED, Reason.RULE_ERROR, Reason.APPROVAL_PENDING}
 )
-_PERMIT_NEEDS: Final = ("exp", "input_digest", "rules", "destination")
+_PERMIT_NEEDS: Final = ("exp", "input_digest", "rules")
+# Of a permit that a decision door gave for an action, without a request to look at.
+_ASKED_NEEDS: Final = ("target", "digest", "bytes")
 
 
 def check_statement(statement: Any) -> None:
@@ -274,6 +281,8 @@ def check_admin(action: str, by: str, details: Mapping[str, Any]) -> None:
         raise StatementError(f"the details are not those of {action}")
     if action == "coverage":
         _check_coverage(details)
+    elif action in ("shred", "retention"):
+        _check_erasure(details)
 
 
 def _check_coverage(details: Mapping[str, Any]) -> None:
@@ -288,6 +297,17 @@ def _check_coverage(details: Mapping[str, Any]) -> None:
     settled = {*rows.get("closed", ()), *rows.get("not_applicable", ())}
     if details["closed"] != (bool(rows.get("closed")) and set(required) <= settled):
         raise StatementError("`closed` is not what the rows say")
+
+
+def _check_erasure(details: Mapping[str, Any]) -> None:
+    """What was destroyed is named by ids or by a filter, and it was something."""
+    ids = details.get("ids")
+    if bool(ids) == bool(details.keys() & {"agent", "surface", "before"}):
+        raise StatementError("an erasure names receipts or a filter, and not both")
+    if ids is not None and ids != sorted(set(ids)):
+        raise StatementError("the ids are not sorted")
+    if details["count"] < 1 or (ids is not None and details["count"] > len(ids)):
+        raise StatementError("`count` is not a number of receipts that this can have destroyed")
 
 
 def _check_decision(statement: Mapping[str, Any]) -> None:
@@ -316,7 +336,11 @@ def _check_decision(statement: Mapping[str, Any]) -> None:
 
 def _check_permit(statement: Mapping[str, Any]) -> None:
     missing = [name for name in _PERMIT_NEEDS if name not in statement]
-    missing += [f"request.{name}" for name in _REQUEST if name not in statement["request"]]
+    asked = "via" in statement and "destination" not in statement
+    if not asked and "destination" not in statement:
+        missing.append("destination")
+    needed = _ASKED_NEEDS if asked else _REQUEST
+    missing += [f"request.{name}" for name in needed if name not in statement["request"]]
     missing += [f"policy.{name}" for name in _POLICY if name not in statement["policy"]]
     if "actions" not in statement and "counts" not in statement:
         missing.append("actions")

@@ -2,25 +2,28 @@
 
 YAML 1.1's surprises are errors or plain strings here. Only `true`, `false`, `null` and decimal
 integers without leading zeros are not strings (so `NO`, `010`, `12:30`, `1.10` are strings).
-Duplicate keys, anchors, aliases, tags, merge keys, non-string keys, several documents, byte order
-marks inside, and more than 50,000 nodes or 64 levels are ConfigErrors with file and line.
+Duplicate keys, anchors, aliases, tags, merge keys, non-string keys, several documents, characters that
+nobody sees (yamltext.py has the list), and more than 50,000 nodes or 64 levels are ConfigErrors with
+file, line and column.
 
 Invariants (tests/test_strictyaml.py):
-  Y1  load() returns plain data with a line for every node, or raises ConfigError.
+  Y1  load() returns plain data with a place for every node, or raises ConfigError.
   Y2  No scalar changes meaning because of how YAML 1.1 resolves it.
+  Y3  Every place in a scalar's value is found again in the file: folded, quoted and block text included.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import yaml
 
 from .errors import ConfigError
+from .yamltext import TYPOGRAPHIC_QUOTES, Source, aligned, check_text, decoded, what_yaml_means
 
 __all__ = ["Node", "load", "load_file"]
 
@@ -28,29 +31,62 @@ _MAX_NODES: Final = 50_000
 _MAX_DEPTH: Final = 64
 _INT: Final = re.compile(r"(0|-?[1-9][0-9]*)\Z")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NO_HINTS: Final[Mapping[str, str]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A value and where it stands. `value` is str, int, bool, None, list[Node] or dict[str, Node]."""
+class Node(NamedTuple):
+    """A value and where it stands. `value` is str, int, bool, None, list[Node] or dict[str, Node].
+
+    A tuple, because one is made for every value of every file; `start`, `end` and `key` are offsets
+    into the file's text, `key` that of the mapping key whose value this is.
+    """
 
     value: Any
-    file: str
-    line: int  # 1-based
+    source: Source
+    start: int
+    end: int
+    key: int
+
+    @property
+    def plain_text(self) -> bool:
+        """A text without quotes, as opposed to a quoted or a block one."""
+        return isinstance(self.value, str) and self.source.text[self.start : self.start + 1] not in "\"'|>"
+
+    @property
+    def file(self) -> str:
+        return self.source.file
+
+    @property
+    def line(self) -> int:  # 1-based
+        return self.source.line(self.start)
 
     def fail(self, message: str) -> ConfigError:
-        return ConfigError(message, file=self.file, line=self.line)
+        return self.source.fail(message, self.start)
+
+    def fail_key(self, message: str) -> ConfigError:
+        """The error stands at the key rather than at its value."""
+        return self.source.fail(message, self.key)
+
+    def fail_at(self, offset: int, message: str) -> ConfigError:
+        """The error stands at `offset` of the string that this scalar holds."""
+        raw = self.source.text[self.start : self.end]
+        return self.source.fail(message, self.start + aligned(raw, self.value, offset))
 
     def mapping(
-        self, *, required: tuple[str, ...] = (), optional: tuple[str, ...] = (), what: str = "value"
+        self,
+        *,
+        required: tuple[str, ...] = (),
+        optional: tuple[str, ...] = (),
+        what: str = "value",
+        hints: Mapping[str, str] = _NO_HINTS,
     ) -> dict[str, Node]:
-        """The mapping, with exactly these keys allowed. An unknown key is an error that lists them."""
+        """The mapping, with exactly these keys allowed. `hints`: what to write instead of a known mistake."""
         if not isinstance(self.value, dict):
-            raise self.fail(f"{what} must be a mapping")
+            raise self.fail(f"{what} must be a mapping, not {_kind(self.value)}")
         allowed = required + optional
         for key, node in self.value.items():
             if key not in allowed:
-                raise node.fail(f"unknown key {key!r} in {what}; allowed: {', '.join(allowed)}")
+                raise node.fail_key(_unknown_key(key, allowed, what, hints))
         for key in required:
             if key not in self.value:
                 raise self.fail(f"{what} needs the key {key!r}")
@@ -58,35 +94,39 @@ class Node:
 
     def open_mapping(self, what: str = "value") -> dict[str, Node]:
         if not isinstance(self.value, dict):
-            raise self.fail(f"{what} must be a mapping")
+            raise self.fail(f"{what} must be a mapping, not {_kind(self.value)}")
         return self.value
 
     def sequence(self, what: str = "value") -> list[Node]:
         if not isinstance(self.value, list):
-            raise self.fail(f"{what} must be a list")
+            raise self.fail(f"{what} must be a list, not {_kind(self.value)}")
         return self.value
 
     def text(self, what: str = "value") -> str:
         if not isinstance(self.value, str):
-            raise self.fail(f"{what} must be a string")
+            raise self.fail(f"{what} must be a string, not {_kind(self.value)}")
         return self.value
 
     def integer(self, what: str = "value", *, low: int | None = None, high: int | None = None) -> int:
         if isinstance(self.value, bool) or not isinstance(self.value, int):
-            raise self.fail(f"{what} must be an integer")
+            raise self.fail(f"{what} must be an integer, not {_kind(self.value)}")
         if (low is not None and self.value < low) or (high is not None and self.value > high):
             raise self.fail(f"{what} must be between {low} and {high}")
         return self.value
 
     def boolean(self, what: str = "value") -> bool:
         if not isinstance(self.value, bool):
-            raise self.fail(f"{what} must be true or false")
+            raise self.fail(f"{what} must be true or false, not {_kind(self.value)}")
         return self.value
 
-    def choice(self, options: tuple[str, ...], what: str = "value") -> str:
+    def choice(
+        self, options: tuple[str, ...], what: str = "value", hints: Mapping[str, str] = _NO_HINTS
+    ) -> str:
         text = self.text(what)
         if text not in options:
-            raise self.fail(f"{what} must be one of: {', '.join(options)}; got {text!r}")
+            meant = hints.get(text.lower()) or _close(text, options)
+            advice = f"; did you mean {meant}?" if meant else ""
+            raise self.fail(f"{what} must be one of: {', '.join(options)}; got {text!r}{advice}")
         return text
 
     def plain(self) -> Any:
@@ -98,69 +138,134 @@ class Node:
         return self.value
 
 
-def load_file(path: Path) -> Node:
+def _kind(value: Any) -> str:
+    match value:
+        case dict():
+            return "a mapping"
+        case list():
+            return "a list"
+        case None:
+            return "nothing (null)"
+        case bool():
+            return f"the boolean {str(value).lower()}"
+        case int():
+            return f"the number {value}"
+        case _:
+            return "a string"
+
+
+def _close(text: str, options: tuple[str, ...]) -> str:
+    found = get_close_matches(text, options, n=1) or get_close_matches(text.lower(), options, n=1)
+    return repr(str(found[0])) if found else ""
+
+
+def _unknown_key(key: str, allowed: tuple[str, ...], what: str, hints: Mapping[str, str]) -> str:
+    meant = hints.get(key) or _close(key, allowed)
+    advice = f"did you mean {meant}? " if meant else ""
+    return f"unknown key {key!r} in {what}; {advice}allowed: {', '.join(allowed)}"
+
+
+def load_file(path: Path, *, excerpts: bool = True) -> Node:
+    """`excerpts=False` for a file that may hold credentials: its errors do not quote it."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        data = path.read_bytes()
+    except OSError as error:
         raise ConfigError(f"cannot read: {error}", file=str(path)) from error
-    return load(text, file=str(path))
+    return load(decoded(data, str(path)), file=str(path), excerpts=excerpts)
 
 
-def load(text: str, *, file: str = "<text>") -> Node:
-    """Parse exactly one document. Raises ConfigError with file and line."""
-    # Invisible, and to libyaml white space: at the beginning of a line it would put the line a level deeper.
-    if (at := text.find("\ufeff", 1)) > 0:
-        line = text.count("\n", 0, at) + 1
-        raise ConfigError("a byte order mark (U+FEFF) inside the text: remove it", file=file, line=line)
+def load(text: str, *, file: str = "<text>", excerpts: bool = True) -> Node:
+    """Parse exactly one document. Raises ConfigError with file, line and column."""
+    source = Source(file, text, excerpts)
+    check_text(source)
+    reader = _Reader(source)
     try:
-        for event in yaml.parse(text, Loader=_Loader):
-            _check_event(event, file)
-        documents = list(yaml.compose_all(text, Loader=_Loader))
+        return reader.document()
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+        marks = [getattr(error, name, None) for name in ("problem_mark", "context_mark")]
+        places = [min(mark.index, len(text)) for mark in marks if mark is not None]
         problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"not YAML: {problem}", file=file, line=mark.line + 1 if mark else 1) from error
-    except RecursionError:
-        raise ConfigError("nested too deeply", file=file, line=1) from None
-    if len(documents) != 1 or documents[0] is None:
-        raise ConfigError("exactly one YAML document expected", file=file, line=1)
-    return _convert(documents[0], file, iter(range(_MAX_NODES)), 0)
+        message, at = what_yaml_means(problem, source, places or [0])
+        raise source.fail(f"not YAML: {message}", at) from error
 
 
-def _check_event(event: Any, file: str) -> None:
-    line = event.start_mark.line + 1
-    if isinstance(event, yaml.AliasEvent):
-        raise ConfigError("aliases (*name) are not allowed: write the value out", file=file, line=line)
-    if getattr(event, "anchor", None):
-        raise ConfigError("anchors (&name) are not allowed", file=file, line=line)
-    if getattr(event, "tag", None):
-        raise ConfigError("tags (!name) are not allowed", file=file, line=line)
+class _Reader:
+    """Builds nodes from the parser's events: one pass, no second tree beside ours."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._events: Iterator[Any] = yaml.parse(source.text, Loader=_Loader)
+        self._budget = _MAX_NODES
+
+    def document(self) -> Node:
+        next(self._events)  # the stream begins
+        if isinstance(next(self._events), yaml.StreamEndEvent):
+            raise self._source.fail("exactly one YAML document expected, and this file has none", 0)
+        root = self._node(next(self._events), -1, 0)
+        next(self._events)  # the document ends
+        following = next(self._events)
+        if not isinstance(following, yaml.StreamEndEvent):
+            message = "exactly one YAML document expected; put what follows this `---` into a file of its own"
+            raise self._source.fail(message, following.start_mark.index)
+        if root.value is None and root.start == root.end:
+            raise self._source.fail("exactly one YAML document expected, and this one is empty", 0)
+        return root
+
+    def _node(self, event: Any, key: int, depth: int) -> Node:
+        start = event.start_mark.index
+        self._budget -= 1
+        if self._budget < 0 or depth > _MAX_DEPTH:
+            raise self._source.fail("too many values or nested too deeply", start)
+        kind = type(event)
+        if kind is yaml.AliasEvent:
+            message = (
+                "aliases (*name) are not allowed: write the value out, or quote a text that begins with *"
+            )
+            raise self._source.fail(message, start)
+        if event.anchor is not None:
+            message = "anchors (&name) are not allowed; quote a text that begins with &"
+            raise self._source.fail(message, start)
+        if event.tag is not None:
+            message = (
+                "tags (!name) are not allowed; a condition that begins with ! needs quotes, or `>-` before it"
+            )
+            raise self._source.fail(message, start)
+        if kind is yaml.ScalarEvent:
+            if not event.value.isascii() and event.implicit[0] and event.value[0] in TYPOGRAPHIC_QUOTES:
+                # To YAML it would be part of the text.
+                raise self._source.fail(f"{event.value[0]} is not a quote of YAML; write \" or '", start)
+            return Node(_scalar(event), self._source, start, event.end_mark.index, key)
+        end = event.end_mark.index
+        if kind is yaml.SequenceStartEvent:
+            items: list[Node] = []
+            while type(inner := next(self._events)) is not yaml.SequenceEndEvent:
+                items.append(self._node(inner, start, depth + 1))
+            return Node(items, self._source, start, end, key)
+        return Node(self._mapping(depth), self._source, start, end, key)
+
+    def _mapping(self, depth: int) -> dict[str, Node]:
+        found: dict[str, Node] = {}
+        while type(event := next(self._events)) is not yaml.MappingEndEvent:
+            at = event.start_mark.index
+            if type(event) is not yaml.ScalarEvent:
+                node = self._node(event, at, depth + 1)  # an alias, an anchor or a tag says so itself
+                advice = "; `{{...}}` is not expanded here" if isinstance(node.value, dict) else ""
+                raise self._source.fail(f"keys must be plain strings{advice}", at)
+            if event.anchor is not None or event.tag is not None:
+                self._node(event, at, depth + 1)
+            name = event.value
+            if name == "<<" and event.implicit[0]:
+                raise self._source.fail("merge keys (<<) are not allowed: write the values out", at)
+            if name in found:
+                first = self._source.line(found[name].key)
+                raise self._source.fail(f"duplicate key {name!r}; it stands in line {first} already", at)
+            found[name] = self._node(next(self._events), at, depth + 1)
+        return found
 
 
-def _convert(node: Any, file: str, budget: Iterator[int], depth: int) -> Node:
-    line = node.start_mark.line + 1
-    if next(budget, None) is None or depth > _MAX_DEPTH:
-        raise ConfigError("too many values or nested too deeply", file=file, line=line)
-    if isinstance(node, yaml.ScalarNode):
-        return Node(_scalar(node), file, line)
-    if isinstance(node, yaml.SequenceNode):
-        return Node([_convert(item, file, budget, depth + 1) for item in node.value], file, line)
-    mapping: dict[str, Node] = {}
-    for key, value in node.value:
-        key_line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode):
-            raise ConfigError("keys must be plain strings", file=file, line=key_line)
-        if key.value == "<<" and not key.style:
-            raise ConfigError("merge keys (<<) are not allowed", file=file, line=key_line)
-        if key.value in mapping:
-            raise ConfigError(f"duplicate key {key.value!r}", file=file, line=key_line)
-        mapping[key.value] = _convert(value, file, budget, depth + 1)
-    return Node(mapping, file, line)
-
-
-def _scalar(node: Any) -> str | int | bool | None:
-    text: str = node.value
-    if node.style:  # quoted or block: always a string (plain is None, and "" from the C loader)
+def _scalar(event: Any) -> str | int | bool | None:
+    text: str = event.value
+    if not event.implicit[0]:  # quoted or block: always a string
         return text
     if text in ("true", "false"):
         return text == "true"

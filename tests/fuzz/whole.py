@@ -13,6 +13,7 @@ import asyncio
 import gzip
 import logging
 import re
+import secrets
 from collections.abc import Coroutine, Iterator
 from functools import cache
 from typing import Any, Final
@@ -87,7 +88,13 @@ class Connection:
             identify=lambda _: AGENT,
             ledger=self.ledger,
             dispatcher=self.recorder,
-            evidence=Evidence(signer=SIGNER, issuer="holdgate.local/n1", node="n1", fleet_key=b"f" * 32),
+            evidence=Evidence(
+                signer=SIGNER,
+                issuer="holdgate.local/n1",
+                node="n1",
+                fleet_key=b"f" * 32,
+                draw=secrets.token_bytes,
+            ),
             show=Verdicts(node="n1", full=False, public_url=None),
             limits=LIMITS,
             meter=self.meter,

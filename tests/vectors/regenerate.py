@@ -61,12 +61,19 @@ def outcome(**changes: Any) -> dict[str, Any]:
     return outcome_statement(**(facts | changes))
 
 
+def permit_asked() -> dict[str, Any]:
+    """A decision door's, for an action that was named: no destination, and nothing that could be sent."""
+    request = {"target": "/v1/refunds", "digest": DIGEST, "bytes": 0}
+    return permit_statement(destination="", request=request, via="evaluation", replay_of="")
+
+
 def valid() -> dict[str, dict[str, Any]]:
     """Statements, by what they show."""
     unreadable = {"digest": DIGEST, "bytes": 12}
     return {
         "permit": permit_statement(),
         "permit-of-40-actions": permit_statement(actions=(REFUND,) * 40),
+        "permit-of-a-named-action": permit_asked(),
         "deny": permit_statement(outcome=Outcome.DENY, reason=Reason.DENY_RULE, **_REFUSAL),
         "silence-no-rule": permit_statement(
             outcome=Outcome.SILENCE, reason=Reason.NO_RULE_MATCHED, rules=(), **_REFUSAL
@@ -150,12 +157,21 @@ def _statements() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "field-null-as-text-in-request", permit | {"request": permit["request"] | {"body": "x"}}
     for name in permit:
         if name not in ("approval", "budget", "replay_of", "via", "idempotency"):
-            yield f"permit-without-{name}", {key: item for key, item in permit.items() if key != name}
+            # Without a destination it would be a decision door's, which forwards nothing.
+            gone = (name, "via") if name == "destination" else (name,)
+            yield f"permit-without-{name}", {key: item for key, item in permit.items() if key not in gone}
     for part in ("request", "policy"):
         for name in permit[part]:
             if name != "commitment":
                 rest = {key: item for key, item in permit[part].items() if key != name}
                 yield f"permit-without-{part}-{name}", permit | {part: rest}
+    asked = permit_asked()
+    yield (
+        "permit-of-a-named-action-without-a-door",
+        {key: item for key, item in asked.items() if key != "via"},
+    )
+    rest = {key: item for key, item in asked["request"].items() if key != "digest"}
+    yield "permit-of-a-named-action-without-digest", asked | {"request": rest}
     yield "permit-without-agent-name", permit | {"agent": ""}
     yield "permit-with-a-refusal-reason", permit | {"reason": "no_rule_matched"}
     yield "permit-that-expired-before-it-was-made", permit | {"exp": permit["iat"]}

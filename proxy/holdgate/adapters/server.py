@@ -46,6 +46,7 @@ from .bundle_store import keep_bundle
 from .ca import CertificateAuthority, LeafMaker, load_ca
 from .client_certs import Identity
 from .control import ControlServer
+from .decider import build_decider
 from .dispatch import HttpDispatcher, tls_context
 from .dns_stub import DnsStub
 from .engine import build_engine
@@ -323,6 +324,7 @@ def _around(
             metrics=metrics,
             pipeline=pipeline,
             boundary=lambda: boundary.gap(clock_us()),
+            decider=build_decider(config, pipeline),
         ),
         agent_tls=agent_tls,
         boundary=boundary,
@@ -343,7 +345,13 @@ def _pipeline(
         identify=identity,
         ledger=ledger,
         dispatcher=_dispatcher(config),
-        evidence=Evidence(signer=keys.receipt, issuer=config.issuer, node=config.node, fleet_key=keys.fleet),
+        evidence=Evidence(
+            signer=keys.receipt,
+            issuer=config.issuer,
+            node=config.node,
+            fleet_key=keys.fleet,
+            draw=secrets.token_bytes,
+        ),
         show=Verdicts(
             node=config.node,
             full=config.receipts_header is ReceiptsHeader.FULL,

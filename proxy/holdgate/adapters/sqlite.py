@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ..erasure import EraseOrder
 from ..errors import BackendError, ConfigError, HoldgateError, Outcome, Reason
 from ..keys import SigningKey
 from ..ledger import AdminNote, Judge, Noted, OutcomeStatus, Recorded, State
@@ -40,6 +41,7 @@ from ..tlog import TlogError, Tree
 from .durable import replace_file
 from .sequencer import LOG, Sequencer
 from .sqlite_batch import Batch, Fence, Node, OutcomeNote, Permit, Written
+from .sqlite_erase import Eraser
 from .sqlite_open import Prepared, files_of, free_bytes, lock_directory, prepare, read_permits
 from .sqlite_reader import SqliteReader, StoredReceipt
 from .sqlite_schema import DB_NAME
@@ -56,9 +58,17 @@ type _Result = tuple[_Pending, Recorded | Noted | HoldgateError]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pending:
-    work: Judge | AdminNote
+    work: Judge | AdminNote | EraseOrder
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]  # of Recorded for a Judge, of Noted for a note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erased:
+    """An erasure that is carried out."""
+
+    noted: Noted
+    out_of_files: bool  # False: a reader still holds older versions of the pages, in the write-ahead log
 
 
 class SqliteLedger:
@@ -88,6 +98,7 @@ class SqliteLedger:
         self._active = ""  # the bundle that PERMITs need: see fence()
         self._dead = ""  # why nothing is recorded any more
         self._is_full = False  # found so at the last commit
+        self._eraser = Eraser(prepared.db)
         self._files = files_of(state_dir)
         self._files_at = 0.0  # monotonic: not asked before
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
@@ -181,7 +192,17 @@ class SqliteLedger:
         noted: Noted = await self._ask(note)
         return noted
 
-    async def _ask(self, work: Judge | AdminNote) -> Any:
+    async def erase(self, order: EraseOrder) -> Erased:
+        """Write the order's receipt, and destroy what it covers. Raises as note() does.
+
+        Cancelling it, or a crash, stops the waiting only: what is ordered is destroyed.
+        """
+        noted: Noted = await self._ask(order)
+        while not self._eraser.done(noted.index) and self._eraser.busy and self._alive:
+            await asyncio.sleep(0.01)
+        return Erased(noted=noted, out_of_files=self._eraser.done(noted.index))
+
+    async def _ask(self, work: Judge | AdminNote | EraseOrder) -> Any:
         loop = asyncio.get_running_loop()
         pending = _Pending(work=work, loop=loop, future=loop.create_future())
         self._queue.put(pending)
@@ -252,11 +273,23 @@ class SqliteLedger:
 
     def _serve(self) -> None:
         while True:
-            group = self._drain(self._queue.get())
+            first = self._next()
+            group = [] if first is None else self._drain(first)
             closing = _CLOSE in group
-            self._commit([item for item in group if item is not _CLOSE])
+            if work := [item for item in group if item is not _CLOSE]:
+                self._commit(work)
+            self._eraser.step()
             if closing:
                 return
+
+    def _next(self) -> object | None:
+        """What is queued; None when something is to be destroyed and nobody waits."""
+        if not self._eraser.busy:
+            return self._queue.get()
+        try:
+            return self._queue.get(timeout=self._eraser.pause_s)
+        except queue.Empty:
+            return None
 
     def _drain(self, first: object) -> list[object]:
         group = [first]
@@ -323,6 +356,8 @@ class SqliteLedger:
     def _advance(self, batch: Batch) -> None:
         self._head, self._active = batch.head, batch.active
         self._sequencer.wake()
+        for index, erasure in batch.erasing:
+            self._eraser.start(index, erasure)
         for permit in batch.permits.values():
             if permit.state is State.DISPATCHING:
                 self._live[permit.receipt_id] = permit
@@ -377,6 +412,7 @@ class SqliteLedger:
                 ]
             )
         self._sequencer.publish()
+        self._eraser.resume()
 
 
 def _durable(written: Written) -> Recorded | Noted:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from ..erasure import EraseOrder, Erasure
 from ..errors import BackendError, HoldgateError, InputError, Outcome, Reason
 from ..keys import SigningKey
 from ..ledger import (
@@ -30,6 +31,7 @@ from ..ledger import (
     settle_claim,
 )
 from ..receipt import MAX_BYTES, admin_statement, new_receipt_id, outcome_statement, sign
+from ..sealing import Sealed
 from ..tlog import Tree, leaf_hash
 from .sqlite_schema import PUT_CLAIM, PUT_PERMIT, PUT_RECEIPT, claim_of, pack, row_of
 
@@ -104,7 +106,9 @@ class Batch:
         self._claims: dict[str, ClaimRow] = {}
         self._receipts: list[tuple[int, str, str, str, str, str, str, int, bytes]] = []
         self._inputs: list[tuple[int, bytes]] = []
+        self._sealed: list[tuple[int, Sealed]] = []
         self.permits: dict[str, Permit] = {}
+        self.erasing: list[tuple[int, Erasure]] = []  # orders, each under the index of its receipt
 
     @property
     def head(self) -> Head:
@@ -114,9 +118,11 @@ class Batch:
     def is_empty(self) -> bool:
         return not self._receipts
 
-    def attempt(self, work: Judge | AdminNote) -> Written | HoldgateError:
+    def attempt(self, work: Judge | AdminNote | EraseOrder) -> Written | HoldgateError:
         """What the COMMIT will make durable, or why nothing will be. Raises sqlite3.Error only."""
         try:
+            if isinstance(work, EraseOrder):
+                return self.erase(work)
             return self.note(work) if isinstance(work, AdminNote) else self.judge(work)
         except sqlite3.Error:
             raise
@@ -143,6 +149,8 @@ class Batch:
         )
         if entry.inputs is not None:
             self._inputs.append((index, entry.inputs))
+        if entry.sealed is not None:
+            self._sealed.append((index, entry.sealed))
         if entry.outcome is Outcome.PERMIT:
             self._claims.update(bound)
             self.permits[receipt_id] = Permit(
@@ -205,12 +213,26 @@ class Batch:
             self.active = note.details["digest"]
         return Noted(receipt_id=receipt_id, iat_us=now_us, index=index)
 
+    def erase(self, order: EraseOrder) -> Noted:
+        """Write the receipt of an erasure; it is carried out after the COMMIT."""
+        erasure = order.erasure
+        noted = self.note(AdminNote(action=erasure.action, by=order.by, details=erasure.details(order.count)))
+        self.erasing.append((noted.index, erasure))
+        return noted
+
     def write(self) -> None:
         """Insert everything. The caller commits."""
         db, owner = self._db, self._node.owner
         db.executemany(PUT_RECEIPT, self._receipts)
         if self._inputs:
             db.executemany("INSERT INTO inputs VALUES (?,?)", self._inputs)
+        if self._sealed:
+            db.executemany("INSERT INTO sealed VALUES (?,?)", [(i, item.data) for i, item in self._sealed])
+            db.executemany(
+                "INSERT INTO secrets VALUES (?,?,?)", [(i, item.salt, item.key) for i, item in self._sealed]
+            )
+        if self.erasing:
+            db.executemany("INSERT INTO erasing VALUES (?)", [(index,) for index, _ in self.erasing])
         if self.permits:
             rows = [
                 (p.index, p.receipt_id, p.state.value, owner, p.http_status, " ".join(p.claims))
@@ -250,6 +272,9 @@ class Batch:
         _text(entry.agent), _text(entry.surface)
         if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, bytes | None):
             raise BackendError(Reason.INTERNAL_ERROR, "the entry's receipt and inputs must be bytes")
+        sealed = entry.sealed
+        if not isinstance(sealed, Sealed | None) or (sealed is not None and entry.inputs is not None):
+            raise BackendError(Reason.INTERNAL_ERROR, "what is sealed is not kept in clear")
         bound: dict[str, ClaimRow] = {}
         for binding in entry.bindings:
             if not _text(binding.key) or not _text(binding.digest) or binding.source not in SOURCES:

@@ -13,17 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from ..audit import AuditInput, HeadRow, LogRecord, PermitRow
+from ..erasure import Erasure
 from ..errors import ConfigError
 from ..ledger import ClaimRow, State
+from ..sealing import SealError, Stored
 from .sequencer import CHECKPOINT, LOG
 from .sqlite_batch import Permit
+from .sqlite_erase import count_kept
 from .sqlite_open import read_permits
 from .sqlite_schema import DB_NAME, VERSION, claim_of, connect_reader, schema_of_new
 from .tilestore import TileStore
 
 __all__ = ["Page", "SqliteReader", "StoredReceipt"]
 
+type _Decided = tuple[bytes, bytes | None, bytes]
+
 _STATES = {state.value: state for state in State}
+_INPUTS = (
+    "SELECT r.id, r.jws, i.json, e.data, s.salt, s.key FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"
+    " LEFT JOIN sealed e ON e.idx = r.idx LEFT JOIN secrets s ON s.idx = r.idx"
+)
 _COLUMNS = "idx, id, type, outcome, reason, agent, surface, iat_us, jws"
 
 
@@ -98,10 +107,13 @@ class SqliteReader:
 
     def input(self, receipt_id: str) -> bytes | None:
         """The recorded decision input of a receipt."""
-        row = self._db.execute(
-            "SELECT i.json FROM receipts r JOIN inputs i ON i.idx = r.idx WHERE r.id = ?", (receipt_id,)
-        ).fetchone()
-        return None if row is None else bytes(row[0])
+        row = self._db.execute(f"{_INPUTS} WHERE r.id = ?", (receipt_id,)).fetchone()
+        return None if row is None else _opened(row)[1]
+
+    def stored(self, receipt_id: str) -> Stored | None:
+        """What is kept sealed beside a receipt; None when nothing ever was."""
+        row = self._db.execute(f"{_INPUTS} WHERE r.id = ?", (receipt_id,)).fetchone()
+        return None if row is None else _sealed(*row[3:])
 
     def list(
         self,
@@ -146,14 +158,15 @@ class SqliteReader:
         for row in self._db.execute(sql, (since_index, limit)):
             yield _stored(row)
 
-    def decisions(self, since_index: int = 0, limit: int = -1) -> Iterator[tuple[bytes, bytes | None]]:
-        """Receipts of decisions in log order, each with the input that was recorded, if there is one."""
-        sql = (
-            "SELECT r.jws, i.json FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"
-            " WHERE r.idx >= ? AND r.type = 'decision' ORDER BY r.idx LIMIT ?"
-        )
-        for jws, inputs in self._rows(sql, (since_index, limit)):
-            yield bytes(jws), None if inputs is None else bytes(inputs)
+    def decisions(self, since_index: int = 0, limit: int = -1) -> Iterator[_Decided]:
+        """Receipts of decisions in log order, each with the recorded input, opened where it was sealed.
+
+        The third is the salt of its digest, b"" for an input in clear. What does not open is b"": damaged,
+        and not what the receipt names.
+        """
+        sql = f"{_INPUTS} WHERE r.idx >= ? AND r.type = 'decision' ORDER BY r.idx LIMIT ?"
+        for row in self._rows(sql, (since_index, limit)):
+            yield _opened(row)
 
     def claims(self) -> Iterator[ClaimRow]:
         """Every claim. Raises ConfigError where a row is not one."""
@@ -198,6 +211,10 @@ class SqliteReader:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
+    def count_kept(self, erasure: Erasure) -> int:
+        """How many decisions an erasure would take something from."""
+        return count_kept(self._db, erasure)
+
     def integrity_problems(self) -> tuple[str, ...]:
         """What is wrong with the file: pages, indexes that are not their tables', another schema."""
         try:
@@ -216,12 +233,13 @@ class SqliteReader:
     def _records(self) -> Iterator[LogRecord]:
         sql = (
             "SELECT r.idx, r.id, r.type, r.outcome, r.reason, r.agent, r.surface, r.iat_us, r.jws,"
-            " i.json, p.id, p.state, p.http_status, p.claims"
+            " i.json, e.data, s.salt, s.key, p.id, p.state, p.http_status, p.claims"
             " FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"
+            " LEFT JOIN sealed e ON e.idx = r.idx LEFT JOIN secrets s ON s.idx = r.idx"
             " LEFT JOIN permits p ON p.idx = r.idx ORDER BY r.idx"
         )
         for row in self._rows(sql):
-            permit = None if row[10] is None else self._permit_row(*row[10:])
+            permit = None if row[13] is None else self._permit_row(*row[13:])
             yield LogRecord(
                 index=row[0],
                 id=row[1],
@@ -232,7 +250,8 @@ class SqliteReader:
                 surface=row[6],
                 iat_us=row[7],
                 jws=bytes(row[8]),
-                inputs=None if row[9] is None else bytes(row[9]),
+                inputs=_clear(row[9]),
+                sealed=_sealed(*row[10:13]),
                 permit=permit,
             )
 
@@ -253,6 +272,28 @@ class SqliteReader:
             yield
         except (sqlite3.Error, ValueError) as error:
             raise ConfigError(f"the ledger is damaged or was edited: {error}", file=str(self._dir)) from error
+
+
+def _clear(stored: bytes | None) -> bytes | None:
+    """An input in clear; None when there is none, or zeros where one was."""
+    return None if stored is None or stored[:1] == b"\0" else bytes(stored)
+
+
+def _sealed(data: bytes | None, salt: bytes | None, key: bytes | None) -> Stored | None:
+    if data is None and salt is None:
+        return None
+    return Stored(data=data, salt=salt or b"", key=key or b"")
+
+
+def _opened(row: tuple[str, bytes, bytes | None, bytes | None, bytes | None, bytes | None]) -> _Decided:
+    sealed = _sealed(*row[3:])
+    if sealed is None:
+        return row[1], _clear(row[2]), b""
+    try:
+        kept = sealed.open(row[0])
+    except SealError:
+        return row[1], b"", sealed.salt
+    return row[1], kept.inputs if kept else None, sealed.salt
 
 
 def _stored(row: tuple[int, str, str, str, str, str, str, int, bytes]) -> StoredReceipt:

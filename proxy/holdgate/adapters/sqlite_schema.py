@@ -50,9 +50,18 @@ CREATE TABLE claims (key TEXT PRIMARY KEY, state TEXT NOT NULL, digest TEXT NOT 
 CREATE TABLE inputs (idx INTEGER PRIMARY KEY, json BLOB NOT NULL) STRICT;
 """
 
+# `sealed` is what is kept of sensitive operations, `secrets` what opens it. Rows of `secrets` are never
+# deleted: zeros of the same length are written over them in place, so that SQLite leaves no copy behind.
+# `erasing` are the admin receipts whose erasure is not finished.
+_SEALED = """
+CREATE TABLE sealed (idx INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
+CREATE TABLE secrets (idx INTEGER PRIMARY KEY, salt BLOB NOT NULL, key BLOB NOT NULL) STRICT;
+CREATE TABLE erasing (idx INTEGER PRIMARY KEY) STRICT;
+"""
+
 # STEPS[n] turns format n into format n + 1; a new ledger takes them all. What was released is never edited:
 # a change is one more step, so that an older state directory is brought up to date when it is opened.
-STEPS: Final = (_TABLES,)
+STEPS: Final = (_TABLES, _SEALED)
 VERSION: Final = len(STEPS)
 
 PUT_RECEIPT = "INSERT INTO receipts VALUES (?,?,?,?,?,?,?,?,?)"
@@ -71,6 +80,8 @@ def connect_writer(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")
     db.execute("PRAGMA trusted_schema=OFF")
+    # What is deleted is overwritten: recorded inputs that were erased must not stay in free pages.
+    db.execute("PRAGMA secure_delete=ON")
     return db
 
 

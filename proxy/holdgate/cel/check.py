@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final, assert_never
 
+from .foreign import NAMES
 from .model import (
     BOOL,
     INT,
@@ -172,12 +173,15 @@ class _Checker:
         if isinstance(owner, MapOf):
             raise self.fail(node, f'a map is read with ["{node.field}"], not with .{node.field}')
         if not isinstance(owner, Record):
-            raise self.fail(node, f"{owner} has no fields, so no .{node.field}")
+            raise self.fail(node, _no_fields(owner, path_of(node.operand), node.field))
         path = path_of(node)
         field = owner.fields.get(node.field)
         if field is None:
+            advice = NAMES.get(path or "")
             raise CelError(
-                _unknown_field(node.field, path_of(node.operand), owner),
+                f"there is no {path}; {advice}"
+                if advice
+                else _unknown_field(node.field, path_of(node.operand), owner),
                 self._source,
                 node.end - len(node.field) if self._source[node.end - 1] != ")" else node.start,
             )
@@ -187,6 +191,8 @@ class _Checker:
 
     def _unknown_name(self, name: str) -> str:
         names = [*self._roots, *self._variables]
+        if name in NAMES:
+            return f"unknown name {name!r}; {NAMES[name]}"
         for root, kind in self._roots.items():
             if isinstance(kind, Record) and name in kind.fields:
                 return f"unknown name {name!r}; did you mean '{root}.{name}'?"
@@ -204,7 +210,10 @@ class _Checker:
         if isinstance(owner, ListOf):
             raise self.fail(node, "lists have no [...] in cel-strict/1; use `in`, exists() or all()")
         if not isinstance(owner, MapOf):
-            raise self.fail(node, f"{owner} cannot be read with [...]; only maps can")
+            path = path_of(node.operand) if isinstance(owner, Record) else None
+            key = node.key.value if isinstance(node.key, Literal) else None
+            advice = f"; write {path}.{key}" if path and isinstance(key, str) else ""
+            raise self.fail(node, f"{owner} cannot be read with [...]; only maps can{advice}")
         self._want(node.key, present, STRING, "the key of a map")
         return _Result(owner.value)
 
@@ -244,9 +253,9 @@ class _Checker:
         if op == "in":
             self._check_in(node, left, right)
         elif left != right:
-            raise self.fail(
-                node, f"{op} compares values of one type, found {left} and {right}{_hint(left, right)}"
-            )
+            chained = isinstance(node.left, Binary) and left == BOOL and right in (INT, STRING)
+            advice = " (write a < b && b < c)" if chained else _hint(left, right)
+            raise self.fail(node, f"{op} compares values of one type, found {left} and {right}{advice}")
         elif op in ("==", "!="):
             if not isinstance(left, Scalar | ListOf):
                 raise self.fail(node, f"{op} cannot compare {left}; compare single fields")
@@ -344,9 +353,20 @@ def _type_of_literal(node: Literal) -> Scalar:
 
 
 def _hint(wanted: Type, found: Type) -> str:
+    if (wanted, found) in ((BOOL, STRING), (STRING, BOOL)):
+        return " (the booleans are true and false; yes, no, on and off are texts)"
     if (wanted, found) in ((INT, STRING), (STRING, INT)):
         return ' (numbers are written without quotes, strings with: 5000, "eur")'
     return ""
+
+
+def _no_fields(owner: Type, path: str | None, field: str) -> str:
+    if field in ("length", "size", "len", "count"):
+        return f"{owner} has no fields; write size({path or '...'})"
+    if isinstance(owner, ListOf):
+        advice = NAMES.get(f"{path}.{field}") or f"write {path or 'x'}.exists(v, v.{field} ...)"
+        return f"{owner} has no fields, so no .{field}; {advice}"
+    return f"{owner} has no fields, so no .{field}"
 
 
 def _unknown_field(field: str, owner_path: str | None, owner: Record) -> str:

@@ -14,9 +14,11 @@ import re
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from ..yamltext import TYPOGRAPHIC_QUOTES, character
+from .foreign import SIGNS
 from .model import INT_MAX, MAX_SOURCE, CelError
 
-__all__ = ["RESERVED", "Token", "TokenKind", "tokens"]
+__all__ = ["RESERVED", "Token", "TokenKind", "tokens", "unexpected"]
 
 
 class TokenKind(StrEnum):
@@ -66,20 +68,12 @@ _NOT_SUPPORTED: Final = {
         "comments are not in cel-strict/1; use YAML's #"
         " (in folded YAML text a comment would swallow the rest of the rule)"
     ),
-    "float": "floating-point numbers are not in cel-strict/1; use integers (money in minor units)",
+    "float": (
+        "floating-point numbers are not in cel-strict/1; use integers (money in minor units: 50.00 is 5000)"
+    ),
     "hex": "hexadecimal numbers are not in cel-strict/1; write it in decimal",
     "prefixed": 'raw strings and bytes (r"...", b"...") are not in cel-strict/1',
     "triple": "triple-quoted strings are not in cel-strict/1",
-}
-_STRAY: Final = {
-    "&": "unexpected '&'; did you mean '&&'?",
-    "|": "unexpected '|'; did you mean '||'?",
-    "=": "unexpected '='; did you mean '=='?",
-    "{": "map and message literals ({...}) are not in cel-strict/1",
-    "}": "map and message literals ({...}) are not in cel-strict/1",
-    "`": "quoted identifiers (`...`) are not in cel-strict/1",
-    '"': "this string has no closing quote on its line",
-    "'": "this string has no closing quote on its line",
 }
 _ESCAPES: Final = {"\\": "\\", '"': '"', "'": "'", "n": "\n", "r": "\r", "t": "\t"}
 
@@ -94,7 +88,8 @@ def tokens(source: str) -> list[Token]:
         match = _TOKEN.match(source, at)
         if match is None:
             at += len(source) - at - len(source[at:].lstrip(" \t\n\r"))
-            raise CelError(_STRAY.get(source[at], f"unexpected character {source[at]!r}"), source, at)
+            message, at = unexpected(source, at)
+            raise CelError(message, source, at)
         group, at = match.lastgroup or "", match.end()
         kind = _KINDS.get(group)
         if kind is not None:
@@ -110,14 +105,32 @@ def tokens(source: str) -> list[Token]:
             raise CelError(_NOT_SUPPORTED[group], source, match.start(group))
 
 
+def unexpected(source: str, at: int) -> tuple[str, int]:
+    """What to say of a sign at `at` that no token begins with or no grammar expects there, and where."""
+    char = source[at]
+    if char in "\"'":
+        return "this string has no closing quote on its line", at
+    for sign, advice in SIGNS:
+        begin = source.find(sign, max(0, at - len(sign) + 1), at + len(sign))
+        if begin >= 0:
+            return advice, begin
+    if char in TYPOGRAPHIC_QUOTES:
+        return f"{char} is a typographic quote; write \" or '", at
+    if char == "\u00a0":
+        return "a no-break space (U+00A0); write a plain space", at
+    return f"unexpected character {char!r}" + ("" if char.isascii() else f", {character(char)}"), at
+
+
 def _integer(source: str, match: re.Match[str]) -> Token:
     digits, suffix, at = match.group("int"), match.group("suffix"), match.start("int")
     if suffix in ("u", "U"):
         raise CelError("unsigned integers are not in cel-strict/1; write it without the u", source, at)
+    if suffix.startswith("_"):
+        raise CelError("numbers have no _ between digits; write them together", source, match.start("suffix"))
     if suffix:
         raise CelError(f"unexpected {suffix!r} after a number", source, match.start("suffix"))
     if len(digits) > 1 and digits[0] == "0":
-        raise CelError("integers have no leading zeros", source, at)
+        raise CelError(f"integers have no leading zeros; write {digits.lstrip('0') or '0'}", source, at)
     # The largest magnitude is that of -2^63; the parser knows whether a minus stands before it.
     if int(digits) > INT_MAX + 1:
         raise CelError("this integer does not fit into 64 bits", source, at)

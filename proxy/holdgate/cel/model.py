@@ -126,22 +126,14 @@ class Environment:
 
 
 class CelError(HoldgateError):
-    """The expression is not acceptable. `render()` shows the place with a caret."""
+    """The expression is not acceptable at `offset` of its source."""
 
     def __init__(self, message: str, source: str, offset: int) -> None:
-        self.message = message
+        self.message, self.offset = message, offset
         before = source[:offset]
         self.line = before.count("\n") + 1
         self.column = offset - (before.rfind("\n") + 1) + 1
-        self._text = source.split("\n")[self.line - 1]
         super().__init__(f"{self.line}:{self.column}: {message}")
-
-    def render(self) -> str:
-        """The message, the line and a caret. Long lines are cut around the caret."""
-        start = max(0, self.column - 60)
-        text = self._text[start : start + 100]
-        caret = " " * (self.column - 1 - start) + "^"
-        return f"{self}\n    {text}\n    {caret}"
 
 
 # --- syntax tree ------------------------------------------------------------------------------

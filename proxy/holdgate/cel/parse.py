@@ -18,11 +18,13 @@ Invariants (tests/test_cel_parse.py):
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Final
 
-from .lexer import RESERVED, Token, TokenKind, tokens
+from .foreign import FUNCTIONS, LITERALS, WORDS
+from .lexer import RESERVED, Token, TokenKind, tokens, unexpected
 from .model import (
     INT_MAX,
     MAX_DEPTH,
@@ -50,27 +52,6 @@ _STRENGTH: Final = {
     **dict.fromkeys(["*", "/", "%"], 3),
 }
 _METHODS: Final = {"startsWith": 1, "endsWith": 1, "contains": 1, "exists": 2, "all": 2}
-_WORDS: Final = {"and": "&&", "or": "||", "not": "!", "AND": "&&", "OR": "||", "NOT": "!", "is": "=="}
-_LITERAL_WORDS: Final = {"True": "true", "False": "false", "TRUE": "true", "FALSE": "false"}
-# Functions that CEL has and the profile leaves out, with what to do instead.
-_LEFT_OUT: Final = {
-    "matches": "regular expressions are not in cel-strict/1; let the surface map extract a typed field",
-    "map": "map() is not in cel-strict/1; use exists() or all()",
-    "filter": "filter() is not in cel-strict/1; use exists() or all()",
-    "exists_one": "exists_one() is not in cel-strict/1; use exists()",
-    "existsOne": "existsOne() is not in cel-strict/1; use exists()",
-    "timestamp": "timestamps are not in cel-strict/1; use clock.now_s (seconds since 1970)",
-    "duration": "durations are not in cel-strict/1; write seconds",
-    "int": "conversions are not in cel-strict/1; the surface map declares the type of each parameter",
-    "string": "conversions are not in cel-strict/1; the surface map declares the type of each parameter",
-    "bool": "conversions are not in cel-strict/1; the surface map declares the type of each parameter",
-    "uint": "unsigned integers are not in cel-strict/1",
-    "double": "floating-point numbers are not in cel-strict/1",
-    "bytes": "bytes are not in cel-strict/1",
-    "dyn": "dyn() is not in cel-strict/1: every expression has one static type",
-    "type": "type() is not in cel-strict/1: every expression has one static type",
-    "now": "policies cannot ask a clock; use clock.now_s, clock.hour_utc, clock.weekday_utc",
-}
 
 
 def parse(source: str) -> Node:
@@ -122,11 +103,15 @@ class _Parser:
         token = self._token
         if token.kind is TokenKind.END:
             return
-        if token.kind is TokenKind.NAME and token.text in _WORDS:
-            raise self._fail(f"unexpected {token.text!r}; did you mean {_WORDS[token.text]!r}?")
+        if token.kind is TokenKind.NAME and token.text in WORDS:
+            raise self._fail(f"unexpected {token.text!r}; {WORDS[token.text]}")
         if self._is("?"):
             raise self._fail("a ?: inside ?: needs parentheses here")
-        raise self._fail(f"expected an operator or the end, found {_shown(token)}")
+        if self._is(")") or self._is("]"):
+            raise self._fail(f"unexpected {token.text!r}: nothing is open here that it would close")
+        raise self._fail(
+            f"expected an operator or the end, found {_shown(token)}; conditions are joined with && or ||"
+        )
 
     def _check_depth[N: Node](self, node: N) -> N:
         if node.depth > MAX_DEPTH:
@@ -296,6 +281,10 @@ class _Parser:
             return self._list(token)
         if token.text == ".":
             raise self._fail("names do not start with '.' in cel-strict/1", token.start)
+        if token.kind is TokenKind.OP:
+            message, at = unexpected(self._source, token.start)
+            if not message.startswith("unexpected character"):
+                raise self._fail(message, at)
         raise self._fail(f"expected a value, found {_shown(token)}", token.start)
 
     def _integer(self, token: Token, start: int) -> Literal:
@@ -323,16 +312,12 @@ class _Parser:
         text = token.text
         if text in ("true", "false"):
             return Literal(start=token.start, end=token.end, depth=1, value=text == "true")
-        if text in ("null", "None", "nil"):
-            raise self._fail("null is not in cel-strict/1; test presence with has(x.y)", token.start)
+        if text in LITERALS:
+            raise self._fail(LITERALS[text], token.start)
         if text == "in":
-            raise self._fail("expected a value, found 'in'", token.start)
-        if text == "const":
-            raise self._fail("'const' is a reserved word of CEL; did you mean 'constants'?", token.start)
+            raise self._fail("expected a value, found 'in'; for \"not in\" write !(x in y)", token.start)
         if text in RESERVED:
             raise self._fail(f"{text!r} is a reserved word of CEL", token.start)
-        if text in _LITERAL_WORDS:
-            raise self._fail(f"did you mean {_LITERAL_WORDS[text]!r}?", token.start)
         if text == "not" and not self._is("("):
             raise self._fail("did you mean '!'?", token.start)
         if self._is("("):
@@ -353,7 +338,7 @@ class _Parser:
         elif isinstance(argument, Select):
             node = Has(start=name.start, end=end, depth=depth, target=argument)
         else:
-            raise self._fail("has() takes a field, such as has(params.memo)", argument.start)
+            raise self._fail(_what_has_takes(argument), argument.start)
         return self._check_depth(node)
 
 
@@ -363,9 +348,15 @@ def _shown(token: Token) -> str:
     return "a string" if token.kind is TokenKind.STRING else repr(token.text)
 
 
+def _what_has_takes(argument: Node) -> str:
+    if isinstance(argument, Index) and isinstance(argument.key, Literal):
+        return f"has() takes a field, not [...]; for a map write {json.dumps(argument.key.value)} in the_map"
+    return "has() takes a field, such as has(params.memo)"
+
+
 def _unknown_function(name: str) -> str:
-    if name in _LEFT_OUT:
-        return _LEFT_OUT[name]
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
     close = get_close_matches(name, ["has", "size", *_METHODS], n=1)
     if close:
         return f"unknown function {name!r}; did you mean {close[0]!r}?"

@@ -93,4 +93,6 @@ def _check_paths(args: argparse.Namespace) -> _Result:
 
 
 def _finding(error: ConfigError) -> Finding:
-    return Finding(file=error.file, line=error.line, message=error.message)
+    return Finding(
+        file=error.file, line=error.line, column=error.column, message=error.message, excerpt=error.excerpt
+    )

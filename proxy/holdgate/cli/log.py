@@ -122,7 +122,7 @@ def _print(report: AuditReport, notes: tuple[str, ...]) -> None:
     print(f"{report.size} receipts, {report.signed} under the checkpoint, root {report.root}")
     print(
         f"{report.permits} permits, {report.outcomes} outcomes, {report.admin} admin,"
-        f" {report.inputs} recorded inputs"
+        f" {report.inputs} recorded inputs, {report.destroyed} destroyed by order"
     )
     for note in notes:
         print(f"note: {note}")

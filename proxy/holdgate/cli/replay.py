@@ -68,12 +68,16 @@ def _chosen(reader: SqliteReader, ids: list[str]) -> Iterator[Record]:
         stored = reader.get(receipt_id)
         if stored is None or stored.type != "decision":
             raise ConfigError(f"no decision has the id {receipt_id}")
-        yield Record(statement=decode_jws(stored.jws), inputs=reader.input(receipt_id))
+        yield from _records(reader, stored.index, 1)
 
 
 def _logged(reader: SqliteReader, args: argparse.Namespace) -> Iterator[Record]:
-    for jws, inputs in reader.decisions(first_index(reader, args.since), args.limit):
-        yield Record(statement=decode_jws(jws), inputs=inputs)
+    yield from _records(reader, first_index(reader, args.since), args.limit)
+
+
+def _records(reader: SqliteReader, since_index: int, limit: int) -> Iterator[Record]:
+    for jws, inputs, salt in reader.decisions(since_index, limit):
+        yield Record(statement=decode_jws(jws), inputs=inputs, salt=salt)
 
 
 def _policies_of(state_dir: Path) -> Callable[[str], PolicySet | None]:

@@ -37,7 +37,8 @@ def sort_paths(paths: Sequence[Path]) -> Sources:
 
 
 def _kind(path: Path) -> str:
-    root = load_file(path)
+    # A configuration may hold credentials, and only its keys are looked at here.
+    root = load_file(path, excerpts=False)
     keys = root.open_mapping("the document")
     if "kind" not in keys:
         if "version" in keys:

@@ -239,6 +239,20 @@ class SurfaceIndex:
         """Full names of the operations of a surface, sorted."""
         return tuple(sorted(operation.name for operation in self._operations(surface)))
 
+    def operation(self, surface: str, name: str) -> Operation:
+        """The operation of this full name; "": the only one of the surface. Raises InputError."""
+        found = self._operations(surface)
+        if name:
+            found = [operation for operation in found if operation.name == name]
+        if len(found) != 1:
+            what = (
+                f"{name!r} on {surface!r}"
+                if name
+                else f"one of the {len(found)} on {surface!r} must be named"
+            )
+            raise InputError(Reason.UNKNOWN_OPERATION, what)
+        return found[0]
+
     def effects(self, surface: str) -> frozenset[Effect]:
         return frozenset(Effect(op.spec.effect) for op in self._operations(surface) if op.spec.effect)
 

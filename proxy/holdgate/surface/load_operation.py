@@ -148,10 +148,11 @@ def _param(name: str, node: Node) -> ParamSpec:
     kind = keys["type"].text("type")
     try:
         cel = cel_type(kind)
-        found = tuple(item.text("from") for item in one_or_more(keys["from"], f"{name}.from"))
-        parsed = [parse_source(item) for item in found]
     except ValueError as error:
-        raise node.fail(f"parameter {name!r}: {error}") from None
+        raise keys["type"].fail(f"parameter {name!r}: {error}") from None
+    items = one_or_more(keys["from"], f"{name}.from")
+    found = tuple(item.text("from") for item in items)
+    parsed = [_source(name, item) for item in items]
     _check_param(name, node, keys, parsed, cel)
     values = keys["values"].sequence(f"{name}.values") if "values" in keys else None
     return ParamSpec(
@@ -165,6 +166,13 @@ def _param(name: str, node: Node) -> ParamSpec:
         max=bounds.get("max"),
         max_length=bounds.get("max_length"),
     )
+
+
+def _source(param: str, node: Node) -> Source:
+    try:
+        return parse_source(node.value)
+    except ValueError as error:
+        raise node.fail(f"parameter {param!r}: {error}") from None
 
 
 def _check_param(name: str, node: Node, keys: dict[str, Node], parsed: list[Source], cel: CelType) -> None:

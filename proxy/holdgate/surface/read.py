@@ -21,7 +21,7 @@ from .types import Converter, cel_type, converter
 if TYPE_CHECKING:
     from .plan import Operation
 
-__all__ = ["ParamPlan", "Reader", "Tests", "compile_param", "read_param", "reader_of", "typed"]
+__all__ = ["ParamPlan", "Reader", "Tests", "check_value", "compile_param", "read_param", "reader_of", "typed"]
 
 type Reader = Callable[[Exchange], Any]
 type Tests = tuple[tuple[Reader, str], ...]
@@ -184,6 +184,13 @@ def typed(param: ParamPlan, found: Any, textual: bool, exchange: Exchange) -> Va
         raise InputError(Reason.PARAMETER_TYPE, f"parameter {param.name!r}: {error}") from None
     if exchange.references is not None:
         value = _resolved(param, value, exchange.references)
+    if param.bounds is not None or param.values is not None:
+        check_value(param, value)
+    return value
+
+
+def check_value(param: ParamPlan, value: Value) -> None:
+    """The bounds and the listed values of a parameter. Raises InputError(PARAMETER_TYPE)."""
     if param.bounds is not None:
         _check_bounds(param, value, param.bounds)
     if param.values is not None:
@@ -191,7 +198,6 @@ def typed(param: ParamPlan, found: Any, textual: bool, exchange: Exchange) -> Va
             text = str(item).lower() if type(item) is bool else str(item)
             if text not in param.values:
                 raise InputError(Reason.PARAMETER_TYPE, f"parameter {param.name!r} is not one of its values")
-    return value
 
 
 def _check_bounds(param: ParamPlan, value: Value, bounds: tuple[int | None, int | None, int | None]) -> None:

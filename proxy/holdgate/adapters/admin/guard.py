@@ -9,7 +9,7 @@ Invariants (tests/test_admin.py has one test named after each):
   U1  Every path but health, readiness and public keys needs a token, unless `admin.open` or no tokens at all.
   U2  Tokens are compared by SHA-256, all of them, in constant time; the token itself is never kept or shown.
   U3  A request whose Host is not ours is answered 421, whatever it asks for.
-  U4  Only GET and HEAD exist; nothing here changes anything.
+  U4  Only GET and HEAD exist, but for the decision doors: POST with a token that has the role decider.
   U5  Every answer, errors included, carries the security headers and no cookie; errors are problem+json.
 """
 
@@ -28,8 +28,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from ...config import AdminToken, OpenDoor
+from ...config_admin import DECIDER
 
-__all__ = ["Access", "Problem", "Rules", "guard"]
+__all__ = ["PRESENTED", "Access", "Problem", "Rules", "guard"]
 
 log = logging.getLogger("holdgate.admin")
 
@@ -42,7 +43,7 @@ _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-_READERS: Final = frozenset({"auditor", "operator"})
+PRESENTED: Final = "holdgate.presented"  # where an endpoint finds the AdminToken that was presented
 
 
 class Access(StrEnum):
@@ -52,6 +53,11 @@ class Access(StrEnum):
     METRICS = "metrics"  # any token, or admin.open
     CHECKPOINT = "checkpoint"  # any token, or admin.open
     RECEIPTS = "receipts"  # auditor or operator
+    DECISIONS = "decisions"  # decider, by POST
+
+
+# The roles of which a token needs one; any token will do for what is not listed.
+_ROLES: Final = {Access.RECEIPTS: frozenset({"auditor", "operator"}), Access.DECISIONS: frozenset({DECIDER})}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,13 +98,12 @@ def guard(rules: Rules, access: dict[str, Access]) -> Middleware:
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         response: web.StreamResponse
         try:
-            _check_method(request)
+            need = access.get(_place(request))
+            _check_method(request, need)
             _check_host(request, rules.hosts)
-            resource = request.match_info.route.resource
-            need = access.get(resource.canonical) if resource is not None else None
             if need is None:
                 raise Problem(HTTPStatus.NOT_FOUND, "There is nothing here.")
-            _check_token(request, rules, need)
+            request[PRESENTED] = _check_token(request, rules, need)
             response = await handler(request)
         except Problem as problem:
             response = problem.response()
@@ -114,9 +119,17 @@ def guard(rules: Rules, access: dict[str, Access]) -> Middleware:
     return check
 
 
-def _check_method(request: web.Request) -> None:
-    if request.method not in ("GET", "HEAD"):
-        raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, "Only GET and HEAD.", {"Allow": "GET, HEAD"})
+def _place(request: web.Request) -> str:
+    """The template of the path, whatever the method."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else request.path
+
+
+def _check_method(request: web.Request, need: Access | None) -> None:
+    allowed = ("POST",) if need is Access.DECISIONS else ("GET", "HEAD")
+    if request.method not in allowed:
+        names = " and ".join(allowed)
+        raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, f"Only {names}.", {"Allow": ", ".join(allowed)})
 
 
 def _check_host(request: web.Request, hosts: frozenset[str]) -> None:
@@ -134,31 +147,35 @@ def _host_name(value: str) -> str:
     return value.partition(":")[0].lower()
 
 
-def _check_token(request: web.Request, rules: Rules, need: Access) -> None:
-    if need is Access.PUBLIC or (need is not Access.RECEIPTS and _is_open(rules, need)):
-        return
-    roles = _roles(request.headers.getall("Authorization", []), rules.tokens)
-    if roles is None:
+def _check_token(request: web.Request, rules: Rules, need: Access) -> AdminToken | None:
+    """The token that lets this request in; None where none is needed."""
+    if need is Access.PUBLIC or (need in (Access.METRICS, Access.CHECKPOINT) and _is_open(rules, need)):
+        return None
+    token = _token(request.headers.getall("Authorization", []), rules.tokens)
+    if token is None:
         challenge = {"WWW-Authenticate": 'Bearer realm="holdgate"'}
         raise Problem(HTTPStatus.UNAUTHORIZED, "A token of admin.tokens is needed.", challenge)
-    if need is Access.RECEIPTS and not roles & _READERS:
-        raise Problem(HTTPStatus.FORBIDDEN, "This token has neither role: auditor, operator.")
+    roles = _ROLES.get(need)
+    if roles is not None and roles.isdisjoint(token.roles):
+        names = ", ".join(sorted(roles))
+        raise Problem(HTTPStatus.FORBIDDEN, f"This token does not have the role: {names}.")
+    return token
 
 
 def _is_open(rules: Rules, need: Access) -> bool:
     return not rules.tokens or need.value in rules.open
 
 
-def _roles(values: list[str], tokens: tuple[AdminToken, ...]) -> frozenset[str] | None:
-    """The roles of the presented token; None when it is missing or unknown."""
+def _token(values: list[str], tokens: tuple[AdminToken, ...]) -> AdminToken | None:
+    """The configured token that was presented; None when it is missing or unknown."""
     if len(values) != 1:
         return None
     scheme, _, secret = values[0].partition(" ")
     if scheme.lower() != "bearer":
         return None
     digest = hashlib.sha256(secret.strip().encode("utf-8", "surrogateescape")).digest()
-    found: frozenset[str] | None = None
+    found: AdminToken | None = None
     for token in tokens:
         if hmac.compare_digest(digest, token.sha256):
-            found = frozenset(token.roles)
+            found = token
     return found

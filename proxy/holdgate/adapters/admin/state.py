@@ -12,6 +12,7 @@ from aiohttp import web
 from ...config import Address, Config
 from ...errors import ConfigError
 from ...keys import SigningKey, jwks, trigguard_keys
+from ..decider import Decider
 from ..keyfiles import load_public_keys
 from ..metrics import Metrics
 from .guard import Rules
@@ -50,6 +51,7 @@ class AdminServer:
         metrics: Metrics,
         pipeline: _Pipeline,
         boundary: Callable[[], str] = lambda: "",  # why the boundary is not known to be closed
+        decider: Decider | None = None,
     ) -> None:
         self.ready = False
         self.metrics = metrics
@@ -60,6 +62,10 @@ class AdminServer:
         self._listen = config.admin.listen
         self._ledger, self._boundary = ledger, boundary
         self._evidence = pipeline.evidence
+        self.decider = decider
+        self.public_url = config.admin.public_url
+        # A body in base64, and as much again for heads as requests may have.
+        self.question_bytes = config.limits.body_bytes_max // 3 * 4 + 2 * config.limits.header_bytes
         self._runner: web.AppRunner | None = None
 
     @property

@@ -7,7 +7,6 @@ and must not wait for a disk.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -17,7 +16,6 @@ from aiohttp import web
 
 from ... import __version__
 from ...errors import ConfigError, Outcome
-from ...keys import SigningKey
 from ...receipt import ReceiptError, trigguard_view
 from ...tiles import parse_tile
 from ...tlog import TlogError
@@ -26,8 +24,9 @@ from ..proofs import NotCovered, prove
 from ..sequencer import LOG
 from ..sqlite_reader import Page, SqliteReader, StoredReceipt
 from ..tilestore import TileStore
+from .decisions import DecisionDoors, Doorkeeper
 from .guard import Access, Problem, Rules, guard
-from .shapes import decode_jws, export_row, parse_since
+from .shapes import decode_jws, export_row, json_answer, parse_since
 
 __all__ = ["ACCESS", "AdminState", "build_app"]
 
@@ -45,11 +44,16 @@ ACCESS: Final = {
     "/log/tile/{path}": Access.RECEIPTS,
     "/.well-known/jwks.json": Access.PUBLIC,
     "/.well-known/trigguard/keys.json": Access.PUBLIC,
+    "/.well-known/authzen-configuration": Access.PUBLIC,
+    "/v1/decide": Access.DECISIONS,
+    "/v1/outcome": Access.DECISIONS,
+    "/execute": Access.DECISIONS,
+    "/access/v1/evaluation": Access.DECISIONS,
 }
 
 
-class AdminState(Protocol):
-    """One running instance, as far as an operator may look: nothing here can change a decision."""
+class AdminState(Doorkeeper, Protocol):
+    """One running instance, as far as an operator may look and a decider ask."""
 
     @property
     def rules(self) -> Rules: ...
@@ -57,11 +61,6 @@ class AdminState(Protocol):
     def metrics(self) -> Metrics: ...
     @property
     def state_dir(self) -> Path: ...
-    @property
-    def signer(self) -> SigningKey:
-        """Signs the TrigGuard view, which is made when it is asked for."""
-        ...
-
     def processes(self) -> Sequence[tuple[str, int]]:
         """(role, pid) of every process of the instance."""
         ...
@@ -91,6 +90,15 @@ def build_app(state: AdminState) -> web.Application:
         "/.well-known/trigguard/keys.json": views.trigguard_keys,
     }.items():
         app.router.add_get(path, view)
+    doors = DecisionDoors(state)
+    app.router.add_get("/.well-known/authzen-configuration", doors.authzen)
+    for path, view in {
+        "/v1/decide": doors.decide,
+        "/v1/outcome": doors.outcome,
+        "/execute": doors.execute,
+        "/access/v1/evaluation": doors.evaluation,
+    }.items():
+        app.router.add_post(path, view)
     return app
 
 
@@ -101,13 +109,13 @@ class _Views:
     async def healthz(self, request: web.Request) -> web.Response:
         """The process lives: it answers."""
         roles = [{"role": role, "pid": pid} for role, pid in self._state.processes()]
-        return _json({"status": "ok", "version": __version__, "processes": roles})
+        return json_answer({"status": "ok", "version": __version__, "processes": roles})
 
     async def readyz(self, request: web.Request) -> web.Response:
         reason = self._state.not_ready()
         if reason:
-            return _json({"ready": False, "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
-        return _json({"ready": True})
+            return json_answer({"ready": False, "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return json_answer({"ready": True})
 
     async def metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._state.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
@@ -115,7 +123,7 @@ class _Views:
     async def receipts(self, request: web.Request) -> web.Response:
         query = _list_query(request)
         page: Page = await self._read(lambda reader: reader.list(**query))
-        return _json({"receipts": [export_row(stored) for stored in page.receipts], "next": page.next})
+        return json_answer({"receipts": [export_row(stored) for stored in page.receipts], "next": page.next})
 
     async def receipt(self, request: web.Request) -> web.Response:
         """The JWS as it was signed; decoded for `Accept: application/json`; or the TrigGuard view."""
@@ -126,13 +134,13 @@ class _Views:
         view = request.query.get("view")
         if view == "trigguard":
             try:
-                return _json(trigguard_view(decode_jws(stored.jws), self._state.signer))
+                return json_answer(trigguard_view(decode_jws(stored.jws), self._state.signer))
             except ReceiptError as error:
                 raise Problem(HTTPStatus.NOT_FOUND, str(error)) from None
         if view is not None:
             raise Problem(HTTPStatus.BAD_REQUEST, "view: trigguard is the only other view.")
         if "application/json" in request.headers.get("Accept", ""):
-            return _json(export_row(stored))
+            return json_answer(export_row(stored))
         return web.Response(body=stored.jws, headers={"Content-Type": "application/jose"})
 
     async def checkpoint(self, request: web.Request) -> web.Response:
@@ -165,10 +173,10 @@ class _Views:
         return web.Response(body=data, headers={"Content-Type": "application/octet-stream"})
 
     async def jwks(self, request: web.Request) -> web.Response:
-        return _json(self._state.jwks())
+        return json_answer(self._state.jwks())
 
     async def trigguard_keys(self, request: web.Request) -> web.Response:
-        return _json(self._state.trigguard_keys())
+        return json_answer(self._state.trigguard_keys())
 
     async def _read[T](self, ask: Callable[[SqliteReader], T]) -> T:
         def run() -> T:
@@ -206,9 +214,3 @@ def _number(query: Mapping[str, str], name: str, default: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
         raise Problem(HTTPStatus.BAD_REQUEST, f"{name} is a whole number.")
     return int(text)
-
-
-def _json(value: Any, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
-    return web.Response(
-        body=json.dumps(value).encode() + b"\n", status=status.value, content_type="application/json"
-    )

@@ -1,0 +1,141 @@
+"""Whether what is kept beside the receipts is what they name, and what is missing was destroyed by order.
+
+Pure; read by audit.py, receipt by receipt, and asked for the rest at the end.
+
+Invariants (tests/test_audit.py has one test named after each):
+  AI1  An input, key or salt that is missing is a problem, unless a later shred or retention covers it.
+  AI2  A sealed input that does not open, or that is not what its receipt names, is a problem.
+  AI3  What a retention receipt says was destroyed and is still there is a problem.
+
+It cannot see whether a commitment is right: that needs the request (`holdgate receipts disclose`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from .erasure import RETENTION, SHRED, Erasure
+from .receipt import input_digest
+from .sealing import SealError, Stored, never_kept
+from .statement import parse_us
+
+__all__ = ["InputAudit"]
+
+_ACTIONS: Final = (SHRED, RETENTION)
+
+
+class _Record(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def agent(self) -> str: ...
+    @property
+    def surface(self) -> str: ...
+    @property
+    def iat_us(self) -> int: ...
+    @property
+    def inputs(self) -> bytes | None: ...
+    @property
+    def sealed(self) -> Stored | None: ...
+
+
+type _Missing = tuple[int, str, str, str, int, bool]  # index, id, agent, surface, iat_us, the salt too
+
+
+class InputAudit:
+    """`problem` is told what is wrong, with the leaf and the receipt."""
+
+    def __init__(self, problem: Callable[[str], None]) -> None:
+        self._problem = problem
+        self._missing: list[_Missing] = []
+        self._oldest_us: int | None = None  # of what is still there
+        self._by_id: dict[str, int] = {}  # shredded by name -> index of the receipt that says so
+        self._filters: list[tuple[int, Erasure]] = []
+        self._before_us = 0  # of the furthest retention
+        self.kept = self.destroyed = 0
+
+    def decision(self, index: int, record: _Record, statement: Mapping[str, Any]) -> None:
+        digest = statement.get("input_digest", "")
+        if digest.startswith("hmac-") or (not digest and "commitment" in statement["request"]):
+            self._sealed(index, record, digest)
+        elif digest and not never_kept(statement):
+            self._clear(index, record, digest)
+        elif record.inputs is not None:
+            self._at(index, record, "the recorded input is not the one that was decided")
+        if record.inputs is not None and record.sealed is not None:
+            self._at(index, record, "an input in clear beside a sealed one")
+
+    def erasure(self, index: int, statement: Mapping[str, Any]) -> None:
+        """An admin receipt: the ones that speak of erasures are remembered."""
+        if statement["action"] not in _ACTIONS:
+            return
+        order = Erasure.of(statement["action"], statement["details"])
+        if order.ids:
+            self._by_id.update(dict.fromkeys(order.ids, index))
+        elif order.action == RETENTION:
+            # Not later than its own receipt, so what it covers comes before it in the log.
+            self._before_us = max(self._before_us, min(order.before_us, parse_us(statement["iat"])))
+        else:
+            self._filters.append((index, order))
+
+    def end(self) -> None:
+        """Account for what is missing."""
+        for index, receipt_id, agent, surface, iat_us, salt in self._missing:
+            if self._is_covered(index, receipt_id, agent, surface, iat_us, salt):
+                self.destroyed += 1
+            else:
+                what = "salt" if salt else "input"
+                why = "is missing, and no receipt says that it was destroyed"
+                self._problem(f"leaf {index}: its {what} {why} ({receipt_id})")
+        if self._oldest_us is not None and self._oldest_us < self._before_us:
+            self._problem("an input is still there that a retention receipt says was destroyed")
+
+    def _is_covered(
+        self, index: int, receipt_id: str, agent: str, surface: str, iat_us: int, salt: bool
+    ) -> bool:
+        if not salt and iat_us < self._before_us:
+            return True
+        if self._by_id.get(receipt_id, -1) > index:
+            return True
+        return any(
+            at > index and order.covers(receipt_id, agent, surface, iat_us) for at, order in self._filters
+        )
+
+    def _clear(self, index: int, record: _Record, digest: str) -> None:
+        if record.inputs is None:
+            self._gone(index, record, salt=False)
+            return
+        self._there(record)
+        if digest != input_digest(record.inputs):
+            self._at(index, record, "the recorded input is not the one that was decided")
+
+    def _sealed(self, index: int, record: _Record, digest: str) -> None:
+        stored = record.sealed
+        if stored is None or not stored.has_salt:
+            self._gone(index, record, salt=True)
+            if stored is not None and stored.has_key:
+                self._at(index, record, "its salt is gone, and its key is not")
+            return
+        try:
+            kept = stored.open(record.id)
+        except SealError:
+            self._at(index, record, "the sealed input does not open")
+            return
+        if kept is None:
+            self._gone(index, record, salt=False)
+            return
+        self._there(record)
+        if digest != (input_digest(kept.inputs, stored.salt) if kept.inputs is not None else ""):
+            self._at(index, record, "the recorded input is not the one that was decided")
+
+    def _there(self, record: _Record) -> None:
+        self.kept += 1
+        if self._oldest_us is None:
+            self._oldest_us = record.iat_us
+
+    def _gone(self, index: int, record: _Record, *, salt: bool) -> None:
+        self._missing.append((index, record.id, record.agent, record.surface, record.iat_us, salt))
+
+    def _at(self, index: int, record: _Record, text: str) -> None:
+        self._problem(f"leaf {index}: {text} ({record.id})")

@@ -1,0 +1,94 @@
+"""sealing.py: what is kept of sensitive operations, and the values that stand for it in receipts."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt
+
+from holdgate.receipt import input_digest
+from holdgate.sealing import Kept, SealError, Stored, commitment, never_kept, open_sealed, seal
+
+SALT = bytes(range(16))
+KEPT = Kept(target=b"/fhir/R4/Patient?name=Doe", inputs=b'{"v":1}')
+
+
+@given(
+    target=st.binary(min_size=1).filter(lambda b: b"\n" not in b), inputs=st.none() | st.binary(min_size=1)
+)
+def test_pv1_what_was_sealed_opens(target: bytes, inputs: bytes | None) -> None:
+    kept = Kept(target=target, inputs=inputs)
+    sealed = seal("rcpt_1", kept, SALT, secrets.token_bytes)
+    assert open_sealed("rcpt_1", sealed.data, sealed.key) == kept
+
+
+@pytest.mark.parametrize("damage", ["receipt", "key", "nonce", "text", "tag", "cut", "empty"])
+def test_pv1_and_with_nothing_else(damage: str) -> None:
+    sealed = seal("rcpt_1", KEPT, SALT, secrets.token_bytes)
+    receipt, data, key = "rcpt_1", bytearray(sealed.data), bytearray(sealed.key)
+    match damage:
+        case "receipt":
+            receipt = "rcpt_2"
+        case "key":
+            key[31] ^= 1
+        case "nonce":
+            data[0] ^= 1
+        case "text":
+            data[24] ^= 1
+        case "tag":
+            data[-1] ^= 1
+        case "cut":
+            del data[-1]
+        case "empty":
+            data.clear()
+    with pytest.raises(SealError):
+        open_sealed(receipt, bytes(data), bytes(key))
+
+
+def test_pv1_it_is_xchacha20_poly1305_as_specified() -> None:
+    sealed = seal("rcpt_1", KEPT, SALT, secrets.token_bytes)
+    text = crypto_aead_xchacha20poly1305_ietf_decrypt(
+        sealed.data[24:], b"rcpt_1", sealed.data[:24], sealed.key
+    )
+    assert text == b'/fhir/R4/Patient?name=Doe\n{"v":1}'
+
+
+def test_pv2_keys_and_nonces_are_drawn_anew() -> None:
+    made = [seal("rcpt_1", KEPT, secrets.token_bytes(16), secrets.token_bytes) for _ in range(50)]
+    for values in ([s.key for s in made], [s.data[:24] for s in made], [s.salt for s in made]):
+        assert len(set(values)) == 50
+    assert "salt" not in repr(made[0]) and made[0].key.hex() not in repr(made[0])
+
+
+def test_pv3_values_are_keyed_by_the_salt() -> None:
+    body = hashlib.sha256(b"{}").digest()
+    parts = [b"PUT", b"fhir.example.org:443", b"/fhir/R4/Patient/1", body]
+    preimage = b"holdgate-commitment-v1" + b"".join(len(p).to_bytes(8, "big") + p for p in parts)
+    facts = {"method": "PUT", "destination": "fhir.example.org:443", "target": parts[2], "body_sha256": body}
+    said = commitment(SALT, **facts)  # type: ignore[arg-type]
+    assert said == "hmac-sha256:" + hmac.new(SALT, preimage, "sha256").hexdigest()
+    assert said != commitment(SALT[::-1], **facts)  # type: ignore[arg-type]
+    preimage = b"holdgate-input-v1" + (7).to_bytes(8, "big") + b'{"v":1}'
+    assert input_digest(b'{"v":1}', SALT) == "hmac-sha256:" + hmac.new(SALT, preimage, "sha256").hexdigest()
+
+
+def test_destroyed_secrets_open_nothing() -> None:
+    sealed = seal("rcpt_1", KEPT, SALT, secrets.token_bytes)
+    whole = Stored(data=sealed.data, salt=SALT, key=sealed.key)
+    assert whole.open("rcpt_1") == KEPT and whole.has_salt and whole.has_key
+    for data in (None, sealed.data):
+        gone = Stored(data=data, salt=SALT, key=bytes(32))
+        assert gone.open("rcpt_1") is None and not gone.has_key
+    assert not Stored(data=None, salt=bytes(16), key=bytes(32)).has_salt
+
+
+def test_what_an_older_version_did_not_keep() -> None:
+    keyed, plain = "hmac-sha256:00", "sha256:00"
+    assert never_kept({"request": {"digest": keyed}, "input_digest": plain})
+    assert not never_kept({"request": {"digest": keyed}, "input_digest": keyed})
+    assert not never_kept({"request": {"digest": plain}, "input_digest": plain})
