@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -209,7 +210,11 @@ async def test_b2_a_request_is_recognised_and_decided_under_one_bundle(folder: P
         ledger=ledger,
         dispatcher=upstream,
         evidence=Evidence(
-            signer=SigningKey(seed=b"s" * 32), issuer="test/log", node="n1", fleet_key=b"f" * 32
+            signer=SigningKey(seed=b"s" * 32),
+            issuer="test/log",
+            node="n1",
+            fleet_key=b"f" * 32,
+            draw=secrets.token_bytes,
         ),
         show=Verdicts(node="n1", full=True, public_url=None),
         limits=Limits(),
