@@ -19,6 +19,7 @@ import os
 import resource
 import secrets
 import signal
+import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -52,7 +53,8 @@ from .dns_stub import DnsStub
 from .engine import build_engine
 from .exec_door import ExecDoor
 from .fitness import check_ca, check_connect_to
-from .forced import build_door, build_stub, know_users
+from .forced import build_door, build_stub, know_users, serve_handed
+from .handed import take
 from .keyfiles import Keys, load_keys
 from .metrics import Metrics
 from .mitm import HoldgateAddon
@@ -87,7 +89,9 @@ class Server:
     boundary: Boundary
     stub: DnsStub
     door: ExecDoor
+    handed: tuple[socket.socket, ...]  # the transparent listener, where it is not the engine's
     activator: Activator | None = None  # of signed bundles; None: files
+    serving: list[asyncio.Server] = field(default_factory=list)
     draining: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -97,7 +101,7 @@ class Server:
 
     @property
     def transparent(self) -> Address | None:
-        return self._bound("transparent")
+        return self.config.listen.transparent if self.handed else self._bound("transparent")
 
     def _bound(self, mode: str) -> Address | None:
         for instance in self.proxy.servers:
@@ -160,11 +164,17 @@ class Server:
             return
         self.draining = True
         self.engine.options.update(server=False)
+        self.deaf()
         await self.door.hang_up()
         deadline = time.monotonic() + self.config.limits.hold_s + 5
         while (self.pipeline.in_flight or self.addon.busy) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         self.engine.shutdown()
+
+    def deaf(self) -> None:
+        """Stop accepting on sockets that were handed over."""
+        for server in self.serving:
+            server.close()
 
     async def sweep(self) -> None:
         while True:
@@ -212,12 +222,16 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await control.start()
         end_stub = await _listen_dns(server)
         server.door.open()
+        server.serving = await serve_handed(
+            server.handed, config.listen.transparent, (server.engine, server.proxy)
+        )
         await server.engine.run()
     except SystemExit:  # the engine's way to end a start that failed; it has logged why
         raise ConfigError("cannot listen; the lines above say why", file=str(config.path)) from None
     finally:
         server.admin.ready = False
         end_stub()
+        server.deaf()
         await server.door.hang_up()
         for task in list(server.tasks):
             task.cancel()
@@ -248,6 +262,7 @@ async def _listen_dns(server: Server) -> Callable[[], None]:
 async def _build(config: Config) -> Server:
     os.umask(0o077)
     _allow_open_files()
+    handed = take(config)
     keys = load_keys(config.state_dir)
     authority = load_ca(config.state_dir)
     bundle = NO_BUNDLE if isinstance(config.bundle, Signed) else _bundle_of_files(config, authority)
@@ -274,7 +289,8 @@ async def _build(config: Config) -> Server:
         pipeline.vouches_for = _vouching(authority)
         if activator is not None:
             activator.activate = partial(setattr, pipeline, "bundle")
-        server = _around(config, pipeline, ledger, metrics, AgentTls(LeafMaker(authority), identity.issuers))
+        agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
+        server = _around(config, pipeline, ledger, metrics, agent_tls, handed)
         server.activator = activator
         return server
     except BaseException:
@@ -299,13 +315,18 @@ def _activator(config: Config, mode: Signed, ledger: SqliteLedger, metrics: Metr
 
 
 def _around(
-    config: Config, pipeline: Pipeline, ledger: SqliteLedger, metrics: Metrics, agent_tls: AgentTls
+    config: Config,
+    pipeline: Pipeline,
+    ledger: SqliteLedger,
+    metrics: Metrics,
+    agent_tls: AgentTls,
+    handed: tuple[socket.socket, ...],
 ) -> Server:
     """The doors of the pipeline: inner door, admin API, resolver and `exec`."""
     addon = HoldgateAddon(keeper=pipeline, tls_contexts=agent_tls, barrier_trip=metrics.barrier)
     know_users(config, addon)
     try:
-        engine, proxy = build_engine(addon, config.listen, config.limits)
+        engine, proxy = build_engine(addon, config.listen, config.limits, handed=bool(handed))
     except exceptions.OptionsError as error:
         raise ConfigError(f"listen: {error}", file=str(config.path)) from error
     boundary = Boundary.read(config)
@@ -329,6 +350,7 @@ def _around(
         agent_tls=agent_tls,
         boundary=boundary,
         stub=stub,
+        handed=handed,
         door=build_door(config, pipeline, stub, addon, (engine, proxy)),
     )
 
