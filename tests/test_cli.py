@@ -114,12 +114,12 @@ def run(capsys):
 
 
 class _Judge:
-    keys = ()
+    keys = meters = ()
 
     def __init__(self, key, issuer, outcome):
         self.key, self.issuer, self.outcome = key, issuer, outcome
 
-    def __call__(self, claims, *, now_us, receipt_id):
+    def __call__(self, claims, *, now_us, receipt_id, budgets):
         statement = decision_statement(
             receipt_id=receipt_id,
             issuer=self.issuer,

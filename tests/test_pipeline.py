@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fakes import FakeClient, FakeMeter, FakeUpstream, MemoryLedger
+from fakes import NO_POLICIES, FakeClient, FakeMeter, FakeUpstream, MemoryLedger
 from holdgate import gate
 from holdgate.adjudicate import Evidence
 from holdgate.agents import Agent
@@ -118,14 +118,13 @@ class House:
         self.decision = Decision(outcome=Outcome.PERMIT, reason=Reason.PERMIT_RULE, rules=("p/r",))
         self.index = FakeIndex(result)
         monkeypatch.setattr(gate, "decide", lambda policies, inputs: self.decision)
-        nothing: Any = None
         bundle = Bundle(
             digest="sha256:" + "00" * 32,
             revision=0,
             signed=False,
             ends_us=NEVER_US,
             index=self.index,  # type: ignore[arg-type]
-            policies=nothing,
+            policies=NO_POLICIES,
         )
         self.pipeline = Pipeline(
             bundle=bundle,
@@ -667,15 +666,19 @@ def fence(house: House, digest: str) -> list[str]:
     refused: list[str] = []
     really = house.ledger.record
 
-    async def record(judge: Any) -> Any:
-        def fenced(*args: Any, **named: Any) -> Any:
-            entry = judge(*args, **named)
+    class Fenced:
+        def __init__(self, judge: Any) -> None:
+            self._judge, self.keys, self.meters = judge, judge.keys, judge.meters
+
+        def __call__(self, *args: Any, **named: Any) -> Any:
+            entry = self._judge(*args, **named)
             if entry.outcome is Outcome.PERMIT and entry.policy != digest:
                 refused.append(entry.policy)
                 raise Superseded
             return entry
 
-        return await really(fenced)  # type: ignore[arg-type]
+    async def record(judge: Any) -> Any:
+        return await really(Fenced(judge))
 
     house.ledger.record = record  # type: ignore[method-assign]
     return refused
