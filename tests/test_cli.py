@@ -382,7 +382,7 @@ def test_test_runs_cases_and_fails_with_file_and_line(run, shop):
     said = run("test")
     assert said.code == 0 and "2 of 2 cases passed; 2 of 2 rules covered" in said.out
     path = shop / "policies/orders_test.yaml"
-    path.write_text(POLICY_TEST.replace("outcome: DENY", "outcome: PERMIT"))
+    path.write_text(POLICY_TEST.replace("{outcome: DENY, rules: [orders/huge]}", "PERMIT"))
     said = run("test", "policies/orders_test.yaml")
     assert said.code == 1 and "orders_test.yaml:10" in said.out
 
@@ -406,6 +406,27 @@ def test_test_decides_a_captured_request(run, shop):
     said = run("test")
     assert said.code == 0, said.out + said.err
     assert "3 of 3 cases passed" in said.out
+
+
+def test_test_filters_and_fails_below_the_coverage_that_is_asked_for(run, shop):
+    said = run("test", "--filter", "orders/hu*", "--json")
+    assert said.code == 0
+    assert [case["name"] for case in json.loads(said.out)["cases"]] == ["orders/huge"]
+    said = run("test", "--filter", "nothing")
+    assert said.code == 1 and "no case matches 'nothing'" in said.err
+    assert run("test", "--min-coverage", "100").code == 0
+    said = run("test", "--min-boundaries", "50", "--output", "junit")
+    assert said.code == 1 and "boundary coverage 0 % is below 50 %" in said.err
+    assert 'failures="0"' in said.out
+    assert "params.amount <= constants.most: no case at 99, 100, 101" in run("test").out
+
+
+def test_test_counts_only_what_the_given_suites_speak_of(run, shop):
+    other = POLICY.replace("name: orders", "name: more")
+    (shop / "policies/more.yaml").write_text(other)
+    assert "more/small was never true or false" not in run("test").out
+    said = run("test", "policies/orders_test.yaml", "--min-coverage", "100", "--json")
+    assert {row["rule"] for row in json.loads(said.out)["coverage"]} == {"orders/small", "orders/huge"}
 
 
 def test_a_broken_test_file_is_exit_1(run, shop):

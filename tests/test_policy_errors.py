@@ -74,7 +74,6 @@ def test_wrong_bundles_name_the_place_and_the_fix(tmp_path: Path, wrong: Wrong) 
     _refused(wrong, place, caught.value, "agents.yaml")
 
 
-@pytest.mark.skip(reason="the reader of tests does not name places yet")
 @pytest.mark.parametrize("wrong", SUITES, ids=lambda wrong: wrong.name)
 def test_wrong_tests_name_the_place_and_the_fix(tmp_path: Path, wrong: Wrong) -> None:
     text, place = spoiled(SUITE, wrong)

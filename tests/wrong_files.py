@@ -475,7 +475,7 @@ SUITES = [
         "has no parameter 'bucket'",
     ),
     Wrong("amount as a text", "{amount: 100", '{amount: ¦"100"', "params.amount is int"),
-    Wrong("amount with a point", "{amount: 100", "{amount: ¦1.00", "params.amount is int"),
+    Wrong("amount with a point", "{amount: 100", "{amount: ¦1.00", "1.00 is a text here; write an integer"),
     Wrong("flag yes", "live: true", "live: ¦yes", "params.live is bool"),
     Wrong("Norway", "currency: eur", "currency: ¦false", "params.currency is string"),
     Wrong(
@@ -519,9 +519,9 @@ SUITES = [
     Wrong("matrix of two paths", "[0, 5000, 5001]}", "[0], params.live: [true]}", "one path"),
     Wrong("matrix without params", "{params.amount: [", "{¦amount: [", "params.<name>"),
     Wrong(
-        "matrix of an unknown parameter", "{params.amount: [", "{params.amout: [¦", "did you mean 'amount'?"
+        "matrix of an unknown parameter", "{params.amount: [", "{params.amout: ¦[", "did you mean 'amount'?"
     ),
-    Wrong("matrix with a wrong type", "[0, 5000, 5001]", "[0, 5000, ¦5001.5]", "params.amount is int"),
+    Wrong("matrix with a wrong type", "[0, 5000, 5001]", "[0, 5000, ¦5001.5]", "5001.5 is a text here"),
     Wrong("matrix without values", "[0, 5000, 5001]", "¦[]", "has no values"),
     Wrong("expectations too few", "[SILENCE, PERMIT, SILENCE]", "¦[SILENCE, PERMIT]", "2 entries for 3"),
     Wrong("expect_each alone", "    matrix: {params.amount: [0, 5000, 5001]}\n", "", "needs a matrix"),

@@ -46,8 +46,10 @@ __all__ = [
     "Rule",
     "RuleEffect",
     "envelope",
+    "known",
     "lint",
     "load_policies",
+    "not_a_number",
     "policy_files",
 ]
 
@@ -185,7 +187,7 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) ->
             raise spec[key].fail_key(f"{key} are not supported in this version; remove spec.{key}")
     if "shadow" in spec and spec["shadow"].boolean("spec.shadow"):
         raise spec["shadow"].fail_key("shadow policies are not supported in this version; remove spec.shadow")
-    surface = _known(spec["surface"], index.surfaces(), "surface")
+    surface = known(spec["surface"], index.surfaces(), "no surface map has the surface")
     listed = _operations(spec.get("operations"), surface, index)
     try:
         params = index.param_schema(surface, listed)
@@ -210,14 +212,15 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) ->
     )
 
 
-def _known(node: Node, names: frozenset[str], what: str) -> str:
-    text = node.text(what)
+def known(node: Node, names: frozenset[str], says: str) -> str:
+    """The text, which must be one of `names`. Raises ConfigError: `says`, the text, what is close to it."""
+    text = node.text(says)
     if text not in names:
         close = get_close_matches(text, sorted(names), n=1)
         advice = (
             f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(names)) or 'none'}"
         )
-        raise node.fail(f"no surface map has the {what} {text!r}; {advice}")
+        raise node.fail(f"{says} {text!r}; {advice}")
     return text
 
 
@@ -225,12 +228,12 @@ def _operations(node: Node | None, surface: str, index: ParamSource) -> tuple[st
     """The listed operations; None: all of the surface. An empty list is not "all": it is an error."""
     if node is None:
         return None
-    known = frozenset(index.operations(surface))
+    operations = frozenset(index.operations(surface))
     found: list[str] = []
     for item in node.sequence("spec.operations"):
         if isinstance(item.value, str) and "*" in item.value:
             raise item.fail("there are no patterns; leave `operations` out to mean every one of the surface")
-        operation = _known(item, known, f"operation on {surface}:")
+        operation = known(item, operations, f"no surface map has on {surface} the operation")
         if operation in found:
             raise item.fail(f"spec.operations lists {operation} twice")
         found.append(operation)

@@ -12,17 +12,18 @@ Invariants (tests/test_policytest.py):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, InputError, Outcome
+from .errors import InputError, Outcome
 from .gate import Decision, decide, trace
 from .policy import envelope, policy_files
 from .policy_model import ParamSource, PolicySet
+from .policytest_boundary import Boundaries, Boundary
 from .policytest_case import Expectation, TestCase, read_suite
-from .strictyaml import load_file
+from .strictyaml import Node, load_file
 
 __all__ = ["CaseResult", "Coverage", "RecogniseFile", "TestReport", "run_tests"]
 
@@ -51,7 +52,8 @@ class Coverage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestReport:
     results: tuple[CaseResult, ...]
-    coverage: tuple[Coverage, ...]  # every rule of the policy set, by name
+    coverage: tuple[Coverage, ...]  # by name: every rule of the policies that count
+    boundaries: tuple[Boundary, ...]  # of the same rules
 
     __test__ = False  # not a test class, whatever pytest thinks of the name
 
@@ -64,6 +66,18 @@ class TestReport:
         return tuple(each for each in self.coverage if not (each.seen_true and each.seen_false))
 
     @property
+    def rule_percent(self) -> int:
+        """Of every rule's two halves, true and false, how many some case reached; rounded down."""
+        return _percent(
+            sum(each.seen_true + each.seen_false for each in self.coverage), 2 * len(self.coverage)
+        )
+
+    @property
+    def boundary_percent(self) -> int:
+        wanted = sum(len(each.wanted) for each in self.boundaries)
+        return _percent(wanted - sum(len(each.missing) for each in self.boundaries), wanted)
+
+    @property
     def ok(self) -> bool:
         return bool(self.results) and not self.failed
 
@@ -73,10 +87,30 @@ def run_tests(
     policies: PolicySet,
     index: ParamSource,
     recognise_file: RecogniseFile | None = None,
+    *,
+    chosen: Callable[[str], bool] = lambda name: True,
+    every_policy: bool = True,
 ) -> TestReport:
-    """Run every PolicyTest under `paths`. Raises ConfigError for a test file that is not valid."""
-    results: list[CaseResult] = []
+    """Run every PolicyTest under `paths`. Raises ConfigError for a test file that is not valid.
+
+    `chosen` picks cases by name. Coverage is of every policy, or of those that the suites speak of.
+    """
+    cases = [case for case in _read(paths, policies, index) if chosen(case.name)]
+    counted = {policy.name for policy in policies.policies}
+    if not every_policy:
+        counted &= {name for case in cases for name in case.policies}
     seen: dict[str, set[str]] = {name: set() for name in policies.names}
+    boundaries = Boundaries(policies, counted)
+    results = [_run(case, policies, recognise_file, seen, boundaries) for case in cases]
+    coverage = tuple(
+        Coverage(rule=name, seen_true="true" in found, seen_false="false" in found)
+        for name, found in sorted(seen.items())
+        if name.partition("/")[0] in counted
+    )
+    return TestReport(results=tuple(results), coverage=coverage, boundaries=boundaries.report())
+
+
+def _read(paths: Sequence[Path], policies: PolicySet, index: ParamSource) -> Iterator[TestCase]:
     first: dict[str, TestCase] = {}
     for path in policy_files(paths):
         root = load_file(path)
@@ -85,15 +119,13 @@ def run_tests(
         for case in read_suite(root, policies, index):
             if case.name in first:
                 other = f"{first[case.name].file}:{first[case.name].line}"
-                message = f"a case named {case.name!r} exists already: {other}"
-                raise ConfigError(message, file=case.file, line=case.line)
+                raise case.place.fail(f"a case named {case.name!r} exists already: {other}")
             first[case.name] = case
-            results.append(_run(case, policies, recognise_file, seen))
-    coverage = tuple(
-        Coverage(rule=name, seen_true="true" in found, seen_false="false" in found)
-        for name, found in sorted(seen.items())
-    )
-    return TestReport(results=tuple(results), coverage=coverage)
+            yield case
+
+
+def _percent(part: int, whole: int) -> int:
+    return 100 if whole == 0 else part * 100 // whole
 
 
 def _run(
@@ -101,17 +133,19 @@ def _run(
     policies: PolicySet,
     recognise_file: RecogniseFile | None,
     seen: dict[str, set[str]],
+    boundaries: Boundaries,
 ) -> CaseResult:
     inputs = case.inputs
     if case.request_file is not None:
         try:
-            inputs = {**inputs, **_recognised(case, case.request_file, recognise_file)}
+            inputs = {**inputs, **_recognised(case.request_file, recognise_file)}
         except InputError as error:
             # The surface map refused the request, so the gate would never be asked.
             decision = Decision(outcome=Outcome.SILENCE, reason=error.reason, rules=())
             return _judged(case, decision, (f"refused before the gate: {error}",))
     inputs = _with_bound_approvals(inputs)
     decision = decide(policies, inputs)
+    boundaries.look(inputs)
     lines = []
     for each in trace(policies, inputs):
         seen[each.rule].add(each.result)
@@ -124,14 +158,10 @@ def _run(
     return _judged(case, decision, tuple(lines) or ("no rule applies to this operation",))
 
 
-def _recognised(case: TestCase, name: str, recognise_file: RecogniseFile | None) -> dict[str, Any]:
+def _recognised(node: Node, recognise_file: RecogniseFile | None) -> dict[str, Any]:
     if recognise_file is None:
-        message = f"{case.name}: request_file needs the surface maps, and none are loaded here"
-        raise ConfigError(message, file=case.file, line=case.line)
-    path = Path(case.file).parent / name
-    if not path.is_file():
-        raise ConfigError(f"{case.name}: no such file: {path}", file=case.file, line=case.line)
-    fragment = recognise_file(path)
+        raise node.fail("request_file needs the surface maps, and none are loaded here")
+    fragment = recognise_file(Path(node.file).parent / node.value)
     return {"actions": fragment["actions"], "request": fragment["request"]}
 
 

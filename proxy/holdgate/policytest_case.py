@@ -9,26 +9,33 @@ Invariants: T1 of policytest.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Final
 
+from . import policy_words
 from .errors import Outcome, Reason
 from .gate import Decision
-from .policy import envelope
+from .policy import Policy, RuleEffect, envelope, known
 from .policy_model import ParamSource, PolicySet
+from .policytest_parts import PARTS, Scope, clock_fields, merged, moment, read_parts, read_path
+from .statement import OUTCOME_OF
 from .strictyaml import Node
+from .surface.model import CelType, ParamSchema
 
 __all__ = ["Expectation", "TestCase", "clock_fields", "read_suite"]
 
-_NOW: Final = "2026-01-05T12:00:00Z"  # a Monday at noon
 _DIGEST: Final = "sha256:" + "0" * 64
-_PARTS: Final = ("agent", "params", "clock", "action", "approvals", "request")
-_AGENT: Final = ("id", "groups", "attrs")
-_ACTION: Final = ("surface", "operation", "effect", "host", "principal")
-_CLOCK: Final = ("now", "hour_utc", "weekday_utc")
-_APPROVAL: Final = ("id", "role", "approver", "request_digest", "expires_s")
+# What the gate itself can say; a request_file may also be refused by its surface map.
+_GATE_REASONS: Final = (
+    Reason.PERMIT_RULE,
+    Reason.DENY_RULE,
+    Reason.APPROVAL_PENDING,
+    Reason.RULE_ERROR,
+    Reason.NO_RULE_MATCHED,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +63,21 @@ class Expectation:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestCase:
     name: str
-    file: str
-    line: int
+    place: Node  # of its name
     inputs: dict[str, Any]  # complete, but for the actions when request_file is set
-    request_file: str | None  # relative to the test file
+    request_file: Node | None  # a path relative to the test file
     expect: Expectation
+    policies: frozenset[str]  # that the suite speaks of
 
     __test__ = False
+
+    @property
+    def file(self) -> str:
+        return self.place.file
+
+    @property
+    def line(self) -> int:
+        return self.place.line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,56 +85,75 @@ class _About:
     """What `spec.policy` or `spec.surface` stands for."""
 
     prefix: str
-    surface: str
-    operations: tuple[str, ...]
-    rules: frozenset[str]  # full names that an expectation may use
+    scope: Scope
+    schemas: Mapping[str, Mapping[str, ParamSchema]]  # by operation
+    rules: Mapping[str, RuleEffect]  # full names that an expectation may use
     policy: str | None
-
-
-def clock_fields(now: datetime) -> dict[str, int]:
-    """The clock of a decision input. Sunday is 0, as in CEL."""
-    utc = now.astimezone(UTC)
-    return {
-        "now_s": int(utc.timestamp()),
-        "hour_utc": utc.hour,
-        "weekday_utc": utc.isoweekday() % 7,
-    }
+    policies: frozenset[str]
 
 
 def read_suite(root: Node, policies: PolicySet, index: ParamSource) -> tuple[TestCase, ...]:
     """All cases of one document. Raises ConfigError."""
     _, _, spec_node = envelope(root)
-    spec = spec_node.mapping(required=("cases",), optional=("policy", "surface", "defaults"), what="spec")
+    spec = spec_node.mapping(
+        required=("cases",),
+        optional=("policy", "surface", "defaults"),
+        what="spec",
+        hints=policy_words.SUITE,
+    )
     about = _about(spec_node, spec, policies, index)
-    defaults = _parts(spec["defaults"], "defaults") if "defaults" in spec else {}
+    defaults = read_parts(spec["defaults"], "defaults", about.scope) if "defaults" in spec else {}
     items = spec["cases"].sequence("spec.cases")
     if not items:
         raise spec["cases"].fail("spec.cases is empty")
-    return tuple(case for item in items for case in _cases(item, about, defaults))
+    found: list[TestCase] = []
+    titles: dict[str, int] = {}
+    for item in items:
+        cases = list(_cases(item, about, defaults))
+        title, place = cases[0].name.partition("[")[0], cases[0].place
+        if title in titles:
+            raise place.fail(f"a case named {title!r} exists already in line {titles[title]}")
+        titles[title] = place.line
+        found.extend(cases)
+    return tuple(found)
 
 
 def _about(node: Node, spec: Mapping[str, Node], policies: PolicySet, index: ParamSource) -> _About:
     if ("policy" in spec) == ("surface" in spec):
         raise node.fail("spec needs either `policy` or `surface`")
+    policy: Policy | None = None
     if "policy" in spec:
-        wanted = spec["policy"].text("policy")
-        policy = next((each for each in policies.policies if each.name == wanted), None)
-        if policy is None:
-            known = ", ".join(each.name for each in policies.policies)
-            raise spec["policy"].fail(f"no policy is named {wanted!r}; there are: {known}")
-        surface, operations, prefix = policy.surface, policy.operations, policy.name
-    else:
-        surface = prefix = spec["surface"].text("surface")
-        if surface not in index.surfaces():
-            raise spec["surface"].fail(f"no surface map has the surface {surface!r}")
-        operations = index.operations(surface)
-    return _About(
-        prefix=prefix,
-        surface=surface,
-        operations=tuple(operations),
-        rules=frozenset(policies.names),
-        policy=prefix if "policy" in spec else None,
+        names = {each.name: each for each in policies.policies}
+        policy = names[known(spec["policy"], frozenset(names), "no policy is named")]
+    surface = (
+        policy.surface
+        if policy is not None
+        else known(spec["surface"], index.surfaces(), "no surface map has the surface")
     )
+    operations = index.operations(surface) if policy is None else policy.operations
+    spoken = [each for each in policies.policies if each.surface == surface]
+    schemas = {operation: index.param_schema(surface, (operation,)) for operation in operations}
+    return _About(
+        prefix=surface if policy is None else policy.name,
+        scope=Scope(
+            surface=surface,
+            operations=tuple(operations),
+            params=_types(schemas.values()),
+            attrs=policies.agent_attrs,
+        ),
+        schemas=schemas,
+        rules={rule.name: rule.effect for each in spoken for rule in each.rules},
+        policy=None if policy is None else policy.name,
+        policies=frozenset({policy.name} if policy is not None else {each.name for each in spoken}),
+    )
+
+
+def _types(schemas: Iterable[Mapping[str, ParamSchema]]) -> dict[str, frozenset[CelType]]:
+    found: dict[str, frozenset[CelType]] = {}
+    for schema in schemas:
+        for name, each in schema.items():
+            found[name] = found.get(name, frozenset()) | {each.type}
+    return found
 
 
 # --- cases ------------------------------------------------------------------------------------
@@ -130,34 +164,47 @@ def _cases(node: Node, about: _About, defaults: dict[str, Any]) -> Iterator[Test
         required=("name",),
         optional=("with", "matrix", "request_file", "expect", "expect_each"),
         what="a case",
+        hints=policy_words.CASE,
     )
     title = f"{about.prefix}/{case['name'].text('name')}"
-    changes = _parts(case["with"], "with") if "with" in case else {}
-    request_file = case["request_file"].text("request_file") if "request_file" in case else None
-    if request_file is not None and not {"params", "action", "request"}.isdisjoint(changes):
-        raise node.fail(f"{title}: with request_file, params, action and request come from the file")
-    base = _merge(defaults, changes)
-    variants = _variants(case["matrix"], base) if "matrix" in case else [("", base)]
+    changes = read_parts(case["with"], "with", about.scope) if "with" in case else {}
+    request_file = case.get("request_file")
+    if request_file is not None:
+        for part in ("params", "action", "request"):
+            if part in changes:
+                message = f"{title}: with request_file, params, action and request come from the file"
+                raise case["with"].value[part].fail_key(message)
+        _check_file(request_file)
+    base = merged(defaults, changes)
+    variants = _variants(case["matrix"], base, about.scope) if "matrix" in case else [("", base)]
     expectations = _expectations(node, case, about, len(variants))
     for (label, parts), expect in zip(variants, expectations, strict=True):
         yield TestCase(
             name=f"{title}{label}",
-            file=node.file,
-            line=node.line,
-            inputs=_inputs(parts, node, about, from_file=request_file is not None),
+            place=case["name"],
+            inputs=_inputs(parts, case["name"], about, from_file=request_file is not None),
             request_file=request_file,
             expect=expect,
+            policies=about.policies,
         )
 
 
-def _variants(node: Node, base: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _check_file(node: Node) -> None:
+    path = Path(node.file).parent / node.text("request_file")
+    if not path.is_file():
+        raise node.fail(f"no such file: {path} (request_file is relative to the test file)")
+
+
+def _variants(node: Node, base: dict[str, Any], scope: Scope) -> list[tuple[str, dict[str, Any]]]:
     matrix = node.open_mapping("matrix")
     if len(matrix) != 1:
-        raise node.fail("matrix takes one path, such as params.amount: [1, 2]")
+        raise node.fail(
+            "matrix takes one path, such as params.amount: [1, 2]; write another case for the other"
+        )
     ((path, values),) = matrix.items()
     keys = path.split(".")
-    if len(keys) < 2 or keys[0] not in _PARTS:
-        raise node.fail(
+    if len(keys) < 2 or keys[0] not in PARTS:
+        raise values.fail_key(
             f"matrix: {path!r} is not a path into a case; write params.<name>, agent.id, clock.now ..."
         )
     found = []
@@ -166,12 +213,9 @@ def _variants(node: Node, base: dict[str, Any]) -> list[tuple[str, dict[str, Any
         shown = (
             "absent" if change is None else str(change).lower() if isinstance(change, bool) else str(change)
         )
-        for key in reversed(keys):
-            change = {key: change}
-        _check_parts(change, item, "matrix")
-        found.append((f"[{shown}]", _merge(base, change)))
+        found.append((f"[{shown}]", merged(base, read_path(keys, item, "matrix", scope))))
     if not found:
-        raise node.fail("matrix has no values")
+        raise values.fail("matrix has no values")
     return found
 
 
@@ -179,89 +223,78 @@ def _expectations(node: Node, case: Mapping[str, Node], about: _About, count: in
     if ("expect" in case) == ("expect_each" in case):
         raise node.fail("a case needs `expect`, or `expect_each` with a matrix")
     if "expect" in case:
-        return [_expectation(case["expect"], about)] * count
+        return [_expectation(case["expect"], about, from_file="request_file" in case)] * count
     if "matrix" not in case:
         raise case["expect_each"].fail("expect_each needs a matrix")
     items = case["expect_each"].sequence("expect_each")
     if len(items) != count:
         raise case["expect_each"].fail(f"expect_each has {len(items)} entries for {count} matrix values")
-    return [_expectation(item, about) for item in items]
+    return [_expectation(item, about, from_file="request_file" in case) for item in items]
 
 
-def _expectation(node: Node, about: _About) -> Expectation:
-    """`PERMIT`, or {outcome, reason, rules}."""
+def _expectation(node: Node, about: _About, *, from_file: bool) -> Expectation:
+    """`PERMIT`, or {outcome, reason, rules}. What can never come true is an error."""
     if isinstance(node.value, str):
         return Expectation(outcome=_outcome(node), reason=None, rules=None)
-    parts = node.mapping(required=("outcome",), optional=("reason", "rules"), what="expect")
-    reason = Reason(parts["reason"].choice(tuple(Reason), "reason")) if "reason" in parts else None
+    parts = node.mapping(
+        required=("outcome",),
+        optional=("reason", "rules"),
+        what="expect",
+        hints={"decision": "'outcome'", "effect": "'outcome'", "rule": "'rules'", "reason_code": "'reason'"},
+    )
+    outcome = _outcome(parts["outcome"])
+    reason = _reason(parts["reason"], outcome, from_file=from_file) if "reason" in parts else None
     rules: frozenset[str] | None = None
     if "rules" in parts:
-        rules = frozenset(_rule_name(item, about) for item in parts["rules"].sequence("rules"))
-    return Expectation(outcome=_outcome(parts["outcome"]), reason=reason, rules=rules)
+        rules = frozenset(
+            _rule_name(item, about, outcome, reason) for item in parts["rules"].sequence("rules")
+        )
+        if not rules and outcome is not Outcome.SILENCE:
+            raise parts["rules"].fail(
+                f"{outcome.value} has at least one rule that decides; name it, or leave rules out"
+            )
+    return Expectation(outcome=outcome, reason=reason, rules=rules)
 
 
 def _outcome(node: Node) -> Outcome:
-    return Outcome(node.choice(tuple(Outcome), "outcome"))
+    return Outcome(node.choice(tuple(Outcome), "outcome", policy_words.OUTCOMES))
 
 
-def _rule_name(node: Node, about: _About) -> str:
+def _reason(node: Node, outcome: Outcome, *, from_file: bool) -> Reason:
+    reason = Reason(node.choice(tuple(Reason), "reason"))
+    if not (from_file or reason in _GATE_REASONS):
+        listed = ", ".join(_GATE_REASONS)
+        raise node.fail(f"the gate never answers {reason.value}; it answers one of: {listed}")
+    always = OUTCOME_OF[reason]
+    if outcome is not always:
+        raise node.fail(f"{reason.value} is {always.value}, so this cannot come true")
+    return reason
+
+
+def _rule_name(node: Node, about: _About, outcome: Outcome, reason: Reason | None) -> str:
     text = node.text("a rule")
     full = f"{about.policy}/{text}" if about.policy and "/" not in text else text
-    if full not in about.rules:
-        raise node.fail(f"no rule is named {full!r}")
+    effect = about.rules.get(full)
+    if effect is None:
+        own = {name.removeprefix(f"{about.policy}/"): name for name in about.rules}
+        close = get_close_matches(text, own, n=1)
+        advice = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(own))}"
+        raise node.fail(f"no rule of {about.scope.surface} is named {full!r}; {advice}")
+    decides = {Outcome.PERMIT: RuleEffect.PERMIT, Outcome.DENY: RuleEffect.DENY}.get(outcome)
+    if reason is Reason.APPROVAL_PENDING:
+        decides = RuleEffect.REVIEW
+    if decides is not None and effect is not decides:
+        raise node.fail(f"{full} is a {effect.value} rule, so it never decides {outcome.value}")
+    if reason is Reason.NO_RULE_MATCHED:
+        raise node.fail("no_rule_matched has no rule that decides; leave rules out")
     return full
 
 
 # --- inputs -----------------------------------------------------------------------------------
 
 
-def _parts(node: Node, what: str) -> dict[str, Any]:
-    node.mapping(optional=_PARTS, what=what)
-    plain: dict[str, Any] = node.plain()
-    _check_parts(plain, node, what)
-    return plain
-
-
-def _check_parts(parts: Mapping[str, Any], node: Node, what: str) -> None:
-    """Known keys only: a misspelt one would leave the case testing something else."""
-    for part, allowed in (
-        ("agent", _AGENT),
-        ("action", _ACTION),
-        ("clock", _CLOCK),
-        ("request", ("digest",)),
-    ):
-        record = parts.get(part, {})
-        if not isinstance(record, dict):
-            raise node.fail(f"{what}.{part} must be a mapping")
-        for key in record:
-            if key not in allowed:
-                raise node.fail(f"{what}.{part}: unknown key {key!r}; allowed: {', '.join(allowed)}")
-    if not isinstance(parts.get("params", {}), dict):
-        raise node.fail(f"{what}.params must be a mapping")
-    approvals = parts.get("approvals", [])
-    if not isinstance(approvals, list) or not all(isinstance(each, dict) for each in approvals):
-        raise node.fail(f"{what}.approvals must be a list of mappings")
-    for key in (key for each in approvals for key in each):
-        if key not in _APPROVAL:
-            raise node.fail(f"{what}.approvals: unknown key {key!r}; allowed: {', '.join(_APPROVAL)}")
-
-
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Records are merged, everything else replaces, null removes."""
-    merged = dict(base)
-    for key, value in changes.items():
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, dict):
-            before = merged.get(key)
-            merged[key] = _merge(before if isinstance(before, dict) else {}, value)
-        else:
-            merged[key] = value
-    return merged
-
-
 def _inputs(parts: Mapping[str, Any], node: Node, about: _About, *, from_file: bool) -> dict[str, Any]:
-    agent, clock = parts.get("agent", {}), _clock(parts.get("clock", {}), node)
+    agent, clock = parts.get("agent", {}), moment(parts.get("clock", {}))
     approvals = [
         {"id": "approval-1", "approver": "approver-1", "expires_s": clock["now_s"] + 3600, **each}
         for each in parts.get("approvals", [])
@@ -277,32 +310,25 @@ def _inputs(parts: Mapping[str, Any], node: Node, about: _About, *, from_file: b
     }
 
 
-def _clock(clock: Mapping[str, Any], node: Node) -> dict[str, int]:
-    text = clock.get("now", _NOW)
-    try:
-        now = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        raise node.fail(f"clock.now must be a time such as {_NOW}, found {text!r}") from None
-    if now.tzinfo is None:
-        raise node.fail(f"clock.now needs a zone: {text}Z")
-    return {**clock_fields(now), **{key: value for key, value in clock.items() if key != "now"}}
-
-
 def _action(parts: Mapping[str, Any], node: Node, about: _About) -> dict[str, Any]:
-    given = parts.get("action", {})
+    given, params = parts.get("action", {}), parts.get("params", {})
     operation = given.get("operation")
     if operation is None:
-        if len(about.operations) != 1:
-            listed = ", ".join(about.operations)
+        if len(about.scope.operations) != 1:
+            listed = ", ".join(about.scope.operations)
             raise node.fail(f"action.operation is needed, because {about.prefix} covers several: {listed}")
-        operation = about.operations[0]
-    elif "surface" not in given and operation not in about.operations:
-        raise node.fail(f"{about.prefix} does not cover the operation {operation!r}")
+        operation = about.scope.operations[0]
+    schema = about.schemas.get(operation)
+    if schema is not None and not params.keys() <= schema.keys():
+        name = min(params.keys() - schema.keys())
+        raise node.fail(
+            f"{operation} has no parameter {name!r}; remove it from this case, or with {name}: null"
+        )
     return {
-        "surface": about.surface,
+        "surface": about.scope.surface,
         "effect": "commit",
         "host": "api.example.com",
         **given,
         "operation": operation,
-        "params": dict(parts.get("params", {})),
+        "params": dict(params),
     }

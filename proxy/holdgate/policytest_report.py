@@ -29,10 +29,14 @@ def to_text(report: TestReport) -> str:
     for each in report.uncovered:
         missing = [word for word, seen in (("true", each.seen_true), ("false", each.seen_false)) if not seen]
         lines.append(f"not covered: {each.rule} was never {' or '.join(missing)}")
+    for boundary in (each for each in report.boundaries if each.missing):
+        values = ", ".join(str(value) for value in boundary.missing)
+        lines.append(f"boundary not covered: {boundary.rule}: {boundary.text}: no case at {values}")
     covered = len(report.coverage) - len(report.uncovered)
     passed = len(report.results) - len(report.failed)
     lines.append(
-        f"{passed} of {len(report.results)} cases passed; {covered} of {len(report.coverage)} rules covered"
+        f"{passed} of {len(report.results)} cases passed; {covered} of {len(report.coverage)} rules covered "
+        f"({report.rule_percent} %), boundaries {report.boundary_percent} %"
     )
     return "\n".join(lines) + "\n"
 
@@ -55,6 +59,22 @@ def to_json(report: TestReport) -> str:
         "coverage": [
             {"rule": each.rule, "true": each.seen_true, "false": each.seen_false} for each in report.coverage
         ],
+        "boundaries": [
+            {
+                "rule": each.rule,
+                "comparison": each.text,
+                "value": each.value,
+                "wanted": list(each.wanted),
+                "missing": list(each.missing),
+            }
+            for each in report.boundaries
+        ],
+        "summary": {
+            "cases": len(report.results),
+            "failed": len(report.failed),
+            "rule_coverage_percent": report.rule_percent,
+            "boundary_coverage_percent": report.boundary_percent,
+        },
     }
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 

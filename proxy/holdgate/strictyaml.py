@@ -155,7 +155,9 @@ def _kind(value: Any) -> str:
 
 
 def _close(text: str, options: tuple[str, ...]) -> str:
-    found = get_close_matches(text, options, n=1) or get_close_matches(text.lower(), options, n=1)
+    found = [
+        close for form in (text, text.lower(), text.upper()) for close in get_close_matches(form, options)
+    ]
     return repr(str(found[0])) if found else ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, assert_never
 
 from ..errors import HoldgateError
 
@@ -45,6 +45,7 @@ __all__ = [
     "Select",
     "Type",
     "Unary",
+    "parts_of",
 ]
 
 PROFILE: Final = "cel-strict/1"
@@ -234,3 +235,26 @@ type Node = (
     | Call
     | Quantifier
 )
+
+
+def parts_of(node: Node) -> tuple[Node, ...]:
+    """The nodes right below `node`, in the order of the source."""
+    match node:
+        case Literal() | Ident():
+            return ()
+        case Select(operand=operand) | Unary(operand=operand):
+            return (operand,)
+        case Has(target=target):
+            return (target,)
+        case Index(operand=operand, key=key):
+            return (operand, key)
+        case ListLiteral(items=parts) | Logic(parts=parts) | Call(args=parts):
+            return parts
+        case Binary(left=left, right=right):
+            return (left, right)
+        case Conditional(test=test, then=then, other=other):
+            return (test, then, other)
+        case Quantifier(over=over, predicate=predicate):
+            return (over, predicate)
+        case _:
+            assert_never(node)

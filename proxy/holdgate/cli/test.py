@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,15 @@ def register(commands: Commands) -> None:
     )
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="default: `policies` of -c FILE")
     parser.add_argument("--output", choices=("text", "json", "junit"), default="text")
+    parser.add_argument(
+        "--filter",
+        metavar="TEXT",
+        help="only cases whose policy/case[value] contains TEXT, or matches it with *",
+    )
+    for name, what in (("coverage", "rules reached, true and false each"), ("boundaries", "boundary values")):
+        parser.add_argument(
+            f"--min-{name}", type=percent, default=0, metavar="PERCENT", help=f"fail below: {what}"
+        )
 
 
 def _test(args: argparse.Namespace) -> int:
@@ -42,12 +52,50 @@ def _test(args: argparse.Namespace) -> int:
     try:
         index = SurfaceIndex.compile(load_maps(surfaces))
         rules = load_policies(policies, index)
-        report = run_tests(tests, rules, index, partial(_recognise, index, Limits(), _fleet_key(args.config)))
+        report = run_tests(
+            tests,
+            rules,
+            index,
+            partial(_recognise, index, Limits(), _fleet_key(args.config)),
+            chosen=partial(_chosen, args.filter),
+            every_policy=not args.paths and not args.filter,
+        )
     except ConfigError as error:  # a bad map, policy or test: the check failed, the call was right
         print(error, file=sys.stderr)
         return 1
     print(_text(report, "json" if args.json else args.output), end="")
-    return 0 if report.ok else 1
+    enough = _enough(report, args)
+    return 0 if report.ok and enough else 1
+
+
+def percent(text: str) -> int:
+    number = int(text.removesuffix("%"))
+    if not 0 <= number <= 100:
+        raise ValueError
+    return number
+
+
+def _chosen(wanted: str | None, name: str) -> bool:
+    if wanted is None or wanted in name:
+        return True
+    return "*" in wanted and re.fullmatch(".*".join(map(re.escape, wanted.split("*"))), name) is not None
+
+
+def _enough(report: TestReport, args: argparse.Namespace) -> bool:
+    """Says on stderr what is missing, so that machine formats stay what they are."""
+    if not report.results:
+        print(f"no case matches {args.filter!r}" if args.filter else "no test was found", file=sys.stderr)
+    short = [
+        f"{what} {found} % is below {wanted} %"
+        for what, found, wanted in (
+            ("rule coverage", report.rule_percent, args.min_coverage),
+            ("boundary coverage", report.boundary_percent, args.min_boundaries),
+        )
+        if found < wanted
+    ]
+    for line in short:
+        print(line, file=sys.stderr)
+    return not short
 
 
 def _text(report: TestReport, form: str) -> str:
