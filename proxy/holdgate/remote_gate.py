@@ -22,7 +22,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .agents import Agent
 from .canonical import CanonicalRequest
@@ -36,9 +36,14 @@ from .statement import OUTCOME_OF, parse_us
 from .surface.extract import plain
 from .surface.model import Action, Recognised
 
+if TYPE_CHECKING:
+    from .policy_model import PolicySet
+
 __all__ = [
     "PATHS",
     "Asked",
+    "Gatekeeper",
+    "Remote",
     "RemoteError",
     "RemoteProtocol",
     "Told",
@@ -89,6 +94,31 @@ class Told:
 
     decision: Decision
     id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """What a remote gate said of one request: its answers to all questions, as one."""
+
+    decision: Decision
+    engine: str
+    id: str  # under which it expects the outcome, "" when it expects none
+
+    def answer(self, policies: PolicySet, inputs: Mapping[str, Any]) -> Decision:
+        """In the place of gate.decide()."""
+        return self.decision
+
+
+class Gatekeeper(Protocol):
+    """Who is asked in place of the policies here; adapters/gate_client.py is one."""
+
+    async def decide(self, asked: Asked) -> Remote:
+        """Raises BackendError(GATE_TIMEOUT)."""
+        ...
+
+    def recorded(self, remote: Remote, receipt_id: str, outcome: Outcome) -> None:
+        """What became of its decision here: the gate is told the outcome of what it permitted."""
+        ...
 
 
 def engine(protocol: RemoteProtocol) -> str:

@@ -5,7 +5,7 @@ Whatever goes wrong is BackendError(GATE_TIMEOUT): SILENCE, and worth another tr
 
 Invariants (tests/test_gate_client.py):
   GC1  No answer within the deadline, no answer at all, a redirect, or too long an answer: BackendError.
-  GC2  An outcome is reported once, to the gate that permitted; a gate that cannot be told changes nothing here.
+  GC2  An outcome is reported once, of what the gate permitted; that it cannot be told changes nothing here.
 """
 
 from __future__ import annotations
@@ -20,27 +20,17 @@ from typing import Final, Self
 import aiohttp
 
 from ..config_gate import RemoteGate
-from ..errors import BackendError, ConfigError, Reason
-from ..gate import Decision
+from ..errors import BackendError, ConfigError, Outcome, Reason
 from ..keys import KeyDocumentError, KeySet, parse_jwks
-from ..ledger import OutcomeStatus
-from ..remote_gate import PATHS, Asked, RemoteError, Told, combine, engine, questions, read_answer
+from ..ledger import Judge, Ledger, OutcomeStatus, Recorded
+from ..remote_gate import PATHS, Asked, Remote, RemoteError, Told, combine, engine, questions, read_answer
 
-__all__ = ["GateClient", "Remote"]
+__all__ = ["GateClient", "ReportingLedger"]
 
 log = logging.getLogger("holdgate.gate")
 
 _MAX_ANSWER: Final = 65_536
 _REPORT_S: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remote:
-    """What a remote gate said of one request."""
-
-    decision: Decision
-    engine: str
-    id: str  # under which it expects the outcome, "" when it expects none
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +42,7 @@ class GateClient:
     session: aiohttp.ClientSession
     clock_us: Callable[[], int]
     reports: set[asyncio.Task[None]] = field(default_factory=set)
+    permits: dict[str, str] = field(default_factory=dict)  # our receipt -> its
 
     @classmethod
     def open(cls, config: RemoteGate, clock_us: Callable[[], int]) -> Self:
@@ -100,8 +91,18 @@ class GateClient:
             data = await _bounded(answer)
             return read_answer(protocol, answer.status, data, asked, self.keys, now_us=self.clock_us())
 
-    def report(self, remote_id: str, status: OutcomeStatus, http_status: int) -> None:
-        """Tell the gate what became of its permit, in the background."""
+    def recorded(self, remote: Remote, receipt_id: str, outcome: Outcome) -> None:
+        if remote.id == "" or remote.decision.outcome is not Outcome.PERMIT:
+            return
+        self.permits[receipt_id] = remote.id
+        if outcome is not Outcome.PERMIT:  # a claim here refused what it permitted
+            self.report(receipt_id, OutcomeStatus.NOT_SENT, 0)
+
+    def report(self, receipt_id: str, status: OutcomeStatus, http_status: int) -> None:
+        """Tell the gate what became of its permit, in the background; nothing when it gave none."""
+        remote_id = self.permits.pop(receipt_id, "")
+        if remote_id == "" or status is OutcomeStatus.RECONCILED:
+            return
         task = asyncio.ensure_future(self._report(remote_id, status, http_status))
         self.reports.add(task)
         task.add_done_callback(self.reports.discard)
@@ -126,6 +127,23 @@ class GateClient:
         if self.reports:
             await asyncio.wait(self.reports, timeout=_REPORT_S)
         await self.session.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportingLedger:
+    """A ledger whose outcomes a remote gate hears of."""
+
+    ledger: Ledger
+    client: GateClient
+
+    async def record(self, judge: Judge) -> Recorded:
+        return await self.ledger.record(judge)
+
+    def record_outcome(
+        self, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
+    ) -> None:
+        self.ledger.record_outcome(receipt_id, status, http_status, delivered=delivered)
+        self.client.report(receipt_id, status, http_status)
 
 
 async def _bounded(answer: aiohttp.ClientResponse) -> bytes:

@@ -51,6 +51,7 @@ from .dns_stub import DnsStub
 from .engine import build_engine
 from .exec_door import ExecDoor
 from .forced import build_door, build_stub, know_users
+from .gate_client import GateClient, ReportingLedger
 from .keyfiles import Keys, load_keys
 from .metrics import Metrics
 from .mitm import HoldgateAddon
@@ -191,6 +192,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
             task.cancel()
         await control.stop()
         await server.pipeline.dispatcher.close()
+        if isinstance(server.pipeline.gatekeeper, GateClient):
+            await server.pipeline.gatekeeper.close()
         await server.admin.stop()
         await asyncio.to_thread(server.ledger.close)
 
@@ -236,6 +239,7 @@ async def _build(config: Config) -> Server:
     try:
         identity = Identity(config.agents)
         pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
+        _ask_elsewhere(config, pipeline)
         pipeline.vouches_for = _vouching(authority)
         return _around(config, pipeline, ledger, metrics, AgentTls(LeafMaker(authority), identity.issuers))
     except BaseException:
@@ -276,6 +280,14 @@ def _around(
         stub=stub,
         door=build_door(config, pipeline, stub, addon, (engine, proxy)),
     )
+
+
+def _ask_elsewhere(config: Config, pipeline: Pipeline) -> None:
+    """Where `gate:` names one, it decides in place of the policies here. Raises ConfigError."""
+    if config.gate is not None:
+        client = GateClient.open(config.gate, clock_us)
+        pipeline.gatekeeper = client
+        pipeline.ledger = ReportingLedger(ledger=pipeline.ledger, client=client)
 
 
 def _keep(config: Config, bundle: Bundle) -> None:
