@@ -116,6 +116,15 @@ PERMIT = Remote(
 )
 
 
+class Outcomes(MemoryLedger):
+    """Keeps what it is told, of permits that it never saw."""
+
+    def record_outcome(
+        self, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
+    ) -> None:
+        self.outcomes.append((receipt_id, status, http_status, delivered))
+
+
 async def test_gc2_an_outcome_is_reported_once() -> None:
     told: list[dict[str, Any]] = []
 
@@ -124,7 +133,7 @@ async def test_gc2_an_outcome_is_reported_once() -> None:
         return web.json_response({"recorded": True})
 
     async with gate_that(listens) as client:
-        ledger = ReportingLedger(ledger=MemoryLedger(), client=client)
+        ledger = ReportingLedger(ledger=Outcomes(), client=client)
         client.recorded(PERMIT, "rcpt_ours", Outcome.PERMIT)
         for _ in range(2):
             ledger.record_outcome("rcpt_ours", OutcomeStatus.EXECUTED, 200, delivered=True)
@@ -146,7 +155,7 @@ async def test_gc2_what_a_claim_here_refused_was_not_sent() -> None:
 
 async def test_gc2_a_gate_that_is_gone_changes_nothing_here() -> None:
     async with gate_that(says_yes, url="http://127.0.0.1:9") as client:
-        ledger = MemoryLedger()
+        ledger = Outcomes()
         client.recorded(PERMIT, "rcpt_ours", Outcome.PERMIT)
         ReportingLedger(ledger=ledger, client=client).record_outcome(
             "rcpt_ours", OutcomeStatus.FAILED, 402, delivered=True
@@ -228,6 +237,16 @@ def test_a_request_goes_out_when_the_other_instance_permits_and_it_learns_the_ou
     outcomes = {each["of"]: each["status"] for each in receipts(pair.decider) if each["type"] == "outcome"}
     pair.decider.start()
     assert outcomes[theirs["id"]] == "executed"
+
+
+def test_both_logs_pass_the_audit_and_replay_says_who_decided(pair: SimpleNamespace) -> None:
+    for instance in (pair.proxy, pair.decider):
+        done = subprocess.run(instance.command("log", "audit"), capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout
+    done = subprocess.run(
+        pair.proxy.command("replay"), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "remote/holdgate" in done.stdout + done.stderr
 
 
 def test_nothing_goes_out_when_the_other_instance_denies(pair: SimpleNamespace) -> None:

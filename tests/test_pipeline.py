@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fakes import FakeClient, FakeMeter, FakeUpstream, MemoryLedger
+from fakes import NO_POLICIES, FakeClient, FakeMeter, FakeUpstream, MemoryLedger
 from holdgate import gate
 from holdgate.adjudicate import Evidence
 from holdgate.agents import Agent
@@ -116,7 +116,11 @@ class House:
         self.index = FakeIndex(result)
         monkeypatch.setattr(gate, "decide", lambda policies, inputs: self.decision)
         bundle: Any = SimpleNamespace(
-            digest="sha256:" + "00" * 32, revision=0, signed=False, index=self.index, policies=None
+            digest="sha256:" + "00" * 32,
+            revision=0,
+            signed=False,
+            index=self.index,
+            policies=NO_POLICIES,
         )
         self.pipeline = Pipeline(
             bundle=bundle,

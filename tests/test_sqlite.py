@@ -37,7 +37,17 @@ from holdgate.adapters import sqlite as sqlite_adapter
 from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
 from holdgate.audit import AuditReport, audit
 from holdgate.errors import BackendError, ConfigError, InputError, Outcome, Reason
-from holdgate.ledger import AdminNote, Binding, ClaimRow, Entry, OutcomeStatus, Recorded, State, Verdict
+from holdgate.ledger import (
+    AdminNote,
+    Binding,
+    Budgets,
+    ClaimRow,
+    Entry,
+    OutcomeStatus,
+    Recorded,
+    State,
+    Verdict,
+)
 from holdgate.note import verify_checkpoint, vkey
 from holdgate.receipt import verify
 from holdgate.statement import StatementError
@@ -63,11 +73,15 @@ async def _settled(ledger: SqliteLedger) -> None:
 class _Broken:
     """A Judge that does what a test needs; `keys` is what it asks for."""
 
+    meters = ()
+
     def __init__(self, does: Callable[[Entry], Entry], keys: Any = ()) -> None:
         self.keys, self._does, self._good = keys, does, RefundJudge("broken")
 
-    def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry:
-        return self._does(self._good(claims, now_us=now_us, receipt_id=receipt_id))
+    def __call__(
+        self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets
+    ) -> Entry:
+        return self._does(self._good(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets))
 
 
 # --- formats ---
@@ -465,10 +479,10 @@ async def test_s6_a_permit_that_nobody_received_becomes_not_sent(tmp_path: Path)
     entered, go = threading.Event(), threading.Event()
 
     class Slow(RefundJudge):
-        def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry:
+        def __call__(self, claims: Mapping[str, ClaimRow], **given: Any) -> Entry:
             entered.set()
             go.wait(10)
-            return super().__call__(claims, now_us=now_us, receipt_id=receipt_id)
+            return super().__call__(claims, **given)
 
     task = asyncio.create_task(ledger.record(Slow("a")))
     await asyncio.to_thread(entered.wait, 10)

@@ -28,6 +28,7 @@ from .config_gate import RemoteGate, read_gate
 from .config_values import (
     Address,
     Ca,
+    NetworkMode,
     read_address,
     read_ca,
     read_interfaces,
@@ -48,6 +49,7 @@ __all__ = [
     "Config",
     "ConnectTo",
     "Listen",
+    "NetworkMode",
     "OpenDoor",
     "ReceiptsHeader",
     "Upstream",
@@ -108,6 +110,7 @@ class Config:
     policies: tuple[Path, ...]
     agents: tuple[AgentRule, ...]
     interfaces: tuple[str, ...]  # whoever is behind them is an agent: `holdgate network`
+    network_mode: NetworkMode
     limits: Limits
     receipts_header: ReceiptsHeader
     upstream: Upstream
@@ -139,6 +142,7 @@ def load_config(path: Path) -> Config:
     _refuse_unbuilt(keys)
     base = path.absolute().parent
     listen = _listen(keys["listen"])
+    interfaces, network_mode = _network(keys.get("network"), listen)
     agents = read_agents(keys["agents"], base)
     admin = read_admin(keys.get("admin"), [rule.agent.id for rule in agents])
     _refuse_same_listener(keys["listen"], listen, admin)
@@ -153,7 +157,8 @@ def load_config(path: Path) -> Config:
         surfaces=_existing(keys["surfaces"], base, "surfaces"),
         policies=_existing(keys["policies"], base, "policies"),
         agents=agents,
-        interfaces=_interfaces(keys.get("network")),
+        interfaces=interfaces,
+        network_mode=network_mode,
         limits=_limits(keys.get("limits")),
         receipts_header=_receipts(keys.get("receipts")),
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
@@ -183,11 +188,17 @@ def _listen(node: Node) -> Listen:
     return Listen(explicit=explicit, transparent=transparent, dns=dns)
 
 
-def _interfaces(node: Node | None) -> tuple[str, ...]:
+def _network(node: Node | None, listen: Listen) -> tuple[tuple[str, ...], NetworkMode]:
     if node is None:
-        return ()
-    keys = node.mapping(required=("interfaces",), what="network")
-    return read_interfaces(keys["interfaces"], "network.interfaces")
+        return (), NetworkMode.REDIRECT
+    keys = node.mapping(required=("interfaces",), optional=("mode",), what="network")
+    interfaces = read_interfaces(keys["interfaces"], "network.interfaces")
+    if (mode := keys.get("mode")) is None:
+        return interfaces, NetworkMode.REDIRECT
+    chosen = NetworkMode(mode.choice(tuple(NetworkMode), "network.mode"))
+    if chosen is NetworkMode.TPROXY and (listen.transparent is None or not listen.transparent.port):
+        raise mode.fail("network.mode tproxy needs a port to deliver to: write `transparent: 0.0.0.0:8443`")
+    return interfaces, chosen
 
 
 def _refuse_same_listener(node: Node, listen: Listen, admin: Admin) -> None:

@@ -18,6 +18,7 @@ import os
 import resource
 import secrets
 import signal
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -50,8 +51,9 @@ from .dispatch import HttpDispatcher, tls_context
 from .dns_stub import DnsStub
 from .engine import build_engine
 from .exec_door import ExecDoor
-from .forced import build_door, build_stub, know_users
+from .forced import build_door, build_stub, know_users, serve_handed
 from .gate_client import GateClient, ReportingLedger
+from .handed import take
 from .keyfiles import Keys, load_keys
 from .metrics import Metrics
 from .mitm import HoldgateAddon
@@ -86,6 +88,8 @@ class Server:
     boundary: Boundary
     stub: DnsStub
     door: ExecDoor
+    handed: tuple[socket.socket, ...]  # the transparent listener, where it is not the engine's
+    serving: list[asyncio.Server] = field(default_factory=list)
     draining: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -95,7 +99,7 @@ class Server:
 
     @property
     def transparent(self) -> Address | None:
-        return self._bound("transparent")
+        return self.config.listen.transparent if self.handed else self._bound("transparent")
 
     def _bound(self, mode: str) -> Address | None:
         for instance in self.proxy.servers:
@@ -134,11 +138,17 @@ class Server:
             return
         self.draining = True
         self.engine.options.update(server=False)
+        self.deaf()
         await self.door.hang_up()
         deadline = time.monotonic() + self.config.limits.hold_s + 5
         while (self.pipeline.in_flight or self.addon.busy) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         self.engine.shutdown()
+
+    def deaf(self) -> None:
+        """Stop accepting on sockets that were handed over."""
+        for server in self.serving:
+            server.close()
 
     async def sweep(self) -> None:
         while True:
@@ -181,12 +191,16 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await control.start()
         end_stub = await _listen_dns(server)
         server.door.open()
+        server.serving = await serve_handed(
+            server.handed, config.listen.transparent, (server.engine, server.proxy)
+        )
         await server.engine.run()
     except SystemExit:  # the engine's way to end a start that failed; it has logged why
         raise ConfigError("cannot listen; the lines above say why", file=str(config.path)) from None
     finally:
         server.admin.ready = False
         end_stub()
+        server.deaf()
         await server.door.hang_up()
         for task in list(server.tasks):
             task.cancel()
@@ -219,6 +233,7 @@ async def _listen_dns(server: Server) -> Callable[[], None]:
 async def _build(config: Config) -> Server:
     os.umask(0o077)
     _allow_open_files()
+    handed = take(config)
     keys = load_keys(config.state_dir)
     authority = load_ca(config.state_dir)
     bundle = load_bundle(config.surfaces, config.policies)
@@ -241,20 +256,26 @@ async def _build(config: Config) -> Server:
         pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
         _ask_elsewhere(config, pipeline)
         pipeline.vouches_for = _vouching(authority)
-        return _around(config, pipeline, ledger, metrics, AgentTls(LeafMaker(authority), identity.issuers))
+        agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
+        return _around(config, pipeline, ledger, metrics, agent_tls, handed)
     except BaseException:
         ledger.close()
         raise
 
 
 def _around(
-    config: Config, pipeline: Pipeline, ledger: SqliteLedger, metrics: Metrics, agent_tls: AgentTls
+    config: Config,
+    pipeline: Pipeline,
+    ledger: SqliteLedger,
+    metrics: Metrics,
+    agent_tls: AgentTls,
+    handed: tuple[socket.socket, ...],
 ) -> Server:
     """The doors of the pipeline: inner door, admin API, resolver and `exec`."""
     addon = HoldgateAddon(keeper=pipeline, tls_contexts=agent_tls, barrier_trip=metrics.barrier)
     know_users(config, addon)
     try:
-        engine, proxy = build_engine(addon, config.listen, config.limits)
+        engine, proxy = build_engine(addon, config.listen, config.limits, handed=bool(handed))
     except exceptions.OptionsError as error:
         raise ConfigError(f"listen: {error}", file=str(config.path)) from error
     boundary = Boundary.read(config)
@@ -278,6 +299,7 @@ def _around(
         agent_tls=agent_tls,
         boundary=boundary,
         stub=stub,
+        handed=handed,
         door=build_door(config, pipeline, stub, addon, (engine, proxy)),
     )
 
