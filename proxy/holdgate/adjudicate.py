@@ -11,6 +11,7 @@ Invariants (tests/test_adjudicate.py):
   A5  A voided Case (its hold deadline passed) is never permitted.
   A6  Of a sensitive operation nothing is kept in clear: its input is sealed, its receipt has a commitment.
   A7  A PERMIT charges every counter of every action, a replay none; the receipt names ids only.
+  A8  Under no bundle, or one that has ended, every Case is SILENCE with that reason, refused ones too.
 """
 
 from __future__ import annotations
@@ -165,6 +166,9 @@ class Adjudication:
         self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets = NO_BUDGETS
     ) -> Entry:
         case = self._case
+        gap = self._bundle.gap(now_us)
+        if gap is not None:  # asked here, by the ledger's clock, which no request can turn back
+            return self._entry(now_us, receipt_id, Outcome.SILENCE, gap)
         if self._void:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.GATE_TIMEOUT)
         if case.refusal is not None:
@@ -245,7 +249,7 @@ class Adjudication:
             destination=case.request.destination if case.request else "",
             request=_request_part(case) | committed,
             idempotency=self._idempotency_part(),
-            policy={"digest": bundle.digest, "revision": bundle.revision, "signed": bundle.signed},
+            policy=bundle.statement,
             engine=self._engine if inputs is not None else gate.ENGINE,
             input_digest="" if inputs is None else input_digest(inputs, sealed.salt if sealed else b""),
             exp_us=now_us + PERMIT_USE_BY_US if permit else 0,

@@ -33,7 +33,7 @@ from .errors import REASONS, BackendError, InputError, Outcome, Reason
 from .floods import FLOOD_S, Flood, Floods
 from .headers import Verdicts, decision_headers
 from .held import Client, Gone, Held, claimed_host
-from .ledger import Ledger, OutcomeStatus, Recorded
+from .ledger import Ledger, OutcomeStatus, Recorded, Superseded
 from .limits import Limits
 from .message import Headers, Message, Origin, RequestHead
 from .receipt import ReceiptError
@@ -52,6 +52,7 @@ REFUSAL_RECORD_S = 2.0
 # What is larger is read in a thread: a batch of 1,000 keys in 31 KB takes 40 ms, and 20 are the budget.
 LARGE_BODY_BYTES = 16_384
 LARGE_READS = 1  # at once; decoding holds the interpreter anyway
+_NO_POLICY = frozenset({Reason.POLICY_UNAVAILABLE, Reason.POLICY_EXPIRED})
 
 
 class Meter(Protocol):
@@ -166,10 +167,14 @@ class Pipeline:
             async with asyncio.timeout(self.limits.hold_s):
                 if self.in_flight > self.limits.in_flight:
                     raise InputError(Reason.OVERLOADED, "limits.in_flight")
-                prepare(held)
-                if held.recognised is None:
-                    await self._read_aside(held)
-                return await self._decide(held)
+                while True:
+                    prepare(held)
+                    if held.recognised is None:
+                        await self._read_aside(held)
+                    try:
+                        return await self._decide(held)
+                    except Superseded:
+                        await self._renew(held)
         except (InputError, BackendError) as error:
             reason, detail = error.reason, error.detail
         except TimeoutError:
@@ -198,14 +203,10 @@ class Pipeline:
 
     async def _held(self, held: Held) -> Answer:
         async with asyncio.timeout(self.limits.hold_s):
-            flight, shared = await self._recognise(held)
-            if shared is not None:
-                return shared
-            try:
-                recorded = await self._decide(held)
-            except BaseException:
-                share(self.flights, flight, None)
-                raise
+            flight, found = await self._decided(held)
+        if not isinstance(found, Recorded):
+            return found
+        recorded = found
         if recorded.entry.outcome is not Outcome.PERMIT:
             answer = self._refusal(held, recorded, recorded.entry.reason)
             share(self.flights, flight, answer)
@@ -216,6 +217,26 @@ class Pipeline:
             return await self._forward(held, recorded, permit)
         finally:
             permit.close()
+
+    async def _decided(self, held: Held) -> tuple[Flight | None, Recorded | Answer]:
+        """Steps 1 to 7, again when another bundle became active meanwhile; or an identical one's answer."""
+        while True:
+            flight, shared = await self._recognise(held)
+            if shared is not None:
+                return None, shared
+            try:
+                return flight, await self._decide(held)
+            except BaseException as error:
+                share(self.flights, flight, None)
+                if not isinstance(error, Superseded):
+                    raise
+                await self._renew(held)
+
+    async def _renew(self, held: Held) -> None:
+        """Another bundle became active: begin again under it. Raises Superseded when that was done often."""
+        await asyncio.sleep(0)  # the activation's own task comes first: it was recorded first
+        if not held.renew(self.bundle):
+            raise Superseded
 
     async def _recognise(self, held: Held) -> tuple[Flight | None, Answer | None]:
         """Steps 1 to 3, and joining an identical request that is in flight."""
@@ -360,6 +381,8 @@ class Pipeline:
         recorded = await self._receipt_of(held, reason)
         if recorded is None:
             reason, status = Reason.STORE_UNAVAILABLE, None
+        elif recorded.entry.reason in _NO_POLICY:  # that comes before anything about the request
+            reason, status = recorded.entry.reason, None
         self.meter.decision("", Outcome.SILENCE.value, reason.value)
         return self._refusal(held, recorded, reason, status=status, close=close)
 
