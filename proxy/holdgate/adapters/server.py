@@ -54,6 +54,7 @@ from .engine import build_engine
 from .exec_door import ExecDoor
 from .fitness import check_ca, check_connect_to
 from .forced import build_door, build_stub, know_users, serve_handed
+from .gate_client import GateClient, ReportingLedger
 from .handed import take
 from .keyfiles import Keys, load_keys
 from .metrics import Metrics
@@ -237,6 +238,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
             task.cancel()
         await control.stop()
         await server.pipeline.dispatcher.close()
+        if isinstance(server.pipeline.gatekeeper, GateClient):
+            await server.pipeline.gatekeeper.close()
         await server.admin.stop()
         await asyncio.to_thread(server.ledger.close)
 
@@ -286,6 +289,7 @@ async def _build(config: Config) -> Server:
         else:
             metrics.bundle_active(bundle.revision, math.inf)
         pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
+        _ask_elsewhere(config, pipeline)
         pipeline.vouches_for = _vouching(authority)
         if activator is not None:
             activator.activate = partial(setattr, pipeline, "bundle")
@@ -353,6 +357,14 @@ def _around(
         handed=handed,
         door=build_door(config, pipeline, stub, addon, (engine, proxy)),
     )
+
+
+def _ask_elsewhere(config: Config, pipeline: Pipeline) -> None:
+    """Where `gate:` names one, it decides in place of the policies here. Raises ConfigError."""
+    if config.gate is not None:
+        client = GateClient.open(config.gate, clock_us)
+        pipeline.gatekeeper = client
+        pipeline.ledger = ReportingLedger(ledger=pipeline.ledger, client=client)
 
 
 def _keep(config: Config, bundle: Bundle) -> None:
