@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from holdgate.adapters import facts as adapter
 from holdgate.adapters.fact_sources import MAX_ANSWER, SourceError, read_table
-from holdgate.adapters.facts import CONCURRENT, Facts, build_facts, check_facts
+from holdgate.adapters.facts import CONCURRENT, Facts, build_facts
+from holdgate.adapters.fitness import check_facts
 from holdgate.config_facts import FileSource, Provider, read_facts
 from holdgate.errors import ConfigError
 from holdgate.facts import Form, Found, Lookup
@@ -434,7 +435,7 @@ def test_every_fact_of_the_policies_has_a_provider(
 ) -> None:
     fact = SimpleNamespace(name="panel", provider=provider, key=key, file="p.yaml", line=7)
     bundle: Any = SimpleNamespace(policies=SimpleNamespace(facts=(fact,)))
-    known = providers(tmp_path, http(1))
+    known: Any = SimpleNamespace(facts=providers(tmp_path, http(1)), path=Path("holdgate.yaml"))
     if not said:
         check_facts(known, bundle)
         return

@@ -11,6 +11,7 @@ Invariants (tests/test_adjudicate.py):
   A5  A voided Case (its hold deadline passed) is never permitted.
   A6  Of a sensitive operation nothing is kept in clear: its input is sealed, its receipt has a commitment.
   A7  A PERMIT charges every counter of every action, a replay none; the receipt names ids only.
+  A8  Under no bundle, or one that has ended, every Case is SILENCE with that reason, refused ones too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .facts import Found, Lookup, lookups_of_all
 from .facts import fill as state_facts
 from .gate import Decision
 from .jcs import dumps_input
-from .keys import SigningKey
+from .keys import Signer
 from .ledger import (
     CONFLICT_SOURCE,
     NO_BUDGETS,
@@ -67,7 +68,7 @@ _REFUSED: Final[Mapping[Verdict, tuple[Outcome, Reason]]] = {
 class Evidence:
     """Who signs, and under which names."""
 
-    signer: SigningKey
+    signer: Signer  # asked in the ledger's serial step only: another key may sign from the next one on
     issuer: str  # the log's origin
     node: str
     fleet_key: bytes  # keys every hash of something guessable
@@ -129,15 +130,35 @@ class TimedGate:
 class Adjudication:
     """One Judge (ledger.py) for one Case under one bundle."""
 
-    __slots__ = ("_bundle", "_case", "_claims", "_decide", "_evidence", "_uses", "_void", "keys", "meters")
+    __slots__ = (
+        "_bundle",
+        "_case",
+        "_claims",
+        "_decide",
+        "_engine",
+        "_evidence",
+        "_uses",
+        "_void",
+        "keys",
+        "meters",
+    )
 
-    def __init__(self, case: Case, bundle: Bundle, evidence: Evidence, decide: Gate | None = None) -> None:
-        """`decide` is the gate, given by callers that measure it."""
+    def __init__(
+        self,
+        case: Case,
+        bundle: Bundle,
+        evidence: Evidence,
+        decide: Gate | None = None,
+        engine: str = gate.ENGINE,
+    ) -> None:
+        """`decide` is the gate, of callers that measure it or have asked another one; `engine` names it."""
         self._case, self._bundle, self._evidence = case, bundle, evidence
-        self._decide = decide or gate.decide
+        self._decide, self._engine = decide or gate.decide, engine
         self._void = False
         self._claims = () if case.refusal else _claims(case, evidence.fleet_key)
-        self._uses = () if case.refusal else _uses(case, bundle, evidence.fleet_key)
+        # Counters belong to the policies here: where another gate decides they have nothing to say.
+        counting = case.refusal is None and engine == gate.ENGINE
+        self._uses = _uses(case, bundle, evidence.fleet_key) if counting else ()
         self.keys = tuple(claim.key for claim in self._claims)
         self.meters = meters_of(self._uses)
 
@@ -149,6 +170,9 @@ class Adjudication:
         self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets = NO_BUDGETS
     ) -> Entry:
         case = self._case
+        gap = self._bundle.gap(now_us)
+        if gap is not None:  # asked here, by the ledger's clock, which no request can turn back
+            return self._entry(now_us, receipt_id, Outcome.SILENCE, gap)
         if self._void:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.GATE_TIMEOUT)
         if case.refusal is not None:
@@ -168,8 +192,9 @@ class Adjudication:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
         inputs = decision_input(case.agent, case.request, case.recognised, now_us)
         repeated = prior if verdict is Verdict.REPLAY else ""
-        facts_of = self._bundle.policies.facts_of
-        state_facts(facts_of, inputs["agent"], inputs["actions"], case.facts, now_s=now_us // 1_000_000)
+        if self._engine == gate.ENGINE:  # like counters
+            facts_of = self._bundle.policies.facts_of
+            state_facts(facts_of, inputs["agent"], inputs["actions"], case.facts, now_s=now_us // 1_000_000)
         charges = self._charged(inputs, budgets, repeated, now_us)
         decision = self._decide(self._bundle.policies, inputs)
         permitted = decision.outcome is Outcome.PERMIT and not self._void
@@ -231,8 +256,8 @@ class Adjudication:
             destination=case.request.destination if case.request else "",
             request=_request_part(case) | committed,
             idempotency=self._idempotency_part(),
-            policy={"digest": bundle.digest, "revision": bundle.revision, "signed": bundle.signed},
-            engine=gate.ENGINE,
+            policy=bundle.statement,
+            engine=self._engine if inputs is not None else gate.ENGINE,
             input_digest="" if inputs is None else input_digest(inputs, sealed.salt if sealed else b""),
             exp_us=now_us + PERMIT_USE_BY_US if permit else 0,
             replay_of=prior if permit and replay else "",

@@ -4,12 +4,14 @@ Only the process that owns the ledger may write it, so `holdgate doctor --prove`
 The socket is in a directory of mode 0700 beside the keys: whoever can open it could sign receipts anyway, and
 an agent, which can read none of it, can neither write a coverage nor keep one from being written.
 
-    one JSON line: {"ask": "status"} or {"ask": "note", "action": ..., "details": {...}} -> one JSON line back
+    one JSON line: {"ask": "status"}, {"ask": "reload"}, {"ask": "note", "action": ..., "details": {...}},
+    {"ask": "rotate", "purpose": ..., "key_id": ...} or {"ask": "revoke", "kid": ..., "from_index": ...}
+    -> one JSON line back
 
 Invariants (tests/test_control.py has one test named after each):
   CT1  Nobody but root and the user of the process is answered, whatever the file modes say.
   CT2  Whatever cannot be read, is too large or too slow ends with an error and writes nothing.
-  CT3  The answer to a note comes after its receipt is durable.
+  CT3  The answer to a note comes after its receipt is durable; that to a change of keys after the change.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ..errors import BackendError, ConfigError, HoldgateError, Reason
+from ..keyhistory import Purpose
 from ..ledger import AdminNote, Noted
+from .keyring import KeyChange, Revocation, Rotation
 
 __all__ = ["ControlServer", "ask"]
 
@@ -35,10 +39,12 @@ log = logging.getLogger("holdgate.control")
 _PLACE: Final = Path("run") / "control.sock"
 _MAX_BYTES: Final = 65_536
 _DEADLINE_S: Final = 10.0
+_RELOAD_S: Final = 120.0  # a bundle is compiled, and its tests are run
 
 
 class _Ledger(Protocol):
     async def note(self, note: AdminNote) -> Noted: ...
+    async def change_key(self, change: KeyChange) -> Noted: ...
 
 
 class ControlServer:
@@ -51,7 +57,9 @@ class ControlServer:
         ledger: _Ledger,
         status: Callable[[], Mapping[str, Any]],
         noted: Callable[[AdminNote, Noted], None],
+        reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
     ) -> None:
+        self._reload = reload
         self._dir, self._ledger, self._status, self._noted = state_dir, ledger, status, noted
         self._server: asyncio.Server | None = None
 
@@ -77,8 +85,8 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(_DEADLINE_S):
-                answer = await self._answer(reader, writer.get_extra_info("socket"))
+            async with asyncio.timeout(_DEADLINE_S) as deadline:
+                answer = await self._answer(reader, writer.get_extra_info("socket"), deadline)
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError) as error:
@@ -86,7 +94,9 @@ class ControlServer:
         finally:
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, sock: Any) -> Mapping[str, Any]:
+    async def _answer(
+        self, reader: asyncio.StreamReader, sock: Any, deadline: asyncio.Timeout
+    ) -> Mapping[str, Any]:
         try:
             line = await reader.readline()  # read first: closing on unread bytes would reset the answer
             _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -97,16 +107,39 @@ class ControlServer:
             match asked["ask"]:
                 case "status":
                     return {"pid": os.getpid(), **self._status()}
+                case "reload" if self._reload is not None:
+                    deadline.reschedule(asyncio.get_running_loop().time() + _RELOAD_S)
+                    return await self._reload()
                 case "note":
                     note = AdminNote(action=asked["action"], by="local", details=asked["details"])
                     noted = await self._ledger.note(note)
                     self._noted(note, noted)
+                    return {"id": noted.receipt_id, "index": noted.index}
+                case "rotate" | "revoke":
+                    noted = await self._ledger.change_key(_change(asked))
+                    log.warning("keys: %s, leaf %d", asked["ask"], noted.index)
                     return {"id": noted.receipt_id, "index": noted.index}
         except HoldgateError as error:
             return {"error": str(error)}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return {"error": f"not a question: {type(error).__name__}"}
         return {"error": "not a question"}
+
+
+def _change(asked: Mapping[str, Any]) -> KeyChange:
+    """Raises ValueError, KeyError."""
+    if asked["ask"] == "rotate":
+        return Rotation(purpose=Purpose(asked["purpose"]), key_id=_text(asked["key_id"]), by="local")
+    from_index = asked["from_index"]
+    if from_index is not None and (type(from_index) is not int or from_index < 0):
+        raise ValueError("from_index is an index")
+    return Revocation(kid=_text(asked["kid"]), from_index=from_index, by="local")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text is needed")
+    return value
 
 
 def _may_ask(uid: int) -> bool:
@@ -117,7 +150,7 @@ def ask(state_dir: Path, question: Mapping[str, Any]) -> dict[str, Any] | None:
     """Ask the running process; None when none runs. Raises BackendError when it refuses, OSError."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(_DEADLINE_S * 2)
+            sock.settimeout(_RELOAD_S if question.get("ask") == "reload" else _DEADLINE_S * 2)
             with _short(state_dir / _PLACE) as name:
                 sock.connect(name)
             sock.sendall(json.dumps(question).encode() + b"\n")

@@ -23,13 +23,11 @@ from typing import Final, Protocol
 
 from cachetools import TTLCache
 
-from ..bundle import Bundle
 from ..config_facts import FileSource, HttpSource, Provider, SqliteSource
-from ..errors import ConfigError
 from ..facts import Found, Lookup
 from .fact_sources import HttpAnswers, SourceError, SqliteRows, TableFile
 
-__all__ = ["Facts", "build_facts", "check_facts"]
+__all__ = ["Facts", "build_facts"]
 
 log = logging.getLogger("holdgate.facts")
 
@@ -129,22 +127,3 @@ def _source(provider: Provider, now_s: Callable[[], int]) -> Source:
             return SqliteRows(source, provider.max_age_s, now_s)
         case HttpSource() as source:
             return HttpAnswers(source, provider.max_age_s, now_s)
-
-
-def check_facts(providers: Iterable[Provider], bundle: Bundle) -> None:
-    """Every fact of the policies has a provider that takes its key. Raises ConfigError at the policy."""
-    known = {provider.name: provider for provider in providers}
-    for fact in bundle.policies.facts:
-        provider = known.get(fact.provider)
-        if provider is None:
-            there = ", ".join(sorted(known)) or "none"
-            message = (
-                f"facts.{fact.name}: holdgate.yaml has no provider {fact.provider!r}; there are: {there}"
-            )
-            raise ConfigError(message, file=fact.file, line=fact.line)
-        if len(provider.source.key) != len(fact.key):
-            message = (
-                f"facts.{fact.name}: the key of {fact.provider} has {len(provider.source.key)} parts"
-                f" ({', '.join(provider.source.key)}), and this one {len(fact.key)}"
-            )
-            raise ConfigError(message, file=fact.file, line=fact.line)

@@ -13,7 +13,7 @@ from typing import Final
 
 from ..erasure import EraseOrder, Erasure
 from ..errors import BackendError, HoldgateError, InputError, Outcome, Reason
-from ..keys import SigningKey
+from ..keys import Signer
 from ..ledger import (
     NO_BUDGETS,
     RELEASING,
@@ -27,6 +27,7 @@ from ..ledger import (
     Noted,
     OutcomeStatus,
     State,
+    Superseded,
     Total,
     bind,
     is_free,
@@ -34,7 +35,7 @@ from ..ledger import (
     settle,
     settle_claim,
 )
-from ..receipt import MAX_BYTES, admin_statement, new_receipt_id, outcome_statement, sign
+from ..receipt import MAX_BYTES, admin_statement, jws_prefix, new_receipt_id, outcome_statement, sign
 from ..sealing import Sealed
 from ..tlog import Tree, leaf_hash
 from .sqlite_schema import (
@@ -52,7 +53,9 @@ from .sqlite_schema import (
 
 _INT64: Final = 2**63
 
-__all__ = ["Batch", "Head", "Node", "OutcomeNote", "Permit", "Written"]
+__all__ = ["ACTIVATED", "Batch", "Fence", "Head", "Node", "OutcomeNote", "Permit", "Written"]
+
+ACTIVATED: Final = "policy_activated"
 
 type Written = tuple[Entry, int] | Noted  # in a transaction that is still open
 
@@ -61,7 +64,7 @@ type Written = tuple[Entry, int] | Noted  # in a transaction that is still open
 class Node:
     """What a ledger signs with, and where time and randomness come from."""
 
-    key: SigningKey
+    key: Signer
     origin: str
     name: str
     owner: str  # this process's run: permits of another owner are nobody's
@@ -98,9 +101,25 @@ class OutcomeNote:
     delivered: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """From here on a PERMIT is recorded only if it was decided under the bundle of this digest."""
+
+    digest: str
+
+
 class Batch:
-    def __init__(self, db: sqlite3.Connection, node: Node, head: Head, live: Mapping[str, Permit]) -> None:
-        self._db, self._node, self._live = db, node, live
+    """`active` is the digest that PERMITs need; "" while no fence was ever set."""
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        node: Node,
+        head: Head,
+        live: Mapping[str, Permit],
+        active: str = "",
+    ) -> None:
+        self._db, self._node, self._live, self.active = db, node, live, active
         self._tree, self._iat_us = head.tree, head.iat_us
         self._claims: dict[str, ClaimRow] = {}
         self._receipts: list[tuple[int, str, str, str, str, str, str, int, bytes]] = []
@@ -113,6 +132,11 @@ class Batch:
     @property
     def head(self) -> Head:
         return Head(tree=self._tree, iat_us=self._iat_us)
+
+    @property
+    def size(self) -> int:
+        """The index of the next leaf."""
+        return self._tree.size
 
     @property
     def is_empty(self) -> bool:
@@ -138,6 +162,8 @@ class Batch:
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
         budgets = self._budgets(judge.meters, claims, now_us) if judge.meters else NO_BUDGETS
         entry = judge(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets)
+        if entry.outcome is Outcome.PERMIT and self.active not in ("", entry.policy):
+            raise Superseded
         bound = self._check(entry, claims, now_us, receipt_id)
         lender = self._check_charges(entry, now_us)
         # Past this line nothing raises but SQLite.
@@ -275,6 +301,8 @@ class Batch:
         )
         jws = sign(statement, self._node.key)
         index = self._append(receipt_id, ("admin", "", note.action, "", ""), now_us, jws)
+        if note.action == ACTIVATED:
+            self.active = note.details["digest"]
         return Noted(receipt_id=receipt_id, iat_us=now_us, index=index)
 
     def erase(self, order: EraseOrder) -> Noted:
@@ -351,6 +379,8 @@ class Batch:
         _text(entry.agent), _text(entry.surface)
         if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, bytes | None):
             raise BackendError(Reason.INTERNAL_ERROR, "the entry's receipt and inputs must be bytes")
+        if not entry.jws.startswith(jws_prefix(self._node.key.kid)):
+            raise BackendError(Reason.INTERNAL_ERROR, "the entry is not signed with the key in use")
         sealed = entry.sealed
         if not isinstance(sealed, Sealed | None) or (sealed is not None and entry.inputs is not None):
             raise BackendError(Reason.INTERNAL_ERROR, "what is sealed is not kept in clear")

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..adapters.keyfiles import load_keys
+from ..adapters.fitness import active_bundle
+from ..adapters.keyfiles import load_fleet_key
 from ..adapters.sqlite_reader import SqliteReader
 from ..agents import Agent, identify
-from ..bundle import load_bundle
 from ..config import Config
 from ..errors import ConfigError, Outcome
 from ..explain import SOURCE, Explained, document, explain, nothing_charged, plain_value
@@ -54,7 +54,7 @@ def _explain(args: argparse.Namespace) -> int:
     explained = explain(
         raw,
         partial(_agent, args.agent, config),
-        load_bundle(config.surfaces, config.policies),
+        active_bundle(config),
         config.limits,
         fleet_key=_fleet_key(config),
         now_us=now_us,
@@ -79,7 +79,7 @@ def _facts(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
 
 def _fleet_key(config: Config) -> bytes:
     try:
-        return load_keys(config.state_dir).fleet
+        return load_fleet_key(config.state_dir)
     except ConfigError as error:
         print(f"note: {error}; digests of sensitive operations are not the proxy's", file=sys.stderr)
         return bytes(32)
