@@ -4,7 +4,9 @@ Only the process that owns the ledger may write it, so `holdgate doctor --prove`
 The socket is in a directory of mode 0700 beside the keys: whoever can open it could sign receipts anyway, and
 an agent, which can read none of it, can neither write a coverage nor keep one from being written.
 
-    one JSON line: {"ask": "status"} or {"ask": "note", "action": ..., "details": {...}} -> one JSON line back
+    one JSON line -> one JSON line back
+    {"ask": "status"} | {"ask": "note", "action": ..., "details": {...}}
+    {"ask": "reconcile", "of": receipt id, "found": "executed|failed|not_sent", "note": ...}
 
 Invariants (tests/test_control.py has one test named after each):
   CT1  Nobody but root and the user of the process is answered, whatever the file modes say.
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ..errors import BackendError, ConfigError, HoldgateError, Reason
-from ..ledger import AdminNote, Noted
+from ..ledger import AdminNote, Finding, Noted, OutcomeStatus
 
 __all__ = ["ControlServer", "ask"]
 
@@ -39,6 +41,7 @@ _DEADLINE_S: Final = 10.0
 
 class _Ledger(Protocol):
     async def note(self, note: AdminNote) -> Noted: ...
+    async def reconcile(self, finding: Finding) -> Noted: ...
 
 
 class ControlServer:
@@ -101,6 +104,12 @@ class ControlServer:
                     note = AdminNote(action=asked["action"], by="local", details=asked["details"])
                     noted = await self._ledger.note(note)
                     self._noted(note, noted)
+                    return {"id": noted.receipt_id, "index": noted.index}
+                case "reconcile":
+                    found = OutcomeStatus(asked["found"])
+                    noted = await self._ledger.reconcile(
+                        Finding(of=asked["of"], found=found, by="local", note=asked["note"])
+                    )
                     return {"id": noted.receipt_id, "index": noted.index}
         except HoldgateError as error:
             return {"error": str(error)}

@@ -33,9 +33,9 @@ from typing import Any, Final
 from ..erasure import EraseOrder
 from ..errors import BackendError, ConfigError, HoldgateError, Outcome, Reason
 from ..keys import SigningKey
-from ..ledger import AdminNote, Judge, Noted, OutcomeStatus, Recorded, State
+from ..ledger import AdminNote, Finding, Judge, Noted, OutcomeStatus, Recorded, State
 from ..note import vkey
-from ..statement import check_admin
+from ..statement import check_admin, check_finding
 from ..tlog import TlogError, Tree
 from .durable import replace_file
 from .sequencer import LOG, Sequencer
@@ -57,7 +57,7 @@ type _Result = tuple[_Pending, Recorded | Noted | HoldgateError]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pending:
-    work: Judge | AdminNote | EraseOrder
+    work: Judge | AdminNote | EraseOrder | Finding
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]  # of Recorded for a Judge, of Noted for a note
 
@@ -94,6 +94,7 @@ class SqliteLedger:
         )
         self._queue: queue.SimpleQueue[_Pending | OutcomeNote | object] = queue.SimpleQueue()
         self._live: dict[str, Permit] = {}
+        self._unknown = len(read_permits(prepared.db, State.UNKNOWN))
         self._dead = ""  # why nothing is recorded any more
         self._is_full = False  # found so at the last commit
         self._eraser = Eraser(prepared.db)
@@ -165,6 +166,11 @@ class SqliteLedger:
         return self._head.tree.size
 
     @property
+    def unknown(self) -> int:
+        """How many permits have an outcome that nobody knows."""
+        return self._unknown
+
+    @property
     def healthy(self) -> bool:
         """Whether a decision could be recorded now. The disk is asked again only when it was found full."""
         return self._alive and not (self._is_full and self._nearly_full())
@@ -190,6 +196,13 @@ class SqliteLedger:
         noted: Noted = await self._ask(note)
         return noted
 
+    async def reconcile(self, finding: Finding) -> Noted:
+        """Write what was found out about an unknown outcome; its keys and budgets follow. Raises
+        StatementError before anything is queued, ReconcileError when that permit's outcome is not unknown."""
+        check_finding(finding)
+        noted: Noted = await self._ask(finding)
+        return noted
+
     async def erase(self, order: EraseOrder) -> Erased:
         """Write the order's receipt, and destroy what it covers. Raises as note() does.
 
@@ -200,7 +213,7 @@ class SqliteLedger:
             await asyncio.sleep(0.01)
         return Erased(noted=noted, out_of_files=self._eraser.done(noted.index))
 
-    async def _ask(self, work: Judge | AdminNote | EraseOrder) -> Any:
+    async def _ask(self, work: Judge | AdminNote | EraseOrder | Finding) -> Any:
         loop = asyncio.get_running_loop()
         pending = _Pending(work=work, loop=loop, future=loop.create_future())
         self._queue.put(pending)
@@ -345,6 +358,7 @@ class SqliteLedger:
 
     def _advance(self, batch: Batch) -> None:
         self._head = batch.head
+        self._unknown += batch.unknown
         self._sequencer.wake()
         for index, erasure in batch.erasing:
             self._eraser.start(index, erasure)
