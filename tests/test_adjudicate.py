@@ -14,6 +14,7 @@ from fakes import NO_POLICIES
 from holdgate import gate
 from holdgate.adjudicate import Adjudication, Case, Evidence, decision_input
 from holdgate.agents import Agent
+from holdgate.bundle import NEVER_US, NO_BUNDLE, Bundle
 from holdgate.counters import Counter
 from holdgate.errors import Outcome, Reason
 from holdgate.gate import Decision
@@ -28,7 +29,15 @@ from test_pipeline import NATIVE, PROVIDER, REQUEST, recognised
 KEY = SigningKey(seed=b"s" * 32)
 EVIDENCE = Evidence(signer=KEY, issuer="test/log", node="n1", fleet_key=b"f" * 32, draw=secrets.token_bytes)
 AGENT = Agent(id="bot", groups=("payments",), attrs=(("accounts", ("a", "b")),))
-BUNDLE: Any = SimpleNamespace(digest="sha256:" + "00" * 32, revision=3, signed=False, policies=NO_POLICIES)
+NOTHING: Any = None
+BUNDLE = Bundle(
+    digest="sha256:" + "00" * 32,
+    revision=3,
+    signed=False,
+    ends_us=NEVER_US,
+    index=NOTHING,
+    policies=NO_POLICIES,
+)
 NOW = 1_790_000_000_000_000
 PERMIT = Decision(outcome=Outcome.PERMIT, reason=Reason.PERMIT_RULE, rules=("p/a", "p/b"))
 DENY = Decision(outcome=Outcome.DENY, reason=Reason.DENY_RULE, rules=("p/d",))
@@ -158,6 +167,26 @@ def test_a5_a_void_case_is_never_permitted(says: Any) -> None:
     assert judge(case(), void=True).reason is Reason.GATE_TIMEOUT
 
 
+@pytest.mark.parametrize(
+    ("bundle", "reason"),
+    [
+        pytest.param(NO_BUNDLE, Reason.POLICY_UNAVAILABLE, id="no bundle"),
+        pytest.param(replace(BUNDLE, ends_us=NOW), Reason.POLICY_EXPIRED, id="ended this very instant"),
+        pytest.param(replace(BUNDLE, ends_us=NOW + 1), None, id="the last one"),
+    ],
+)
+@pytest.mark.parametrize("refusal", [None, Reason.UNKNOWN_DESTINATION])
+def test_a8_without_a_bundle_that_lasts_everything_is_silence(
+    says: Any, bundle: Bundle, reason: Reason | None, refusal: Reason | None
+) -> None:
+    says(PERMIT)
+    made = Adjudication(case(refusal=refusal), bundle, EVIDENCE)
+    entry = made({}, now_us=NOW, receipt_id=new_receipt_id(NOW, b"n" * 16))
+    assert entry.reason is (reason or refusal or Reason.PERMIT_RULE)
+    statement = verify(entry.jws, key_set([KEY.public])).statement
+    assert statement["policy"] == ({} if bundle is NO_BUNDLE else bundle.statement)
+
+
 COUNTED: Any = {
     ("payments.refund", "ok.Refund"): Counter(
         name="day", key=("agent.id",), window_s=3600, measure="amount", file="p", line=1
@@ -168,7 +197,7 @@ COUNTED: Any = {
 def counting(claims: dict[str, ClaimRow], budgets: Budgets, key: KeyRule) -> tuple[Adjudication, Entry]:
     """A batch of two refunds of 100, under a policy that adds them up."""
     policies: Any = SimpleNamespace(counters_of=lambda *action: (COUNTED[action],))
-    bundle: Any = SimpleNamespace(digest=BUNDLE.digest, revision=3, signed=False, policies=policies)
+    bundle = replace(BUNDLE, policies=policies)
     batch = recognised(key=key)
     judge = Adjudication(case(recognised=replace(batch, actions=batch.actions * 2)), bundle, EVIDENCE)
     totals = dict.fromkeys(judge.meters, Total(sum=7, count=1)) if budgets is NO_BUDGETS else budgets.totals

@@ -43,9 +43,11 @@ from holdgate.ledger import (
     Budgets,
     ClaimRow,
     Entry,
+    Noted,
     OutcomeStatus,
     Recorded,
     State,
+    Superseded,
     Verdict,
 )
 from holdgate.note import verify_checkpoint, vkey
@@ -757,3 +759,35 @@ def _no_thread_is_left() -> Any:
 
 def test_the_keys_of_this_file_are_two_purposes() -> None:
     assert RECEIPT_KEY.kid != LOG_KEY.kid
+
+
+# --- fences ---
+
+
+async def test_s8_after_a_fence_no_permit_under_another_bundle_is_recorded(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    await ledger.record(RefundJudge("a"))
+    ledger.fence("sha256:" + "e" * 64)
+    with pytest.raises(Superseded):
+        await ledger.record(RefundJudge("b"))
+    silent = await ledger.record(RefundJudge("a"))  # a refusal is none the worse for its bundle
+    assert silent.entry.outcome is Outcome.SILENCE
+    ledger.fence("sha256:" + "c" * 64)
+    assert (await ledger.record(RefundJudge("b"))).entry.outcome is Outcome.PERMIT
+    ledger.close()
+    assert _audit(tmp_path).problems == ()
+
+
+async def test_s8_the_receipt_of_an_activation_is_a_fence_in_its_own_place(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    details = {"digest": "sha256:" + "e" * 64, "name": "p", "epoch": 1, "revision": 1, "trust": 1}
+    note = AdminNote(action="policy_activated", by="node", details=details)
+    before, noted, after = await asyncio.gather(
+        ledger.record(RefundJudge("a")),
+        ledger.note(note),
+        ledger.record(RefundJudge("b")),
+        return_exceptions=True,
+    )
+    assert isinstance(before, Recorded) and isinstance(noted, Noted)
+    assert isinstance(after, Superseded), "one group, one transaction, and still in order"
+    ledger.close()

@@ -11,6 +11,7 @@ Invariants (tests/test_adjudicate.py):
   A5  A voided Case (its hold deadline passed) is never permitted.
   A6  Of a sensitive operation nothing is kept in clear: its input is sealed, its receipt has a commitment.
   A7  A PERMIT charges every counter of every action, a replay none; the receipt names ids only.
+  A8  Under no bundle, or one that has ended, every Case is SILENCE with that reason, refused ones too.
 """
 
 from __future__ import annotations
@@ -125,15 +126,35 @@ class TimedGate:
 class Adjudication:
     """One Judge (ledger.py) for one Case under one bundle."""
 
-    __slots__ = ("_bundle", "_case", "_claims", "_decide", "_evidence", "_uses", "_void", "keys", "meters")
+    __slots__ = (
+        "_bundle",
+        "_case",
+        "_claims",
+        "_decide",
+        "_engine",
+        "_evidence",
+        "_uses",
+        "_void",
+        "keys",
+        "meters",
+    )
 
-    def __init__(self, case: Case, bundle: Bundle, evidence: Evidence, decide: Gate | None = None) -> None:
-        """`decide` is the gate, given by callers that measure it."""
+    def __init__(
+        self,
+        case: Case,
+        bundle: Bundle,
+        evidence: Evidence,
+        decide: Gate | None = None,
+        engine: str = gate.ENGINE,
+    ) -> None:
+        """`decide` is the gate, of callers that measure it or have asked another one; `engine` names it."""
         self._case, self._bundle, self._evidence = case, bundle, evidence
-        self._decide = decide or gate.decide
+        self._decide, self._engine = decide or gate.decide, engine
         self._void = False
         self._claims = () if case.refusal else _claims(case, evidence.fleet_key)
-        self._uses = () if case.refusal else _uses(case, bundle, evidence.fleet_key)
+        # Counters belong to the policies here: where another gate decides they have nothing to say.
+        counting = case.refusal is None and engine == gate.ENGINE
+        self._uses = _uses(case, bundle, evidence.fleet_key) if counting else ()
         self.keys = tuple(claim.key for claim in self._claims)
         self.meters = meters_of(self._uses)
 
@@ -145,6 +166,9 @@ class Adjudication:
         self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets = NO_BUDGETS
     ) -> Entry:
         case = self._case
+        gap = self._bundle.gap(now_us)
+        if gap is not None:  # asked here, by the ledger's clock, which no request can turn back
+            return self._entry(now_us, receipt_id, Outcome.SILENCE, gap)
         if self._void:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.GATE_TIMEOUT)
         if case.refusal is not None:
@@ -225,8 +249,8 @@ class Adjudication:
             destination=case.request.destination if case.request else "",
             request=_request_part(case) | committed,
             idempotency=self._idempotency_part(),
-            policy={"digest": bundle.digest, "revision": bundle.revision, "signed": bundle.signed},
-            engine=gate.ENGINE,
+            policy=bundle.statement,
+            engine=self._engine if inputs is not None else gate.ENGINE,
             input_digest="" if inputs is None else input_digest(inputs, sealed.salt if sealed else b""),
             exp_us=now_us + PERMIT_USE_BY_US if permit else 0,
             replay_of=prior if permit and replay else "",

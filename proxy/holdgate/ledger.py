@@ -28,7 +28,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from .errors import HoldgateError, Outcome, Reason
+from .errors import BackendError, HoldgateError, Outcome, Reason
 from .sealing import Sealed
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "ReconcileError",
     "Recorded",
     "State",
+    "Superseded",
     "Total",
     "Verdict",
     "appraise",
@@ -247,13 +248,21 @@ class Judge(Protocol):
     ) -> Entry: ...
 
 
+class Superseded(BackendError):
+    """Another bundle became active before this PERMIT was recorded: decide again under that one."""
+
+    def __init__(self) -> None:
+        super().__init__(Reason.POLICY_UNAVAILABLE, "decided under a bundle that is not active any more")
+
+
 class Ledger(Protocol):
     """A durable, ordered store of receipts and claims.
 
     `record` returns only after the entry is durable (fsync'd). Calls are serialised: the claims
     that a Judge reads are those left by every earlier entry, committed or in the same group.
     `now_us` never runs behind the last entry's. Raises BackendError(STORE_UNAVAILABLE) when the
-    entry is not, or may not be, durable; the caller must then treat the request as refused.
+    entry is not, or may not be, durable; the caller must then treat the request as refused. A PERMIT
+    under a bundle that was superseded by then raises Superseded, and nothing of it is recorded.
     A PERMIT whose caller was cancelled while it waited is settled as not_sent by the store.
     The totals of a Judge's meters are read in the same step, and what a PERMIT charges is in its commit;
     a PERMIT whose `prior` still holds charges takes those over instead (counters.Book is the model).

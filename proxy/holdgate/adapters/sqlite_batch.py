@@ -30,6 +30,7 @@ from ..ledger import (
     OutcomeStatus,
     ReconcileError,
     State,
+    Superseded,
     Total,
     bind,
     is_free,
@@ -55,7 +56,9 @@ from .sqlite_schema import (
 
 _INT64: Final = 2**63
 
-__all__ = ["Batch", "Head", "Node", "OutcomeNote", "Permit", "Written"]
+__all__ = ["ACTIVATED", "Batch", "Fence", "Head", "Node", "OutcomeNote", "Permit", "Written"]
+
+ACTIVATED: Final = "policy_activated"
 
 type Written = tuple[Entry, int] | Noted  # in a transaction that is still open
 
@@ -101,9 +104,25 @@ class OutcomeNote:
     delivered: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """From here on a PERMIT is recorded only if it was decided under the bundle of this digest."""
+
+    digest: str
+
+
 class Batch:
-    def __init__(self, db: sqlite3.Connection, node: Node, head: Head, live: Mapping[str, Permit]) -> None:
-        self._db, self._node, self._live = db, node, live
+    """`active` is the digest that PERMITs need; "" while no fence was ever set."""
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        node: Node,
+        head: Head,
+        live: Mapping[str, Permit],
+        active: str = "",
+    ) -> None:
+        self._db, self._node, self._live, self.active = db, node, live, active
         self._tree, self._iat_us = head.tree, head.iat_us
         self._claims: dict[str, ClaimRow] = {}
         self._receipts: list[tuple[int, str, str, str, str, str, str, int, bytes]] = []
@@ -144,6 +163,8 @@ class Batch:
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
         budgets = self._budgets(judge.meters, claims, now_us) if judge.meters else NO_BUDGETS
         entry = judge(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets)
+        if entry.outcome is Outcome.PERMIT and self.active not in ("", entry.policy):
+            raise Superseded
         bound = self._check(entry, claims, now_us, receipt_id)
         lender = self._check_charges(entry, now_us)
         # Past this line nothing raises but SQLite.
@@ -302,6 +323,8 @@ class Batch:
         )
         jws = sign(statement, self._node.key)
         index = self._append(receipt_id, ("admin", "", note.action, "", ""), now_us, jws)
+        if note.action == ACTIVATED:
+            self.active = note.details["digest"]
         return Noted(receipt_id=receipt_id, iat_us=now_us, index=index)
 
     def erase(self, order: EraseOrder) -> Noted:

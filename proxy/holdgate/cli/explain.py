@@ -9,10 +9,10 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
+from ..adapters.fitness import active_bundle
 from ..adapters.keyfiles import load_keys
 from ..adapters.sqlite_reader import SqliteReader
 from ..agents import Agent, identify
-from ..bundle import load_bundle
 from ..config import Config
 from ..errors import ConfigError, Outcome
 from ..explain import SOURCE, Explained, document, explain, nothing_charged, plain_value
@@ -48,7 +48,7 @@ def _explain(args: argparse.Namespace) -> int:
     explained = explain(
         raw,
         partial(_agent, args.agent, config),
-        load_bundle(config.surfaces, config.policies),
+        active_bundle(config),
         config.limits,
         fleet_key=_fleet_key(config),
         now_us=now_us,
