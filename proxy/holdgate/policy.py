@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from . import policy_words
-from .cel.check import type_of_constant
 from .cel.evaluate import EvalError, compile_program
-from .cel.model import BOOL, INT_MAX, INT_MIN, CelError, Constant, Environment
+from .cel.model import BOOL, INT_MAX, INT_MIN, CelError, Constant, Environment, type_of_constant
 from .errors import ConfigError
 from .policy_lint import Finding, lint
 from .policy_model import (
@@ -76,9 +75,10 @@ def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
         by_kind[kind].append(root)
     attrs = _agent_attrs(by_kind["Bundle"])
     seen: dict[str, Node] = {}
+    shared: _Shared = {}
     policies = []
     for root in by_kind["Policy"]:
-        policy = _policy(root, index, attrs)
+        policy = _policy(root, index, attrs, shared)
         if policy.name in seen:
             first = seen[policy.name]
             raise root.fail(f"a policy named {policy.name!r} exists already: {first.file}:{first.line}")
@@ -172,7 +172,10 @@ def _attr(node: Node, what: str) -> ParamSchema:
 # --- kind: Policy -----------------------------------------------------------------------------
 
 
-def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) -> Policy:
+type _Shared = dict[tuple[str, tuple[str, ...] | None], dict[object, object]]
+
+
+def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema], shared: _Shared) -> Policy:
     _, metadata, spec_node = envelope(root)
     if "owner" not in metadata:
         raise metadata["name"].fail_key("metadata needs the key 'owner': who answers for this policy")
@@ -197,7 +200,7 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) ->
             f"the parameters of {surface} do not agree: {error}; list `operations` that do"
         ) from error
     constants = _constants(spec.get("constants"))
-    names = environment(params, attrs, constants)
+    names = environment(params, attrs, constants, shared=shared.setdefault((surface, listed), {}))
     policy_name = metadata["name"].text("metadata.name")
     return Policy(
         name=policy_name,
@@ -302,6 +305,7 @@ def _rules(node: Node, policy: str, names: Environment) -> Iterator[Rule]:
         yield rule
 
 
+_EFFECTS: Final = tuple(RuleEffect)
 _WHEN: Final = {
     list: "one text, not a list; join the conditions with && or ||",
     dict: "one text, not a mapping; join the conditions with && or ||",
@@ -317,7 +321,7 @@ def _rule(node: Node, policy: str, names: Environment) -> Rule:
         hints=policy_words.RULE,
     )
     rule_id = name(parts["id"], "id")
-    effect = RuleEffect(parts["effect"].choice(tuple(RuleEffect), "effect", policy_words.EFFECTS))
+    effect = RuleEffect(parts["effect"].choice(_EFFECTS, "effect", policy_words.EFFECTS))
     when = parts["when"]
     if not isinstance(when.value, str):
         raise when.fail(f"rule {rule_id}: `when` must be {_WHEN.get(type(when.value), _WHEN[bool])}")

@@ -163,8 +163,14 @@ def environment(
     params: Mapping[str, ParamSchema],
     agent_attrs: Mapping[str, ParamSchema],
     constants: Mapping[str, Constant],
+    *,
+    shared: dict[object, object] | None = None,
 ) -> Environment:
-    """The names that conditions may use, with their types."""
+    """The names that conditions may use, with their types.
+
+    `shared`: one for all policies with these parameters and attributes, so that what several of them say is
+    compiled once.
+    """
     attrs = Record(_fields(agent_attrs))
     agent = Record({"id": Field(STRING), "groups": Field(ListOf(STRING)), "attrs": Field(attrs)})
     roots: dict[str, Type] = {
@@ -175,7 +181,7 @@ def environment(
         "params": Record(_fields(params)),
         "request": _REQUEST,
     }
-    return Environment(roots=roots, constants=constants)
+    return Environment(roots=roots, constants=constants, shared={} if shared is None else shared)
 
 
 def _fields(schemas: Mapping[str, ParamSchema]) -> dict[str, Field]:
