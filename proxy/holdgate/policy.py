@@ -20,11 +20,12 @@ from typing import Final
 
 from . import policy_words
 from .cel.evaluate import EvalError, compile_program
-from .cel.model import BOOL, INT_MAX, INT_MIN, CelError, Constant, Environment, type_of_constant
+from .cel.model import BOOL, INT_MAX, INT_MIN, MAX_STEPS, CelError, Constant, Environment, type_of_constant
 from .errors import ConfigError
 from .policy_lint import Finding, lint
 from .policy_model import (
     MAX_RULES,
+    Applicable,
     ParamSource,
     Policy,
     PolicySet,
@@ -90,12 +91,25 @@ def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
     deciding = [root.file for root in (*by_kind["Policy"], *by_kind["Bundle"])]
     loaded = policy_set(policies, index, attrs, deciding)
     for (surface, operation), applicable in loaded.table.items():
-        if len(applicable.rules) > MAX_RULES:
-            message = (
-                f"{len(applicable.rules)} rules apply to {operation} on {surface}; at most {MAX_RULES} may"
-            )
-            raise ConfigError(message, file=applicable.rules[-1].file, line=applicable.rules[-1].line)
+        _check_bounds(surface, operation, applicable)
     return loaded
+
+
+def _check_bounds(surface: str, operation: str, applicable: Applicable) -> None:
+    """How many rules one action may meet, and what they may take. Raises ConfigError."""
+    place = f"to {operation} on {surface}"
+    if len(applicable.rules) > MAX_RULES:
+        last = applicable.rules[-1]
+        message = f"{len(applicable.rules)} rules apply {place}; at most {MAX_RULES} may"
+        raise ConfigError(message, file=last.file, line=last.line)
+    worst = applicable.cost.worst
+    if worst > MAX_STEPS:
+        dearest = max(applicable.rules, key=lambda rule: rule.program.cost.worst)
+        message = (
+            f"rule {dearest.name}: rules that apply {place} take up to {worst} steps; at most {MAX_STEPS} "
+            f"may ({dearest.program.cost.worst} are this rule's); use shorter conditions and lists"
+        )
+        raise ConfigError(message, file=dearest.file, line=dearest.line)
 
 
 def policy_files(paths: Sequence[Path]) -> tuple[Path, ...]:

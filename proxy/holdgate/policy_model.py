@@ -15,6 +15,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Protocol
 
+from .cel.cost import Cost, total
 from .cel.evaluate import Program
 from .cel.model import BOOL, INT, STRING, Constant, Environment, Field, ListOf, Record, Type
 from .surface.model import CelType, Effect, ParamSchema
@@ -130,6 +131,11 @@ class Applicable:
     tests: Mapping[str, ValueTest]  # by name: is this value of the declared type
     required: frozenset[str]
     rules: tuple[Rule, ...]  # sorted by name
+
+    @property
+    def cost(self) -> Cost:
+        """Of one action, in the worst case."""
+        return total(rule.program.cost for rule in self.rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

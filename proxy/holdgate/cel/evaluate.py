@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 from .check import check
 from .closures import Budget, Compiled, EvalFault, Fault, Frame, Run, logic
 from .compile import Compiler
+from .cost import Cost, cost_of, total
 from .model import BOOL, MAX_DEPTH, MAX_SOURCE, PER_POLICY, CelError, Environment, Logic, Type
 from .parse import parse
 
@@ -53,6 +54,7 @@ class Program:
     source: str
     type: Type
     paths: frozenset[str]  # inputs and constants that it names: "params.amount"
+    cost: Cost  # of its worst case
     constant: object  # its value (or EvalError) when no input can change it, else None
     roots: tuple[str, ...]  # what the first slots of a frame hold
     run: Run
@@ -73,6 +75,7 @@ class _Part(NamedTuple):
     type: Type
     paths: frozenset[str]
     if_true: frozenset[str]
+    cost: Cost
     compiled: Compiled
     start: int
     end: int
@@ -97,6 +100,7 @@ def compile_program(source: str, environment: Environment, *, expect: Type | Non
         source=source,
         type=kind,
         paths=paths,
+        cost=total(part.cost for part in parts),
         constant=compiled.value,
         roots=tuple(environment.slots),
         run=compiled.run,
@@ -118,6 +122,7 @@ def _whole(source: str, environment: Environment) -> list[_Part]:
             type=checked.type,
             paths=checked.paths,
             if_true=checked.if_true,
+            cost=cost_of(part, environment),
             compiled=compiler.compile(part),
             start=part.start,
             end=part.end,
@@ -151,7 +156,8 @@ def _parts(source: str, environment: Environment) -> list[_Part] | None:
             if checked.type != BOOL or node.depth >= MAX_DEPTH:
                 return None
             compiled = Compiler(environment).compile(node)
-            part = _Part(checked.type, checked.paths, checked.if_true, compiled, node.start, node.end)
+            cost = cost_of(node, environment)
+            part = _Part(checked.type, checked.paths, checked.if_true, cost, compiled, node.start, node.end)
             known[text, present] = part
         present |= part.if_true
         found.append(part._replace(start=start + part.start, end=start + part.end))

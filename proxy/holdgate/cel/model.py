@@ -20,7 +20,10 @@ __all__ = [
     "MAX_COMPREHENSIONS",
     "MAX_DEPTH",
     "MAX_ITERATIONS",
+    "MAX_LIST",
     "MAX_SOURCE",
+    "MAX_STEPS",
+    "MAX_STRING",
     "PER_POLICY",
     "PROFILE",
     "STRING",
@@ -55,6 +58,10 @@ MAX_SOURCE: Final = 4096  # characters of one expression
 MAX_DEPTH: Final = 32  # nesting of one expression
 MAX_COMPREHENSIONS: Final = 2  # exists/all inside exists/all
 MAX_ITERATIONS: Final = 1000  # steps of exists/all in one decision, all rules together
+MAX_LIST: Final = 1000  # items of one list
+# Slack takes texts of 40,000 characters, EC2 user data of 21,848.
+MAX_STRING: Final = 65_536  # characters of one string
+MAX_STEPS: Final = 250_000  # worst case of all rules of one operation, see cost.py
 INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**63 - 1
 
