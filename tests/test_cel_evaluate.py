@@ -250,10 +250,10 @@ def test_conjuncts_that_are_compiled_once_mean_what_the_whole_means() -> None:
         constants={"cap": 5},
     )
     parts = [
-        "params.a > 1", "has(params.m)", "params.m == 'x'", "!has(params.m)", "params.b", "(params.b || params.a < 0)",
-        "params.a + 9223372036854775807 > 0", "params.a <= constants.cap", "l.exists(x, x == 1 && params.b)", "true",
-        "size('&& ( ?') == 6", "[1, 2] == [params.a, 2]", "params.b || params.a < 0", "params.b ? true : false", "",
-        "1 / params.a == 1",
+        "params.a > 1", "has(params.m)", "params.m == 'x'", "!has(params.m)", "params.b",
+        "(params.b || params.a < 0)", "params.a + 9223372036854775807 > 0", "params.a <= constants.cap",
+        "l.exists(x, x == 1 && params.b)", "true", "size('&& ( ?') == 6", "[1, 2] == [params.a, 2]",
+        "params.b || params.a < 0", "params.b ? true : false", "", "1 / params.a == 1",
     ]  # fmt: skip
     rng = random.Random(11)
     compared = 0

@@ -114,12 +114,12 @@ def run(capsys):
 
 
 class _Judge:
-    keys = ()
+    keys = meters = ()
 
     def __init__(self, key, issuer, outcome):
         self.key, self.issuer, self.outcome = key, issuer, outcome
 
-    def __call__(self, claims, *, now_us, receipt_id):
+    def __call__(self, claims, *, now_us, receipt_id, budgets):
         statement = decision_statement(
             receipt_id=receipt_id,
             issuer=self.issuer,
@@ -203,7 +203,7 @@ def test_q2_every_command_has_help_with_an_example(run, words):
 def test_q2_only_what_is_built_is_there():
     assert {words[0] for words in EVERY} == {
         *("init", "demo", "run", "exec", "network", "doctor", "check", "test", "explain", "verify"),
-        *("receipts", "log", "replay", "trust", "keys", "surfaces", "ca"),
+        *("receipts", "log", "replay", "bundle", "trust", "keys", "surfaces", "ca"),
     }
 
 
@@ -876,3 +876,20 @@ def test_network_print_is_a_script_and_says_what_is_missing_until_then(run, shop
 def test_exec_without_a_running_proxy_is_exit_2(run, shop):
     said = run("exec", "--", "true")
     assert (said.code, said.out) == (2, "") and "`holdgate run` is not running" in said.err
+
+
+def test_running_as_another_user_takes_root_and_a_user_that_exists(run, shop, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert "--user needs root" in (said := run("run", "--user", "nobody")).err and said.code == 2
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert "no user 'no-such-user'" in (said := run("run", "--user", "no-such-user")).err and said.code == 2
+
+
+def test_network_print_says_which_route_tproxy_needs(run, shop):
+    path = shop / "holdgate.yaml"
+    text = path.read_text().replace("  transparent: null ", "  transparent: 0.0.0.0:8443 ")
+    path.write_text(text + "network: {interfaces: [agents0], mode: tproxy}\n")
+    said = run("network", "print")
+    assert said.code == 0 and "#   ip -6 route replace local default dev lo table 18503\n" in said.out
+    assert "meta nfproto ipv4 meta l4proto tcp tproxy ip to :8443 meta mark set 0x48474154 accept" in said.out
+    assert "hand 0.0.0.0:8443 over" in (said := run("run")).err and said.code == 2

@@ -21,17 +21,20 @@ import pytest
 import yaml
 from jsonschema import Draft201909Validator
 
+from holdgate.adapters import handed
 from holdgate.adapters.metrics import Metrics
 from holdgate.adapters.starter import copy_starters, make_state
 from holdgate.adapters.trust import trust_env
 from holdgate.agents import AgentRule
 from holdgate.bundle import load_bundle
 from holdgate.cli import build_parser
-from holdgate.config import Config, load_config
+from holdgate.config import Address, Config, load_config
+from holdgate.network_rules import twin
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 UNITS = ("holdgate.service", "holdgate-network.service")
+SOCKET = "holdgate-transparent.socket"
 OVERLAYS = ("sidecar", "gateway")
 API = "1.31.0"  # of Kubernetes
 HOLDGATE_UID, AGENT_UID = 10001, 10002
@@ -76,13 +79,13 @@ def test_a_unit_leaves_little_open(unit: str, most: float) -> None:
 
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     analyze = tool("systemd-analyze")
-    for unit in UNITS:  # it looks whether the program is there, so it gets one that is
+    for unit in (*UNITS, SOCKET):  # it looks whether the program is there, so it gets one that is
         text = (DEPLOY / "systemd" / unit).read_text(encoding="utf-8")
         (tmp_path / unit).write_text(text.replace("/opt/holdgate/bin/holdgate", sys.executable))
     shutil.copy(DEPLOY / "systemd" / "agent-holdgate.conf", tmp_path / "agent.conf")
     agent = (tmp_path / "agent.conf").read_text() + f"ExecStart={sys.executable} agent.py\n"
     (tmp_path / "agent.service").write_text(agent)
-    said = run(analyze, "verify", *(tmp_path / unit for unit in (*UNITS, "agent.service")))
+    said = run(analyze, "verify", *(tmp_path / unit for unit in (*UNITS, SOCKET, "agent.service")))
     ours = [line for line in said.splitlines() if "holdgate" in line or "agent" in line]
     assert [line for line in ours if "User" not in line] == []  # the user is made by sysusers.d
 
@@ -99,6 +102,19 @@ def test_the_unit_runs_commands_that_exist_and_agents_wait_for_it() -> None:
     drop_in = (DEPLOY / "systemd" / "agent-holdgate.conf").read_text(encoding="utf-8")
     assert "BindsTo=holdgate-network.service" in drop_in
     assert re.search(r"^After=.*holdgate\.service", drop_in, re.M)
+
+
+def test_the_socket_is_what_the_service_takes_and_needs_no_right_of_it() -> None:
+    text = (DEPLOY / "systemd" / SOCKET).read_text(encoding="utf-8")
+    settings = {tuple(line.split("=", 1)) for line in text.splitlines() if re.match(r"[A-Z]\w+=", line)}
+    wanted = Address(host="0.0.0.0", port=8443)
+    assert {value for name, value in settings if name == "ListenStream"} == {str(wanted), str(twin(wanted))}
+    assert {
+        ("Transparent", "yes"),
+        ("BindIPv6Only", "ipv6-only"),
+        ("FileDescriptorName", handed.NAME),
+        ("Service", "holdgate.service"),
+    } <= settings
 
 
 # --- configuration files: every one must start an instance ---

@@ -15,7 +15,7 @@ from evidence import open_ledger
 from holdgate.adapters.doctor import host
 from holdgate.adapters.doctor.host import look, rules_digest
 from holdgate.cli import main
-from holdgate.config import Address, Config, load_config
+from holdgate.config import Address, Config, NetworkMode, load_config
 from holdgate.coverage import State
 
 NOW_US = 1_790_000_000_000_000
@@ -109,3 +109,10 @@ def test_trips_and_little_space_are_open(config: Config, monkeypatch: pytest.Mon
     monkeypatch.setattr(host, "free_bytes", lambda path: 100 << 20)
     states = found(config, status={"barrier_trips": 1})
     assert states["gate.disk"] is states["gate.barriers"] is State.OPEN
+
+
+def test_rules_that_divert_without_a_route_are_unproven(config: Config) -> None:
+    diverting = replace(config, network_mode=NetworkMode.TPROXY)
+    assert found(diverting)["gate.rules"] is State.UNPROVEN
+    routed = found(diverting, command=lambda words: "18503: from all fwmark 0x48474154 lookup 18503")
+    assert routed["gate.rules"] is State.CLOSED

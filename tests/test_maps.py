@@ -260,7 +260,7 @@ def test_message_texts_are_digests_in_receipts(index: SurfaceIndex) -> None:
     recognised = recognise(index, (SURFACES / "slack" / "examples" / "post.http").read_bytes())
     (text,) = [param for param in recognised.actions[0].params if param.name == "text"]
     assert text.value == "hello"
-    assert str(text.public).startswith("sha256:")
+    assert str(text.public).startswith("hmac-sha256:")
 
 
 def test_everything_of_a_patient_is_sensitive(index: SurfaceIndex) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdgate.config import Address, load_config
+from holdgate.config import Address, NetworkMode, load_config
 from holdgate.errors import ConfigError
-from holdgate.network_rules import Boundary, boundary_of, render, render_closed, twin
+from holdgate.network_rules import MARK, Boundary, boundary_of, render, render_closed, routing, twin
 
 RULE = re.compile(r"^    (?!type )(.*)$", re.MULTILINE)
 CHAIN = re.compile(r"^  chain (\w+) \{\n(?:    (type [^\n]*)\n)?", re.MULTILINE)
@@ -23,7 +24,7 @@ PROXY = Address(host="127.0.0.1", port=8080)
 
 def boundary(**changes: object) -> Boundary:
     known: dict[str, object] = {"users": ((1000, 1000),), "interfaces": ("agents0",)}
-    known |= {"transparent": ANY, "dns": DNS, "explicit": PROXY}
+    known |= {"transparent": ANY, "dns": DNS, "explicit": PROXY, "mode": NetworkMode.REDIRECT}
     return Boundary(**(known | changes))  # type: ignore[arg-type]
 
 
@@ -40,6 +41,7 @@ def some_boundaries(draw: st.DrawFn) -> Boundary:
         users=users,
         interfaces=tuple(draw(st.lists(names, min_size=least, max_size=2, unique=True))),
         dns=draw(st.sampled_from([None, DNS])),
+        mode=draw(st.sampled_from(NetworkMode)),
         explicit=draw(st.none() | hosts.map(lambda host: Address(host=host, port=8080))),
     )
 
@@ -61,6 +63,9 @@ def chains(script: str) -> dict[str, tuple[str, list[str]]]:
 OURS = re.compile(
     r"(ip daddr 127\.0\.0\.1 |ip6 daddr ::1 )?ct status dnat (tcp dport 8443|(tcp|udp) dport 5353) accept"
     r"|(ip daddr [0-9.]+|ip6 daddr ::1|fib daddr type local) tcp dport 8080 accept"
+    rf"|meta mark {MARK:#x} socket transparent 1 meta l4proto tcp accept"
+    rf"|meta nfproto ipv(?:4 meta l4proto tcp tproxy ip|6 meta l4proto tcp tproxy ip6) to :8443"
+    rf" meta mark set {MARK:#x} accept"
     r"|icmpv6 type \{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit \} accept"
 )
 
@@ -94,7 +99,7 @@ def test_n3_scripts_share_their_chains_and_replace_all_rules_in_place(one: Bound
         assert "delete" not in script
     heads = [{name: head for name, (head, _) in chains(script).items()} for script in scripts]
     assert heads[0] == heads[1] == heads[2]
-    assert sum(bool(head) for head in heads[0].values()) == 5
+    assert sum(bool(head) for head in heads[0].values()) == 6
 
 
 @given(some_boundaries())
@@ -114,6 +119,34 @@ def test_n5_the_closed_script_only_drops(around: Boundary) -> None:
     )
     assert sum("skuid" in rule for rule in said) == bool(around.users)
     assert len(said) == bool(around.users) + 3 * len(around.interfaces)
+
+
+@given(some_boundaries())
+def test_n6_only_what_arrives_from_agents_is_diverted_and_only_to_our_socket(around: Boundary) -> None:
+    found = chains(render(around))
+    diverting = [name for name, (_, each) in found.items() if any("tproxy" in rule for rule in each)]
+    jumping = [name for name, (_, each) in found.items() if any("jump to_socket" in rule for rule in each)]
+    marked = [name for name, (_, each) in found.items() if any("meta mark 0x" in rule for rule in each)]
+    if not around.diverts:
+        assert (diverting, jumping, marked) == ([], [], [])
+        return
+    assert (diverting, jumping, marked) == (["to_socket"], ["divert_arriving"], ["from_interface"])
+    assert found["divert_arriving"][0].startswith("type filter hook prerouting ")
+    assert found["divert_arriving"][1] == [f'iifname "{name}" jump to_socket' for name in around.interfaces]
+    assert "tproxy" not in render_closed(around)
+    assert not any("tcp redirect" in rule for rule in found["to_stub"][1]), "but for questions"
+    # What users of this machine meet is the same in both modes.
+    plain = chains(render(replace(around, mode=NetworkMode.REDIRECT)))
+    for name in ("redirect_local", "to_listeners", "filter_local", "from_local"):
+        assert found[name] == plain[name]
+
+
+def test_n6_the_route_takes_marked_packets_and_no_other() -> None:
+    assert routing(family=6) == (
+        "-6 route replace local default dev lo table 18503",
+        "-6 rule add preference 18502 iif lo fwmark 0x48474154 lookup main",
+        "-6 rule add preference 18503 fwmark 0x48474154 lookup 18503",
+    )
 
 
 def test_a_whole_script_reads_like_this() -> None:
@@ -225,6 +258,17 @@ def test_agents_are_forced_under_every_uid_that_they_can_take_on(written: Write)
             "name the interface of the agents",
             id="loopback",
         ),
+        pytest.param(
+            {"listen": "{explicit: '127.0.0.1:1'}", "more": "network: {interfaces: [a0], mode: tproxy}"},
+            "write `transparent: 0.0.0.0:8443`",
+            id="nothing to divert to",
+        ),
+        pytest.param(
+            {"more": "network: {interfaces: [a0], mode: mirror}"},
+            "redirect, tproxy",
+            id="unknown mode",
+        ),
+        pytest.param({"more": "network: {mode: tproxy}"}, "interfaces", id="a mode for nobody"),
         pytest.param({"more": "network: {interfaces: [a b]}"}, "the name of an interface", id="not a name"),
         pytest.param({"more": "network: {ports: [1]}"}, "unknown key", id="unknown key"),
     ],

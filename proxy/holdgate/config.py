@@ -1,9 +1,10 @@
 """One strict YAML file in, one frozen Config out; everything that is wrong is a ConfigError with file:line.
 
 CONTRACT 5 lists the keys. Relative paths are relative to the file. What this version does not build
-(`gate` other than embedded, `store` other than sqlite, `bundle.mode` other than files) is refused, not
-ignored. No environment variable is read. Whether the names in `connect_to` are mapped hosts is checked by
-whoever loads the surface maps; each entry keeps its line for that.
+(`store` other than sqlite) is refused, not ignored. No environment variable is
+read. Whether the names in `connect_to` are mapped hosts is checked by whoever loads the surface maps; each
+entry keeps its line for that. With `bundle.mode: signed` the folders `surfaces` and `policies` may be left
+out: they are what `holdgate bundle build` reads, and decide nothing.
 
 Invariants (tests/test_config.py):
   K1  load_config() returns a Config that can be run, or raises ConfigError with file, line and what to write.
@@ -23,10 +24,13 @@ from typing import Final, Literal
 from .agents import AgentRule, Network
 from .config_admin import Admin, AdminToken, OpenDoor, read_admin
 from .config_agents import read_agents
+from .config_bundle import Files, Signed, read_bundle_mode
 from .config_doctor import Doctor, read_doctor
+from .config_gate import RemoteGate, read_gate
 from .config_values import (
     Address,
     Ca,
+    NetworkMode,
     read_address,
     read_ca,
     read_interfaces,
@@ -47,6 +51,7 @@ __all__ = [
     "Config",
     "ConnectTo",
     "Listen",
+    "NetworkMode",
     "OpenDoor",
     "ReceiptsHeader",
     "Upstream",
@@ -103,15 +108,18 @@ class Config:
     state_dir: Path
     listen: Listen
     admin: Admin
-    surfaces: tuple[Path, ...]
+    bundle: Files | Signed
+    surfaces: tuple[Path, ...]  # what decides in files mode; else sources, or none
     policies: tuple[Path, ...]
     agents: tuple[AgentRule, ...]
     interfaces: tuple[str, ...]  # whoever is behind them is an agent: `holdgate network`
+    network_mode: NetworkMode
     limits: Limits
     receipts_header: ReceiptsHeader
     upstream: Upstream
     ca: Ca
     doctor: Doctor
+    gate: RemoteGate | None  # None: the policies here decide
 
     @property
     def issuer(self) -> str:
@@ -125,9 +133,21 @@ def load_config(path: Path) -> Config:
         raise ConfigError("no such file; `holdgate init` writes one, `-c FILE` names another", file=str(path))
     root = load_file(path, excerpts=False)
     keys = root.mapping(
-        required=("version", "node", "state_dir", "listen", "surfaces", "policies", "agents"),
+        required=("version", "node", "state_dir", "listen", "agents"),
         optional=(
-            *("admin", "bundle", "ca", "store", "gate", "limits", "network", "receipts", "upstream"),
+            *(
+                "surfaces",
+                "policies",
+                "admin",
+                "bundle",
+                "ca",
+                "store",
+                "gate",
+                "limits",
+                "network",
+                "receipts",
+                "upstream",
+            ),
             "doctor",
         ),
         what="the configuration",
@@ -136,7 +156,12 @@ def load_config(path: Path) -> Config:
         raise keys["version"].fail("this version of Holdgate reads `version: 1`")
     _refuse_unbuilt(keys)
     base = path.absolute().parent
+    bundle = read_bundle_mode(keys.get("bundle"), base)
+    for name in ("surfaces", "policies"):
+        if name not in keys and isinstance(bundle, Files):
+            raise root.fail(f"the configuration needs the key {name!r}")
     listen = _listen(keys["listen"])
+    interfaces, network_mode = _network(keys.get("network"), listen)
     agents = read_agents(keys["agents"], base)
     admin = read_admin(keys.get("admin"), [rule.agent.id for rule in agents])
     _refuse_same_listener(keys["listen"], listen, admin)
@@ -148,28 +173,25 @@ def load_config(path: Path) -> Config:
         state_dir=read_path(keys["state_dir"], base, "state_dir"),
         listen=listen,
         admin=admin,
-        surfaces=_existing(keys["surfaces"], base, "surfaces"),
-        policies=_existing(keys["policies"], base, "policies"),
+        bundle=bundle,
+        surfaces=_existing(keys.get("surfaces"), base, "surfaces"),
+        policies=_existing(keys.get("policies"), base, "policies"),
         agents=agents,
-        interfaces=_interfaces(keys.get("network")),
+        interfaces=interfaces,
+        network_mode=network_mode,
         limits=_limits(keys.get("limits")),
         receipts_header=_receipts(keys.get("receipts")),
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
         ca=read_ca(keys.get("ca")),
         doctor=read_doctor(keys.get("doctor")),
+        gate=read_gate(keys.get("gate"), base),
     )
 
 
 def _refuse_unbuilt(keys: dict[str, Node]) -> None:
     """Settings that the contract has and this version does not build: an error, never a silent default."""
-    if (gate := keys.get("gate")) is not None and gate.value != "embedded":
-        raise gate.fail("only `gate: embedded` is built in this version; remote gates are not")
     if (store := keys.get("store")) is not None and store.value != "sqlite":
         raise store.fail("only `store: sqlite` is built in this version; PostgreSQL is not")
-    if (bundle := keys.get("bundle")) is not None:
-        mode = bundle.mapping(required=("mode",), optional=("trust", "dir"), what="bundle")["mode"]
-        if mode.value != "files" or len(bundle.value) != 1:
-            raise mode.fail("only `bundle: {mode: files}` is built in this version; signed bundles are not")
 
 
 def _listen(node: Node) -> Listen:
@@ -182,11 +204,17 @@ def _listen(node: Node) -> Listen:
     return Listen(explicit=explicit, transparent=transparent, dns=dns)
 
 
-def _interfaces(node: Node | None) -> tuple[str, ...]:
+def _network(node: Node | None, listen: Listen) -> tuple[tuple[str, ...], NetworkMode]:
     if node is None:
-        return ()
-    keys = node.mapping(required=("interfaces",), what="network")
-    return read_interfaces(keys["interfaces"], "network.interfaces")
+        return (), NetworkMode.REDIRECT
+    keys = node.mapping(required=("interfaces",), optional=("mode",), what="network")
+    interfaces = read_interfaces(keys["interfaces"], "network.interfaces")
+    if (mode := keys.get("mode")) is None:
+        return interfaces, NetworkMode.REDIRECT
+    chosen = NetworkMode(mode.choice(tuple(NetworkMode), "network.mode"))
+    if chosen is NetworkMode.TPROXY and (listen.transparent is None or not listen.transparent.port):
+        raise mode.fail("network.mode tproxy needs a port to deliver to: write `transparent: 0.0.0.0:8443`")
+    return interfaces, chosen
 
 
 def _refuse_same_listener(node: Node, listen: Listen, admin: Admin) -> None:
@@ -285,7 +313,9 @@ def _ca_file(node: Node, base: Path) -> Path:
     return path
 
 
-def _existing(node: Node, base: Path, what: str) -> tuple[Path, ...]:
+def _existing(node: Node | None, base: Path, what: str) -> tuple[Path, ...]:
+    if node is None:
+        return ()
     paths: list[Path] = []
     for item in node.sequence(what):
         path = read_path(item, base, what)

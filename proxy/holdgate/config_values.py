@@ -9,6 +9,7 @@ from __future__ import annotations
 import pwd
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ __all__ = [
     "IDENTIFIER",
     "Address",
     "Ca",
+    "NetworkMode",
     "read_address",
     "read_ca",
     "read_digest",
@@ -59,6 +61,13 @@ class Ca:
 
     constrain: bool  # vouch for mapped hosts only
     overlap_h: int  # how long agents have to fetch a new root before it signs, and an old one still counts
+
+
+class NetworkMode(StrEnum):
+    """How the packets of agents behind an interface reach listen.transparent."""
+
+    REDIRECT = "redirect"  # their destination is rewritten (conntrack remembers it)
+    TPROXY = "tproxy"  # they are delivered as they are, to a socket that somebody privileged opened
 
 
 def read_ca(node: Node | None) -> Ca:

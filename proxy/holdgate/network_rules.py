@@ -1,11 +1,15 @@
 """Which packets of an agent may go where: the configured boundary in, one nftables script out. Pure.
 
 Agents are users of this machine (`match.user`) or whoever is behind an interface (`network.interfaces`).
-Their TCP is redirected to the transparent listener, their DNS to the stub; all else of theirs ends here.
+Their TCP is led to the transparent listener, their DNS to the stub; all else of theirs ends here.
 
     user of this machine   nat output      -> redirected      filter output  -> only what was redirected
     behind an interface    nat prerouting  -> redirected      filter input   -> only what was redirected
+    ... with mode tproxy   mangle prerouting -> diverted      filter input   -> only what was diverted
                                                               filter forward -> nothing, in either direction
+
+A diverted packet keeps its destination: our mark and the route for it make any destination a local one.
+Questions for names are redirected in both modes: the stub then needs no right of any kind.
 
 Invariants (tests/test_network_rules.py has one test named after each):
   N1  Every verdict that lets an agent's packet through names a listener of ours, or neighbour discovery.
@@ -14,6 +18,8 @@ Invariants (tests/test_network_rules.py has one test named after each):
       meets the old rules or the new ones, never neither.
   N4  A script names agents only: other users and interfaces meet no verdict.
   N5  The closed script drops every packet of every agent, and uses nothing that a kernel could lack.
+  N6  Diverting names agents' interfaces only, and what is let through for it has a mark of ours and ends at a
+      transparent socket: nothing that this machine sends can be diverted.
 """
 
 from __future__ import annotations
@@ -23,12 +29,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from .config import Address, Config
+from .config import Address, Config, NetworkMode
 from .errors import ConfigError
 
-__all__ = ["TABLE", "Boundary", "Uids", "boundary_of", "render", "render_closed", "twin"]
+__all__ = [
+    "FROM_HERE",
+    "LOCAL_ROUTE",
+    "MARK",
+    "TABLE",
+    "Boundary",
+    "Uids",
+    "boundary_of",
+    "render",
+    "render_closed",
+    "routing",
+    "twin",
+]
 
 TABLE: Final = "holdgate"
+MARK: Final = 0x48474154  # of diverted packets. Where another table changes it, they are not let through
+LOCAL_ROUTE: Final = 18503  # number of the routing table for marked packets, and preference of its rule
+FROM_HERE: Final = LOCAL_ROUTE - 1  # preference of the rule before it
 
 type Uids = tuple[int, int]  # first and last, both included
 
@@ -38,6 +59,7 @@ _TWINS: Final = {"0.0.0.0": "::", "127.0.0.1": "::1"}  # noqa: S104  addresses t
 # Every script declares exactly these: see N3.
 _BASE_CHAINS: Final = {
     "redirect_local": "type nat hook output priority -110; policy accept;",
+    "divert_arriving": "type filter hook prerouting priority -150; policy accept;",
     "redirect_arriving": "type nat hook prerouting priority -110; policy accept;",
     "filter_local": "type filter hook output priority 0; policy accept;",
     "filter_arriving": "type filter hook input priority 0; policy accept;",
@@ -56,6 +78,7 @@ class Boundary:
     transparent: Address
     dns: Address | None
     explicit: Address | None
+    mode: NetworkMode
 
     def __post_init__(self) -> None:
         if not self.users and not self.interfaces:
@@ -64,6 +87,10 @@ class Boundary:
             raise ValueError("root cannot be an agent: it could remove the rules")
         if any(not _INTERFACE.match(name) for name in self.interfaces):
             raise ValueError("not the name of a network interface")
+
+    @property
+    def diverts(self) -> bool:
+        return self.mode is NetworkMode.TPROXY and bool(self.interfaces)
 
 
 def twin(address: Address) -> Address | None:
@@ -102,6 +129,7 @@ def boundary_of(config: Config, *, proxy_uid: int, subordinate: Mapping[int, tup
         transparent=config.listen.transparent,
         dns=config.listen.dns,
         explicit=config.listen.explicit,
+        mode=config.network_mode,
     )
 
 
@@ -131,27 +159,37 @@ def _merged(ranges: list[Uids]) -> tuple[Uids, ...]:
 
 def render(boundary: Boundary) -> str:
     """The whole script, for `nft -f`."""
-    listeners = _redirects(boundary)
+    diverts = boundary.diverts
     through = _through(boundary)
-    refuse = ["udp dport 443 counter reject", "counter drop"]
+    arriving = [_DIVERTED, *_stub_through(boundary)] if diverts else through
+    # At once where that costs nothing: QUIC, so that clients fall back; and TCP that found no socket of ours,
+    # since then no other kernel resets it.
+    resets = ["meta l4proto tcp counter reject with tcp reset"] if diverts else []
+    quick = ["udp dport 443 counter reject"]
+    refuse = [*quick, *resets, "counter drop"]
     chains = {
         "redirect_local": _each_user(boundary, "jump to_listeners"),
-        "redirect_arriving": _each_interface(boundary, "iifname", "jump to_listeners"),
+        "divert_arriving": _each_interface(boundary, "iifname", "jump to_socket") if diverts else [],
+        "redirect_arriving": _each_interface(
+            boundary, "iifname", "jump to_stub" if diverts else "jump to_listeners"
+        ),
         "filter_local": _each_user(boundary, "jump from_local"),
         "filter_arriving": _each_interface(boundary, "iifname", "jump from_interface"),
         "filter_passing": [
-            *_each_interface(boundary, "iifname", "udp dport 443 counter reject"),
+            *(line for each in (*quick, *resets) for line in _each_interface(boundary, "iifname", each)),
             *_each_interface(boundary, "iifname", "counter drop"),
             *_each_interface(boundary, "oifname", "counter drop"),
         ],
     }
     return _script(
         {
-            "to_listeners": listeners,
+            "to_listeners": _redirects(boundary),
+            "to_stub": _questions(boundary) if diverts else [],
+            "to_socket": _diverts(boundary) if diverts else [],
             # After a redirect a local packet goes to loopback: another table's redirect does not count.
             "from_local": [f"{loopback} {rule}" for loopback in _LOOPBACK for rule in through]
-            + [*_explicit(boundary, local=True), *refuse],
-            "from_interface": [*through, *_explicit(boundary, local=False), _NEIGHBOURS, *refuse],
+            + [*_explicit(boundary, local=True), *quick, "counter drop"],
+            "from_interface": [*arriving, *_explicit(boundary, local=False), _NEIGHBOURS, *refuse],
         },
         chains,
     )
@@ -160,9 +198,10 @@ def render(boundary: Boundary) -> str:
 def render_closed(boundary: Boundary) -> str:
     """No network at all for the agents: what holds before the whole script, and when that does not load."""
     return _script(
-        {"to_listeners": [], "from_local": [], "from_interface": []},
+        {"to_listeners": [], "to_stub": [], "to_socket": [], "from_local": [], "from_interface": []},
         {
             "redirect_local": [],
+            "divert_arriving": [],
             "redirect_arriving": [],
             "filter_local": _each_user(boundary, "drop"),
             "filter_arriving": _each_interface(boundary, "iifname", "drop"),
@@ -174,23 +213,59 @@ def render_closed(boundary: Boundary) -> str:
     )
 
 
+def routing(*, family: int) -> tuple[str, ...]:
+    """What `ip` has to be told so that diverted packets are delivered here; the rule for it comes last.
+
+    The rule before it is for questions that the kernel asks itself with a packet's mark (`iif lo`): is the
+    source behind this interface (rp_filter with src_valid_mark), which way back (tcp_fwmark_accept).
+    """
+    return (
+        f"-{family} route replace local default dev lo table {LOCAL_ROUTE}",
+        f"-{family} rule add preference {FROM_HERE} iif lo fwmark {MARK:#x} lookup main",
+        f"-{family} rule add preference {LOCAL_ROUTE} fwmark {MARK:#x} lookup {LOCAL_ROUTE}",
+    )
+
+
 _LOOPBACK: Final = ("ip daddr 127.0.0.1", "ip6 daddr ::1")
+_DIVERTED: Final = f"meta mark {MARK:#x} socket transparent 1 meta l4proto tcp accept"
 
 
 def _redirects(boundary: Boundary) -> list[str]:
-    rules = [f"{there} return" for there in _explicit_targets(boundary)]
+    returns = [f"{there} return" for there in _explicit_targets(boundary)]
+    everything = f"meta l4proto tcp redirect to :{boundary.transparent.port}"
+    return [*returns, *_questions(boundary), everything]
+
+
+def _questions(boundary: Boundary) -> list[str]:
+    if boundary.dns is None:
+        return []
+    return [f"{proto} dport 53 redirect to :{boundary.dns.port}" for proto in ("udp", "tcp")]
+
+
+def _diverts(boundary: Boundary) -> list[str]:
+    """To the listener's socket, with the destination as it is. Where no socket listens, filters drop it."""
+    returns = [f"{there} return" for there in _explicit_targets(boundary)]
     if boundary.dns is not None:
-        rules += [f"{proto} dport 53 redirect to :{boundary.dns.port}" for proto in ("udp", "tcp")]
-    return [*rules, f"meta l4proto tcp redirect to :{boundary.transparent.port}"]
+        returns.append("tcp dport 53 return")
+    port = boundary.transparent.port
+    tproxy = f"to :{port} meta mark set {MARK:#x} accept"
+    return [
+        *returns,
+        f"meta nfproto ipv4 meta l4proto tcp tproxy ip {tproxy}",
+        f"meta nfproto ipv6 meta l4proto tcp tproxy ip6 {tproxy}",
+    ]
 
 
 def _through(boundary: Boundary) -> list[str]:
     """What was redirected. `ct status dnat` keeps agents from dialling a listener themselves."""
-    rules = [f"ct status dnat tcp dport {boundary.transparent.port} accept"]
-    if boundary.dns is not None:
-        port = boundary.dns.port
-        rules += [f"ct status dnat {proto} dport {port} accept" for proto in ("udp", "tcp")]
-    return rules
+    listener = f"ct status dnat tcp dport {boundary.transparent.port} accept"
+    return [listener, *_stub_through(boundary)]
+
+
+def _stub_through(boundary: Boundary) -> list[str]:
+    if boundary.dns is None:
+        return []
+    return [f"ct status dnat {proto} dport {boundary.dns.port} accept" for proto in ("udp", "tcp")]
 
 
 def _explicit(boundary: Boundary, *, local: bool) -> list[str]:

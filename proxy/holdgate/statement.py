@@ -185,7 +185,8 @@ _OUTCOME_OPTIONAL: Final[Mapping[str, _Shape]] = {
     "http_status": lambda value: type(value) is int and 100 <= value <= 599,
 }
 # What an operator's action may say about itself, by action: a new action is a new row here and in SPEC.md.
-_names: Final = _list_of(_matches(r"[a-z0-9_.]{1,48}"))
+_code: Final = _matches(r"[a-z0-9_.]{1,48}")
+_names: Final = _list_of(_code)
 _ADMIN_DETAILS: Final[Mapping[str, _Shape]] = {
     "coverage": _record(
         {
@@ -198,6 +199,13 @@ _ADMIN_DETAILS: Final[Mapping[str, _Shape]] = {
         },
         {"required": _names, "agent": _is_text, "rules": _sha256},
     ),
+    # The newest of these is the node's high-water mark: no lower revision is taken after it.
+    "policy_activated": _record(
+        {"digest": _sha256, "name": _is_text, "epoch": _is_count, "revision": _is_count, "trust": _is_count},
+        {"previous": _sha256},
+    ),
+    "policy_rejected": _record({"reason": _code, "source": _is_text}, {"digest": _sha256}),
+    "trust_adopted": _record({"version": _is_count, "epoch": _is_count, "digest": _sha256}),
     "shred": _record(
         {"count": _is_count},
         {"ids": _list_of(_id), "agent": _is_text, "surface": _is_text, "before": _is_instant},

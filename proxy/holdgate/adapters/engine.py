@@ -11,6 +11,7 @@ Invariants (tests/test_mitm.py):
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -27,17 +28,23 @@ from .mitm import REQUIRED_OPTIONS, HoldgateAddon
 
 __all__ = ["build_engine", "serves"]
 
+log = logging.getLogger("holdgate.engine")
+
+type End = tuple[str, int]  # IP address, port
 type Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def build_engine(
-    addon: HoldgateAddon, listen: Listen, limits: Limits
+    addon: HoldgateAddon, listen: Listen, limits: Limits, *, handed: bool = False
 ) -> tuple[master.Master, proxyserver.Proxyserver]:
-    """An engine that is ready to run(), in the running event loop."""
+    """An engine that is ready to run(), in the running event loop.
+
+    `handed`: the transparent listener was opened by somebody else, and is not the engine's.
+    """
     modes = []
     if listen.explicit is not None:
         modes.append(_mode("regular", listen.explicit))
-    if listen.transparent is not None:
+    if listen.transparent is not None and not handed:
         modes.append(_mode("transparent", listen.transparent))
         other = twin(listen.transparent)  # where redirected IPv6 arrives
         if other is not None and _can_bind(other):
@@ -59,12 +66,17 @@ def build_engine(
 
 
 def serves(
-    engine: master.Master, proxy: proxyserver.Proxyserver, mode: str, meet: Callable[[Client], None]
+    engine: master.Master,
+    proxy: proxyserver.Proxyserver,
+    mode: str,
+    meet: Callable[[Client], None],
+    destination: Callable[[socket.socket], End] = lambda sock: sock.getsockname()[:2],
 ) -> Serve:
     """A callback for asyncio.start_server: like a listener of the engine's, for sockets that we were given.
 
-    `mode` is "regular" or "transparent"; for the latter the local address is the original destination, since
-    nothing redirected it. `meet` sees each client before anything else does.
+    `mode` is "regular" or "transparent"; for the latter `destination` says what the agent connected to: the
+    local address, where nothing redirected it. An OSError there ends the connection. `meet` sees each client
+    before anything else does.
     """
     instance: mode_servers.ServerInstance[Any] = mode_servers.ServerInstance.make(
         f"{mode}@127.0.0.1:1", proxy
@@ -74,7 +86,12 @@ def serves(
         handler = mode_servers.ProxyConnectionHandler(engine, reader, writer, engine.options, instance.mode)
         context = handler.layer.context
         handler.layer = instance.make_top_layer(context)
-        context.client.sockname = context.client.sockname[:2]
+        try:
+            context.client.sockname = destination(writer.get_extra_info("socket"))
+        except OSError as error:
+            log.error("the original destination is not known: %s", error)
+            writer.close()
+            return
         if mode == "transparent":  # what the engine's own listener does; nothing is ever connected to it
             context.server.address = context.client.sockname
         meet(context.client)

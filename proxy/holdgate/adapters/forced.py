@@ -1,4 +1,5 @@
-"""What serves forced agents besides the engine's own listeners: the stub resolver and the door for `exec`.
+"""What serves forced agents besides the engine's own listeners: the stub resolver, the door for `exec`, and
+sockets that were handed over.
 
 Invariants (tests/test_forced.py has one test named after each):
   FO1  A name that no map has is counted, and leaves a SILENCE receipt with the reason unknown_destination.
@@ -7,25 +8,28 @@ Invariants (tests/test_forced.py has one test named after each):
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 from functools import partial
 
 from mitmproxy import master
 from mitmproxy.addons import proxyserver
 from mitmproxy.connection import Client
 
-from ..config import Config
+from ..config import Address, Config
 from ..errors import ConfigError, InputError, Reason
 from ..message import Listener, Origin
 from ..pipeline import Pipeline
 from .dns_stub import DnsStub
 from .engine import Serve, serves
 from .exec_door import ExecDoor
+from .handed import destination
 from .metrics import Metrics
 from .mitm import HoldgateAddon
 from .netlink import owner_uid
 
-__all__ = ["build_door", "build_stub", "know_users"]
+__all__ = ["build_door", "build_stub", "know_users", "serve_handed"]
 
 
 def build_stub(pipeline: Pipeline, metrics: Metrics) -> DnsStub:
@@ -71,6 +75,18 @@ def build_door(
         dns_udp=stub.serve_udp,
         end_udp=stub.end_udp,
     )
+
+
+async def serve_handed(
+    sockets: tuple[socket.socket, ...],
+    listener: Address | None,
+    engine: tuple[master.Master, proxyserver.Proxyserver],
+) -> list[asyncio.Server]:
+    """Accept on the transparent sockets of mode tproxy."""
+    if listener is None:
+        return []
+    serve = serves(*engine, "transparent", lambda client: None, partial(destination, listener=listener))
+    return [await asyncio.start_server(serve, sock=sock) for sock in sockets]
 
 
 def _vouch(addon: HoldgateAddon, agent: str, client: Client) -> None:

@@ -1,14 +1,20 @@
-"""The rules of network_rules.py in this machine's kernel, through `nft`. One table, `inet holdgate`, of the
-network namespace that the command runs in; nothing else is read or changed.
+"""The rules of network_rules.py in this machine's kernel, through `nft`: one table, `inet holdgate`, of the
+network namespace that the command runs in. With mode tproxy also a route for diverted packets, through `ip`.
+Nothing else is read or changed.
+
+The route is there before the rules that need it, and goes after them. Without it a diverted packet is routed
+like any other, and the filter drops it.
 
 Invariants (tests/integration/test_network.py has one test named after each):
   NW1  apply() leaves the whole rules, or what was there before, or, where nothing was, no network for agents.
-  NW2  is_loaded() is true only while the table is exactly what rendering gives now.
+  NW2  is_loaded() is true only while the table is exactly what rendering gives now; is_routed() only while
+       diverted packets are delivered here.
   NW3  close() leaves agents without network; only remove() opens.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -19,10 +25,22 @@ from typing import Final
 
 from ..config import Config
 from ..errors import ConfigError
-from ..network_rules import TABLE, Boundary, Uids, boundary_of, render, render_closed
+from ..network_rules import (
+    FROM_HERE,
+    LOCAL_ROUTE,
+    MARK,
+    TABLE,
+    Boundary,
+    Uids,
+    boundary_of,
+    render,
+    render_closed,
+    routing,
+)
 
-__all__ = ["apply", "boundary", "close", "is_loaded", "is_there", "remove", "subordinate_uids"]
+__all__ = ["apply", "boundary", "close", "is_loaded", "is_routed", "is_there", "remove", "subordinate_uids"]
 
+_SBIN: Final = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin"
 _LIST: Final = ("-s", "-n", "list", "table", "inet", TABLE)
 
 
@@ -61,10 +79,14 @@ def apply(wanted: Boundary) -> None:
     if not before:
         _nft("-f", "-", script=render_closed(wanted))
     try:
+        if wanted.diverts:
+            _add_routes()
         _nft("-f", "-", script=render(wanted))
     except ConfigError as error:
         left = "the rules that were there before are in force" if before else "agents have no network"
         raise ConfigError(f"{error}; {left}") from error
+    if not wanted.diverts:
+        _remove_routes()
 
 
 def close(wanted: Boundary) -> None:
@@ -75,6 +97,7 @@ def close(wanted: Boundary) -> None:
 def remove() -> None:
     """Take the table away: from here on agents reach whatever this machine reaches."""
     _nft("-f", "-", script=f"add table inet {TABLE}\ndelete table inet {TABLE}\n")
+    _remove_routes()
 
 
 def is_there() -> bool:
@@ -86,6 +109,72 @@ def is_loaded(script: str) -> bool:
     """Whether the table is what `script` makes of an empty namespace (NW2)."""
     found = _listed()
     return found is not None and found == _listed_after(script)
+
+
+def is_routed() -> bool:
+    """Whether diverted packets of every family of this machine are delivered here (NW2)."""
+    return all(_rules_of(f) == [FROM_HERE, LOCAL_ROUTE] and _is_local(f) for f in _families())
+
+
+def _add_routes() -> None:
+    for family in _families():
+        route, *rules = routing(family=family)
+        _ip(*route.split())
+        if _rules_of(family) != [FROM_HERE, LOCAL_ROUTE]:  # not otherwise: without them connections are cut
+            _remove_rules(family)
+            for rule in rules:
+                _ip(*rule.split())
+
+
+def _remove_routes() -> None:
+    if shutil.which("ip", path=_SBIN) is None:  # then nothing was added
+        return
+    for family in _families():
+        _remove_rules(family)
+        if _is_local(family):
+            _ip(f"-{family}", "route", "flush", "table", str(LOCAL_ROUTE))
+
+
+def _remove_rules(family: int) -> None:
+    for preference in _rules_of(family):
+        _ip(f"-{family}", "rule", "del", "preference", str(preference), "fwmark", f"{MARK:#x}")
+
+
+def _families() -> tuple[int, ...]:
+    return (4, 6) if Path("/proc/net/if_inet6").exists() else (4,)
+
+
+def _rules_of(family: int) -> list[int]:
+    """The preferences of the rules that are ours."""
+    listed = json.loads(_ip("-j", f"-{family}", "rule", "list") or "[]")
+    ours = {(FROM_HERE, "lo", "main"), (LOCAL_ROUTE, None, str(LOCAL_ROUTE))}
+    return [
+        row["priority"]
+        for row in listed
+        if row.get("fwmark") == f"{MARK:#x}" and (row["priority"], row.get("iif"), row.get("table")) in ours
+    ]
+
+
+def _is_local(family: int) -> bool:
+    done = _run([_ip_tool(), "-j", f"-{family}", "route", "list", "table", str(LOCAL_ROUTE)])
+    if done.returncode != 0:  # no such table was ever made
+        return False
+    listed = json.loads(done.stdout or "[]")
+    return [(row.get("type"), row["dst"], row.get("dev")) for row in listed] == [("local", "default", "lo")]
+
+
+def _ip_tool() -> str:
+    tool = shutil.which("ip", path=_SBIN)
+    if tool is None:
+        raise ConfigError("`ip` is not installed, and mode tproxy needs a route: apt-get install iproute2")
+    return tool
+
+
+def _ip(*words: str) -> str:
+    done = _run([_ip_tool(), *words])
+    if done.returncode != 0:
+        raise ConfigError(f"ip {' '.join(words)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    return done.stdout
 
 
 def _listed() -> str | None:
@@ -127,12 +216,12 @@ def _run(command: list[str], script: str = "") -> subprocess.CompletedProcess[st
             command, input=script, capture_output=True, text=True, timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"nft could not be run: {error}") from error
+        raise ConfigError(f"{Path(command[0]).name} could not be run: {error}") from error
 
 
 def _tool() -> str:
     # sbin is not on every user's PATH.
-    found = shutil.which("nft") or shutil.which("nft", path="/usr/sbin:/sbin:/usr/local/sbin")
+    found = shutil.which("nft") or shutil.which("nft", path=_SBIN)
     if found is None:
         raise ConfigError("`nft` is not installed: apt-get install nftables (or your system's package of it)")
     return found

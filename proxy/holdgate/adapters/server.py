@@ -14,16 +14,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import os
 import resource
 import secrets
 import signal
+import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -31,13 +32,14 @@ from mitmproxy import exceptions, master
 from mitmproxy.addons import proxyserver
 
 from ..adjudicate import Evidence
-from ..bundle import Bundle, load_bundle
+from ..bundle import NO_BUNDLE, Bundle, load_bundle
 from ..config import Address, Config, ReceiptsHeader
-from ..errors import ConfigError
+from ..config_bundle import Signed
+from ..errors import BackendError, ConfigError
 from ..headers import Verdicts
 from ..network_rules import twin
 from ..pipeline import Pipeline
-from ..subtrees import uncovered
+from .activation import Activator
 from .admin.state import AdminServer
 from .agent_tls import AgentTls
 from .boundary import Boundary
@@ -50,19 +52,22 @@ from .dispatch import HttpDispatcher, tls_context
 from .dns_stub import DnsStub
 from .engine import build_engine
 from .exec_door import ExecDoor
-from .forced import build_door, build_stub, know_users
+from .fitness import check_ca, check_connect_to
+from .forced import build_door, build_stub, know_users, serve_handed
+from .gate_client import GateClient, ReportingLedger
+from .handed import take
 from .keyfiles import Keys, load_keys
 from .metrics import Metrics
 from .mitm import HoldgateAddon
 from .resolver import ConnectTo, Resolver, dns_lookup, system_lookup
 from .sqlite import SqliteLedger
 
-__all__ = ["Server", "serve"]
+__all__ = ["Server", "check_ca", "check_connect_to", "serve"]
 
 log = logging.getLogger("holdgate")
 
 SWEEP_S = 0.25
-CA_WARNING = timedelta(days=30)
+WATCH_S = 1.0  # between two looks at the folder of signed bundles
 
 
 def clock_us() -> int:
@@ -85,6 +90,9 @@ class Server:
     boundary: Boundary
     stub: DnsStub
     door: ExecDoor
+    handed: tuple[socket.socket, ...]  # the transparent listener, where it is not the engine's
+    activator: Activator | None = None  # of signed bundles; None: files
+    serving: list[asyncio.Server] = field(default_factory=list)
     draining: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -94,7 +102,7 @@ class Server:
 
     @property
     def transparent(self) -> Address | None:
-        return self._bound("transparent")
+        return self.config.listen.transparent if self.handed else self._bound("transparent")
 
     def _bound(self, mode: str) -> Address | None:
         for instance in self.proxy.servers:
@@ -109,23 +117,47 @@ class Server:
         bound = {name: str(address) for name, address in named.items() if address is not None}
         return {**bound, "barrier_trips": self.metrics.barrier_trips}
 
-    async def reload(self) -> None:
-        """Load the bundle and the CA again; if either does not load, nothing changes (SV3)."""
+    async def reload(self) -> Mapping[str, Any]:
+        """Load the bundle and the CA again; if either does not load, nothing changes (SV3). What was
+        refused."""
+        refused: list[str] = []
         try:
-            # In a thread: parsing takes about a second, and agents are being served.
-            bundle = await asyncio.to_thread(load_bundle, self.config.surfaces, self.config.policies)
-            check_connect_to(self.config, bundle)
             authority = load_ca(self.config.state_dir)
-            check_ca(self.config, authority, bundle)
-            await asyncio.to_thread(_keep, self.config, bundle)
-        except ConfigError as error:
-            log.error("reload refused, %s stays active: %s", self.pipeline.bundle.digest, error)
-            return
-        self.pipeline.bundle = bundle
+            if self.activator is None:
+                await self._reload_files(authority)
+            else:
+                check_ca(self.config, authority, self.pipeline.bundle)
+                refused = [str(error) for error in await self.activator.refresh(again=True)]
+        except (ConfigError, BackendError) as error:
+            log.error("reload refused, %s stays active: %s", self.pipeline.bundle.digest or "nothing", error)
+            return self._active([str(error)])
         self.pipeline.vouches_for = _vouching(authority)
         self.agent_tls.adopt(LeafMaker(authority))
         self.metrics.ca_expiry(authority.not_after.timestamp())
+        return self._active(refused)
+
+    async def _reload_files(self, authority: CertificateAuthority) -> None:
+        # In a thread: parsing takes about a second, and agents are being served.
+        bundle = await asyncio.to_thread(load_bundle, self.config.surfaces, self.config.policies)
+        check_connect_to(self.config, bundle)
+        check_ca(self.config, authority, bundle)
+        await asyncio.to_thread(_keep, self.config, bundle)
+        self.ledger.fence(bundle.digest)
+        self.pipeline.bundle = bundle
         log.info("bundle %s is active", bundle.digest)
+
+    def _active(self, refused: list[str]) -> Mapping[str, Any]:
+        bundle = self.pipeline.bundle
+        return {"digest": bundle.digest, "revision": bundle.revision, "refused": refused}
+
+    async def watch(self) -> None:
+        """Signed bundles appear in a folder; nobody has to say so."""
+        while self.activator is not None:
+            await asyncio.sleep(WATCH_S)
+            try:
+                await self.activator.look()
+            except Exception:
+                log.exception("looking for bundles failed")
 
     async def drain(self) -> None:
         """Stop accepting, finish what is held, stop."""
@@ -133,11 +165,17 @@ class Server:
             return
         self.draining = True
         self.engine.options.update(server=False)
+        self.deaf()
         await self.door.hang_up()
         deadline = time.monotonic() + self.config.limits.hold_s + 5
         while (self.pipeline.in_flight or self.addon.busy) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         self.engine.shutdown()
+
+    def deaf(self) -> None:
+        """Stop accepting on sockets that were handed over."""
+        for server in self.serving:
+            server.close()
 
     async def sweep(self) -> None:
         while True:
@@ -164,13 +202,18 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
 
     def running() -> None:
         server.spawn(server.sweep())
+        server.spawn(server.watch())
         server.admin.ready = True
         if ready is not None:
             ready(server)
 
     server.addon.on_running = running
     control = ControlServer(
-        config.state_dir, ledger=server.ledger, status=server.status, noted=server.boundary.noted
+        config.state_dir,
+        ledger=server.ledger,
+        status=server.status,
+        noted=server.boundary.noted,
+        reload=server.reload,
     )
     gc.collect()
     gc.freeze()  # maps and policies live as long as the process: no collection needs to walk them
@@ -180,17 +223,23 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await control.start()
         end_stub = await _listen_dns(server)
         server.door.open()
+        server.serving = await serve_handed(
+            server.handed, config.listen.transparent, (server.engine, server.proxy)
+        )
         await server.engine.run()
     except SystemExit:  # the engine's way to end a start that failed; it has logged why
         raise ConfigError("cannot listen; the lines above say why", file=str(config.path)) from None
     finally:
         server.admin.ready = False
         end_stub()
+        server.deaf()
         await server.door.hang_up()
         for task in list(server.tasks):
             task.cancel()
         await control.stop()
         await server.pipeline.dispatcher.close()
+        if isinstance(server.pipeline.gatekeeper, GateClient):
+            await server.pipeline.gatekeeper.close()
         await server.admin.stop()
         await asyncio.to_thread(server.ledger.close)
 
@@ -216,12 +265,10 @@ async def _listen_dns(server: Server) -> Callable[[], None]:
 async def _build(config: Config) -> Server:
     os.umask(0o077)
     _allow_open_files()
+    handed = take(config)
     keys = load_keys(config.state_dir)
     authority = load_ca(config.state_dir)
-    bundle = load_bundle(config.surfaces, config.policies)
-    check_connect_to(config, bundle)
-    check_ca(config, authority, bundle)
-    _keep(config, bundle)
+    bundle = NO_BUNDLE if isinstance(config.bundle, Signed) else _bundle_of_files(config, authority)
     metrics = Metrics()
     metrics.ca_expiry(authority.not_after.timestamp())
     ledger = SqliteLedger.open(
@@ -235,22 +282,55 @@ async def _build(config: Config) -> Server:
     )
     try:
         identity = Identity(config.agents)
+        activator = None
+        if isinstance(config.bundle, Signed):
+            activator = _activator(config, config.bundle, ledger, metrics)
+            bundle = await activator.start()
+        else:
+            metrics.bundle_active(bundle.revision, math.inf)
         pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
+        _ask_elsewhere(config, pipeline)
         pipeline.vouches_for = _vouching(authority)
-        return _around(config, pipeline, ledger, metrics, AgentTls(LeafMaker(authority), identity.issuers))
+        if activator is not None:
+            activator.activate = partial(setattr, pipeline, "bundle")
+        agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
+        server = _around(config, pipeline, ledger, metrics, agent_tls, handed)
+        server.activator = activator
+        return server
     except BaseException:
         ledger.close()
         raise
 
 
+def _bundle_of_files(config: Config, authority: CertificateAuthority) -> Bundle:
+    bundle = load_bundle(config.surfaces, config.policies)
+    check_connect_to(config, bundle)
+    check_ca(config, authority, bundle)
+    _keep(config, bundle)
+    return bundle
+
+
+def _activator(config: Config, mode: Signed, ledger: SqliteLedger, metrics: Metrics) -> Activator:
+    def fits(bundle: Bundle) -> None:
+        check_connect_to(config, bundle)
+        check_ca(config, load_ca(config.state_dir), bundle)
+
+    return Activator(mode, config.state_dir, ledger=ledger, meter=metrics, clock_us=clock_us, fits=fits)
+
+
 def _around(
-    config: Config, pipeline: Pipeline, ledger: SqliteLedger, metrics: Metrics, agent_tls: AgentTls
+    config: Config,
+    pipeline: Pipeline,
+    ledger: SqliteLedger,
+    metrics: Metrics,
+    agent_tls: AgentTls,
+    handed: tuple[socket.socket, ...],
 ) -> Server:
     """The doors of the pipeline: inner door, admin API, resolver and `exec`."""
     addon = HoldgateAddon(keeper=pipeline, tls_contexts=agent_tls, barrier_trip=metrics.barrier)
     know_users(config, addon)
     try:
-        engine, proxy = build_engine(addon, config.listen, config.limits)
+        engine, proxy = build_engine(addon, config.listen, config.limits, handed=bool(handed))
     except exceptions.OptionsError as error:
         raise ConfigError(f"listen: {error}", file=str(config.path)) from error
     boundary = Boundary.read(config)
@@ -274,8 +354,17 @@ def _around(
         agent_tls=agent_tls,
         boundary=boundary,
         stub=stub,
+        handed=handed,
         door=build_door(config, pipeline, stub, addon, (engine, proxy)),
     )
+
+
+def _ask_elsewhere(config: Config, pipeline: Pipeline) -> None:
+    """Where `gate:` names one, it decides in place of the policies here. Raises ConfigError."""
+    if config.gate is not None:
+        client = GateClient.open(config.gate, clock_us)
+        pipeline.gatekeeper = client
+        pipeline.ledger = ReportingLedger(ledger=pipeline.ledger, client=client)
 
 
 def _keep(config: Config, bundle: Bundle) -> None:
@@ -343,37 +432,3 @@ def _dispatcher(config: Config) -> HttpDispatcher:
 
 def _vouching(authority: CertificateAuthority) -> Callable[[str], bool] | None:
     return None if authority.permitted is None else authority.vouches_for
-
-
-def check_ca(config: Config, authority: CertificateAuthority, bundle: Bundle) -> None:
-    """What is asked of the CA, and how long it lasts. Raises ConfigError where it is not the CA asked for."""
-    rotating = authority.path.with_name("next.key").exists()
-    if config.ca.constrain and authority.permitted is None and not rotating:
-        raise ConfigError(
-            "`ca.constrain` is true, and the CA is not constrained: run `holdgate ca rotate`, and"
-            " `holdgate ca switch` when agents have its root",
-            file=str(config.path),
-        )
-    missing = uncovered(authority.permitted, bundle.index.hosts()) if authority.permitted is not None else ()
-    if missing:
-        log.error(
-            "the CA is constrained and does not cover %s: agents cannot reach them until `holdgate ca rotate`"
-            " and `holdgate ca switch`",
-            ", ".join(missing),
-        )
-    left = authority.not_after - datetime.now(UTC)
-    if left < CA_WARNING:
-        log.warning("the CA ends in %d days, and all TLS with agents then: `holdgate ca rotate`", left.days)
-
-
-def check_connect_to(config: Config, bundle: Bundle) -> None:
-    """connect_to may name mapped hosts only: an unmapped one could never be reached, so it is a mistake."""
-    for entry in config.upstream.connect_to:
-        if entry.name.startswith("*."):
-            continue
-        if not (
-            bundle.index.is_mapped(entry.name, entry.port, "https")
-            or bundle.index.is_mapped(entry.name, entry.port, "http")
-        ):
-            message = f"connect_to {entry.name}:{entry.port}: no surface map names this host"
-            raise ConfigError(message, file=str(config.path), line=entry.line)

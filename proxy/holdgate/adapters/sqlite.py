@@ -14,6 +14,7 @@ Invariants (tests/test_sqlite.py has one test named after each):
   S5  When open() returns, no permit of an earlier run is dispatching.
   S6  A permit whose caller went away before it could dispatch becomes not_sent.
   S7  Nothing is recorded in a file that has not been the one in the state directory for 20 ms.
+  S8  After a fence, or the receipt of an activation, no PERMIT under another bundle is recorded.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from ..statement import check_admin
 from ..tlog import TlogError, Tree
 from .durable import replace_file
 from .sequencer import LOG, Sequencer
-from .sqlite_batch import Batch, Node, OutcomeNote, Permit, Written
+from .sqlite_batch import Batch, Fence, Node, OutcomeNote, Permit, Written
 from .sqlite_erase import Eraser
 from .sqlite_open import Prepared, files_of, free_bytes, lock_directory, prepare, read_permits
 from .sqlite_reader import SqliteReader, StoredReceipt
@@ -94,6 +95,7 @@ class SqliteLedger:
         )
         self._queue: queue.SimpleQueue[_Pending | OutcomeNote | object] = queue.SimpleQueue()
         self._live: dict[str, Permit] = {}
+        self._active = ""  # the bundle that PERMITs need: see fence()
         self._dead = ""  # why nothing is recorded any more
         self._is_full = False  # found so at the last commit
         self._eraser = Eraser(prepared.db)
@@ -223,6 +225,11 @@ class SqliteLedger:
             OutcomeNote(receipt_id=receipt_id, status=status, http_status=http_status, delivered=delivered)
         )
 
+    def fence(self, digest: str) -> None:
+        """Queue a Fence: what is recorded after it is no PERMIT under another bundle. An admin receipt that a
+        signed bundle was activated is one too, in its own transaction."""
+        self._queue.put(Fence(digest=digest))
+
     def close(self) -> None:
         """Commit what is queued, sign the last checkpoint, let go of the directory. Idempotent."""
         if self._lock < 0:
@@ -315,10 +322,12 @@ class SqliteLedger:
         refused: list[_Result] = []
         worked: list[tuple[_Pending, Written]] = []
         self._db.execute("BEGIN IMMEDIATE")
-        batch = Batch(self._db, self._node, self._head, self._live)
+        batch = Batch(self._db, self._node, self._head, self._live, self._active)
         for item in group:
             if isinstance(item, OutcomeNote):
                 batch.outcome(item)
+            elif isinstance(item, Fence):
+                batch.active = item.digest
             elif isinstance(item, _Pending):
                 # What is left of the disk is for outcomes: they were promised.
                 verdict = _full() if is_full else batch.attempt(item.work)
@@ -328,6 +337,7 @@ class SqliteLedger:
                     worked.append((item, verdict))
         if batch.is_empty:
             self._db.execute("ROLLBACK")
+            self._active = batch.active
             return refused
         batch.write()
         self._db.execute("COMMIT")
@@ -344,7 +354,7 @@ class SqliteLedger:
         self._files_at = now + _FILES_S
 
     def _advance(self, batch: Batch) -> None:
-        self._head = batch.head
+        self._head, self._active = batch.head, batch.active
         self._sequencer.wake()
         for index, erasure in batch.erasing:
             self._eraser.start(index, erasure)

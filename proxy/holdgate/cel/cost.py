@@ -3,7 +3,7 @@
 One step is the evaluation of one node; looking through a text or a list counts as more. Loops share one
 budget of MAX_ITERATIONS in a decision (closures.Budget), so the worst case spends it where a turn costs most.
 
-Invariants (tests/test_cel_cost.py):
+Invariants (tests/test_properties.py):
   W1  No evaluation takes more turns of exists/all than the bound says, nor more steps.
 """
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..adapters.network import apply, boundary, close, is_loaded, is_there, remove
-from ..network_rules import Boundary, render, render_closed
+from ..adapters.network import apply, boundary, close, is_loaded, is_routed, is_there, remove
+from ..network_rules import Boundary, render, render_closed, routing
 from .shared import Commands, add, config_of, group, print_json
 
 __all__ = ["register"]
@@ -58,7 +58,7 @@ def _down(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     wanted = boundary(config_of(args))
     if is_loaded(render(wanted)):
-        state = "up"
+        state = "up" if not wanted.diverts or is_routed() else "unrouted"
     elif is_loaded(render_closed(wanted)):
         state = "closed"
     else:
@@ -74,6 +74,8 @@ def _status(args: argparse.Namespace) -> int:
 
 _SAYS = {
     "up": "agents reach the proxy and nothing else",
+    "unrouted": "the rules are loaded, and the route for diverted packets is not: agents have no network; "
+    "`holdgate network up` sets it",
     "closed": "agents have no network; `holdgate network up` gives them the proxy",
     "differs": "the loaded rules are not those of this configuration; `holdgate network up` replaces them",
     "open": "no rules are loaded: agents reach everything directly",
@@ -81,7 +83,12 @@ _SAYS = {
 
 
 def _print(args: argparse.Namespace) -> int:
-    sys.stdout.write(render(boundary(config_of(args))))
+    wanted = boundary(config_of(args))
+    if wanted.diverts:
+        sys.stdout.write("# Before these rules, and for `up` to do:\n")
+        for family in (4, 6):
+            sys.stdout.write("".join(f"#   ip {line}\n" for line in routing(family=family)))
+    sys.stdout.write(render(wanted))
     return 0
 
 

@@ -112,6 +112,8 @@ def _sources(args: argparse.Namespace) -> tuple[tuple[Path, ...], tuple[Path, ..
     """Maps, policies and tests: from the paths that were given, and else from the configuration."""
     if not args.paths:
         config = config_of(args)
+        if not config.policies:
+            raise ConfigError("no `policies` here: name the paths to test", file=str(config.path))
         return config.surfaces, config.policies, config.policies
     given = sort_paths(args.paths)
     if not given.tests:

@@ -71,6 +71,7 @@ class Instance:
         self.config = folder / "holdgate.yaml"
         self.state_dir = folder / "state"
         self.addresses: dict[str, str] = {}
+        self.run_words: tuple[str, ...] = ("run",)
         self._process: subprocess.Popen[str] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         copy_starters(folder)
@@ -125,7 +126,11 @@ class Instance:
         """Start, and return when it accepts requests. Raises InstanceError."""
         with (self.folder / "run.log").open("ab") as log:
             process = subprocess.Popen(  # noqa: S603
-                self.command("run"), stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True
+                self.command(*self.run_words),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                text=True,
             )
         self._process = process
         overdue = threading.Timer(_START_S, process.kill)

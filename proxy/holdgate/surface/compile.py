@@ -48,6 +48,7 @@ def compile_plan(op: Operation) -> Plan:
     declared = {param.name for param in params}
     _check_names(op, "idempotency.natural", use.idempotency.natural, declared)
     _check_names(op, "conflict_key", spec.conflict_key, declared)
+    _check_names(op, "in_clear", [name for name, _ in spec.settings.in_clear], declared)
     _check_variables(op, reads + inherited, ignored)
     queries = _query_rules(params, selectors, ignored + volatile)
     explicit = {s.name for s in reads + tests + inherited if s.kind == "header"}
@@ -173,7 +174,12 @@ def _param(
     if param.encoded_slash and not any(source.kind == "path" for source in sources):
         raise op.fail(f"parameter {param.name!r}: encoded_slash is for path variables")
     hidden = any(_within(source, pattern) for source in sources for pattern in redacted)
-    return compile_param(param, sources, op, json_fields=body.json_fields, hidden=hidden)
+    in_clear = use.in_clear.get(param.name)
+    if hidden or not param.material or param.digest_only:
+        if any(name == param.name for name, _ in op.spec.settings.in_clear):
+            raise op.fail(f"in_clear: {param.name!r} is not material, or redacted, or digest_only")
+        in_clear = None
+    return compile_param(param, sources, op, json_fields=body.json_fields, hidden=hidden, in_clear=in_clear)
 
 
 def _within(source: Source, pattern: Pattern) -> bool:

@@ -24,6 +24,7 @@ from ..message import Headers
 from .exchange import Exchange
 from .explode import Item, explode
 from .extract import action_of, evaluate, principal_of
+from .hiding import hide
 from .host import Host
 from .keys import conflict_keys, idempotency
 from .match import HostTrie
@@ -125,15 +126,19 @@ class SurfaceIndex:
         plan = op.plan
         if op.spec.explode is None:
             actions: tuple[Action, ...] = (action_of(op, values),)
+            made_by: tuple[Operation, ...] = (op,)
             effect, sensitive, conflicts = plan.effect, plan.sensitive, conflict_keys(op, values)
         else:
             items = explode(op, exchange, host.match)
             actions = tuple([item.action for item in items])
+            made_by = tuple([item.operation for item in items])
             effect = _heaviest(actions)
             sensitive = plan.sensitive or any(item.operation.plan.sensitive for item in items)
             conflicts = _conflicts(op, values, items)
         principal = principal_of(plan, exchange)
         key = fleet_key if sensitive else None
+        if key is not None:
+            actions = tuple([hide(by, action, key) for by, action in zip(made_by, actions, strict=True)])
         digest = request_digest(request, plan, exchange, headers, principal, key)
         keys, require_key = idempotency(op, exchange, values, effect, digest)
         return Recognised(

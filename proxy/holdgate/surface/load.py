@@ -110,6 +110,11 @@ def _spec(name: str, owner: str, node: Node) -> SurfaceMap:
                 line=operation.line,
             )
         seen[operation.id] = operation.line
+    defaults = _defaults(spec["defaults"]) if "defaults" in spec else Settings()
+    known = {param.name for operation in operations for param in operation.params}
+    for shown, _ in defaults.in_clear:
+        if shown not in known:
+            raise spec["defaults"].fail(f"in_clear: no operation has a parameter {shown!r}")
     return SurfaceMap(
         name=name,
         owner=owner,
@@ -121,7 +126,7 @@ def _spec(name: str, owner: str, node: Node) -> SurfaceMap:
         principal=_principal(spec["principal"]) if "principal" in spec else None,
         credential_slot=_credential_slot(spec["credential_slot"]) if "credential_slot" in spec else None,
         dispatch=dispatch,
-        defaults=_defaults(spec["defaults"]) if "defaults" in spec else Settings(),
+        defaults=defaults,
         operations=tuple(operations),
     )
 
@@ -231,6 +236,7 @@ def load_settings(keys: dict[str, Node]) -> Settings:
         headers=tuple(_declared_header(item) for item in headers),
         volatile=_patterns(keys, "volatile"),
         redact=_patterns(keys, "redact"),
+        in_clear=_in_clear(keys["in_clear"]) if "in_clear" in keys else (),
         sensitive=keys["sensitive"].boolean("sensitive") if "sensitive" in keys else None,
         idempotency=_idempotency(keys["idempotency"]) if "idempotency" in keys else None,
         deadlines=_deadlines(keys["deadlines"]) if "deadlines" in keys else DeadlineSpec(),
@@ -241,6 +247,18 @@ def _patterns(keys: dict[str, Node], what: str) -> tuple[str, ...]:
     if what not in keys:
         return ()
     return tuple(_checked(item, what, parse_pattern) for item in keys[what].sequence(what))
+
+
+def _in_clear(node: Node) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    rows: list[tuple[str, tuple[str, ...]]] = []
+    for name, item in node.open_mapping("in_clear").items():
+        if item.value is True:
+            rows.append((name, ()))
+        elif isinstance(item.value, list) and item.value:
+            rows.append((name, names(item, f"in_clear.{name}")))
+        else:
+            raise item.fail(f"in_clear.{name} is `true`, or a list of the values that receipts may show")
+    return tuple(rows)
 
 
 def _body(node: Node) -> BodySpec:

@@ -26,7 +26,7 @@ _METHOD: Final = re.compile(r"[A-Z]+\Z")
 _CEL_WORDS: Final = ("true", "false", "null", "in")
 SETTINGS: Final = (
     *("body", "unknown_params", "ignore", "headers", "volatile", "redact"),
-    *("sensitive", "idempotency", "deadlines"),
+    *("in_clear", "sensitive", "idempotency", "deadlines"),
 )
 _MAX_ITEMS: Final = 10_000
 

@@ -38,6 +38,7 @@ class ParamPlan:
     material: bool
     digest_only: bool
     hidden: bool  # redacted: never in a receipt
+    in_clear: frozenset[str] | None  # of a sensitive operation: values that a receipt shows; empty: any
     absent_means: str | None
     repeat: bool
     reference: bool
@@ -46,7 +47,13 @@ class ParamPlan:
 
 
 def compile_param(
-    param: ParamSpec, sources: Sequence[Source], op: Operation, *, json_fields: frozenset[str], hidden: bool
+    param: ParamSpec,
+    sources: Sequence[Source],
+    op: Operation,
+    *,
+    json_fields: frozenset[str],
+    hidden: bool,
+    in_clear: frozenset[str] | None,
 ) -> ParamPlan:
     readers: list[tuple[Reader, bool | None]] = []
     for source in sources:
@@ -76,6 +83,7 @@ def compile_param(
         material=param.material,
         digest_only=param.digest_only,
         hidden=hidden,
+        in_clear=in_clear,
         absent_means=param.absent_means,
         repeat=param.repeat,
         reference=param.type == "reference",

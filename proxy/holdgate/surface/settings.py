@@ -42,6 +42,7 @@ class Effective:
     headers: tuple[str, ...]
     volatile: tuple[str, ...]
     redact: tuple[str, ...]
+    in_clear: dict[str, frozenset[str]]  # parameter -> values that a receipt may show; empty: any
     sensitive: bool
     idempotency: IdempotencySpec
     deadlines: Deadlines
@@ -69,6 +70,7 @@ def effective(spec: OperationSpec, defaults: Settings) -> Effective:
         headers=defaults.headers + own.headers,
         volatile=defaults.volatile + own.volatile,
         redact=defaults.redact + own.redact,
+        in_clear={name: frozenset(values) for name, values in (*defaults.in_clear, *own.in_clear)},
         sensitive=_first(own.sensitive, defaults.sensitive, False),
         idempotency=_first(own.idempotency, defaults.idempotency, IdempotencySpec()),
         deadlines=Deadlines(

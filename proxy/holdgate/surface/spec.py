@@ -96,6 +96,7 @@ class Settings:
     headers: tuple[str, ...] = ()
     volatile: tuple[str, ...] = ()
     redact: tuple[str, ...] = ()
+    in_clear: tuple[tuple[str, tuple[str, ...]], ...] = ()  # parameter, its values; (): any value
     sensitive: bool | None = None
     idempotency: IdempotencySpec | None = None
     deadlines: DeadlineSpec = DeadlineSpec()

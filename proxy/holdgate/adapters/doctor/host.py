@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ...config import Config
+from ...config import Config, NetworkMode
 from ...coverage import State
 from ...errors import ConfigError
+from ...network_rules import LOCAL_ROUTE
 from ..sqlite_open import free_bytes
 from ..sqlite_reader import SqliteReader
 
@@ -25,6 +26,7 @@ _HEADROOM_BYTES: Final = 64 << 20  # below it the ledger refuses
 _DISK_BYTES: Final = 512 << 20
 _EARLIEST_US: Final = 1_767_225_600_000_000  # 2026-01-01: a clock before it was never set
 _TABLE: Final = ("nft", "list", "table", "inet", "holdgate")
+_IP_RULES: Final = ("ip", "rule", "list")
 _FORWARDING: Final = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
 type Finding = tuple[State, str]
@@ -53,7 +55,7 @@ def look(
         "gate.clock": _clock(config.state_dir, clock_us),
         "gate.disk": _disk(config.state_dir),
         "gate.barriers": _barriers(status),
-        "gate.rules": _rules(run),
+        "gate.rules": _rules(config, run),
         "gate.forwarding": _forwarding(),
     }
 
@@ -116,13 +118,15 @@ def _barriers(status: Mapping[str, Any] | None) -> Finding:
     return (State.OPEN if trips else State.CLOSED), f"{trips} since it was started"
 
 
-def _rules(run: Callable[[tuple[str, ...]], str | None]) -> Finding:
+def _rules(config: Config, run: Callable[[tuple[str, ...]], str | None]) -> Finding:
     listed = run(_TABLE)
     if listed is None:
         return (
             State.UNPROVEN,
             "no table `inet holdgate`, or nft cannot be asked: is the boundary elsewhere?",
         )
+    if config.network_mode is NetworkMode.TPROXY and str(LOCAL_ROUTE) not in (run(_IP_RULES) or ""):
+        return State.UNPROVEN, "the rules divert, and nothing routes what they divert: `holdgate network up`"
     return State.CLOSED, f"{len(listed.splitlines())} lines are loaded"
 
 
