@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evidence import KEYS, LOG_KEY, ORIGIN, T0, RefundJudge, open_ledger
+from evidence import KEYS, LOG_KEYS, ORIGIN, T0, RefundJudge, open_ledger
 from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
 from holdgate.audit import AuditReport, audit
 from holdgate.counters import Book, bucket
@@ -58,7 +58,7 @@ async def total(ledger: SqliteLedger, meter: str = METER) -> Total:
 
 def report(state_dir: Path) -> AuditReport:
     with SqliteReader(state_dir) as reader:
-        return audit(reader.audit_input(), origin=ORIGIN, receipt_keys=KEYS, log_key=LOG_KEY.public)
+        return audit(reader.audit_input(), origin=ORIGIN, receipt_keys=KEYS, log_keys=LOG_KEYS)
 
 
 async def test_in_flight_reservations_count_and_the_limit_is_exact_under_concurrency(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from .counters import Use, budget_ids, budget_part, fill, meters_of, uses_of_all
 from .errors import Outcome, Reason
 from .gate import Decision
 from .jcs import dumps_input
-from .keys import SigningKey
+from .keys import Signer
 from .ledger import (
     CONFLICT_SOURCE,
     NO_BUDGETS,
@@ -65,7 +65,7 @@ _REFUSED: Final[Mapping[Verdict, tuple[Outcome, Reason]]] = {
 class Evidence:
     """Who signs, and under which names."""
 
-    signer: SigningKey
+    signer: Signer  # asked in the ledger's serial step only: another key may sign from the next one on
     issuer: str  # the log's origin
     node: str
     fleet_key: bytes  # keys every hash of something guessable

@@ -15,6 +15,8 @@ Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budge
   A8  Any single byte changed in a receipt, its row, a tile or the checkpoint is a problem.
   A9  A counter's row that the permits' charges do not add up to is a problem, and so is a charge that its
       receipt or recorded input does not bear out.
+  A10  A receipt by another key than the one that the log itself names for its index is a problem, and so is
+      a list of keys that says otherwise than the log.
 
 It does not see: a roll-back of ledger and checkpoint together (keep an earlier checkpoint elsewhere
 and pass it as `earlier`), and what is in no receipt: when a claim expires, what was charged where an
@@ -30,11 +32,12 @@ from typing import Any, Final
 
 from .audit_budgets import BudgetAudit, CounterRow
 from .audit_inputs import InputAudit
+from .audit_keys import KeyAudit
 from .audit_tiles import StoredTiles, TileAudit
 from .errors import Outcome
-from .keys import KeySet, PublicKey
+from .keys import KeySet
 from .ledger import SOURCES, Charge, ClaimRow, OutcomeStatus, State
-from .note import Checkpoint, verify_checkpoint
+from .note import Checkpoint, verify_log
 from .receipt import ReceiptError, verify
 from .sealing import Stored
 from .statement import parse_us
@@ -132,15 +135,15 @@ def audit(
     *,
     origin: str,
     receipt_keys: KeySet,
-    log_key: PublicKey,
+    log_keys: KeySet,
     earlier: Checkpoint | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> AuditReport:
     """Verify everything; problems are found, never raised. `progress` is told how many leaves were read."""
-    auditor = _Auditor(origin, receipt_keys, given.tiles)
+    auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles)
     checkpoints = [] if earlier is None else [earlier]
     try:
-        checkpoint = verify_checkpoint(given.checkpoint, origin, log_key)
+        checkpoint = verify_log(given.checkpoint, origin, log_keys)
         checkpoints.append(checkpoint)
         auditor.tiles.signed = checkpoint.size
     except TlogError as error:
@@ -154,6 +157,7 @@ def audit(
     auditor.tiles.end()
     for left in checkpoints:
         auditor.problem(f"the log ends at {auditor.edge.size}, but {left.size} leaves were signed")
+    auditor.keys.end()
     auditor.head(given.head)
     auditor.inputs_end()
     auditor.claims(given.claims)
@@ -163,11 +167,12 @@ def audit(
 
 
 class _Auditor:
-    def __init__(self, origin: str, keys: KeySet, tiles: StoredTiles) -> None:
+    def __init__(self, origin: str, keys: KeySet, log_keys: KeySet, tiles: StoredTiles) -> None:
         self._problems: list[str] = []
+        self.keys = KeyAudit(keys, log_keys, self.problem)
         self.tiles = TileAudit(tiles, self.problem)
         self.edge = self.tiles.edge
-        self._origin, self._keys = origin, keys
+        self._origin, self._receipt_keys = origin, keys
         self._permits: dict[str, _Permit] = {}
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
         self.budgets = BudgetAudit()
@@ -207,12 +212,12 @@ class _Auditor:
         if record.index != index:
             self._at(record, f"missing, the next one is {record.index}")
         try:
-            found = verify(record.jws, self._keys)
+            found = verify(record.jws, self._receipt_keys)
         except ReceiptError as error:
             self._at(record, str(error))
             return
-        if index >= self._keys[found.kid].revoked_from_index:
-            self._at(record, f"signed with a key that was revoked from leaf {self._revoked(found.kid)} on")
+        if refusal := self.keys.leaf(index, found):
+            self._at(record, refusal)
         statement = found.statement
         if statement["type"] == "decision":
             self._columns(record, statement, statement["outcome"], statement["reason"], statement["agent"])
@@ -221,9 +226,6 @@ class _Auditor:
             what = statement.get("status") or statement.get("action", "")
             self._columns(record, statement, "", what, "")
             self._after(record, statement)
-
-    def _revoked(self, kid: str) -> int:
-        return self._keys[kid].revoked_from_index
 
     def _columns(
         self, record: LogRecord, statement: Mapping[str, Any], outcome: str, reason: str, agent: str

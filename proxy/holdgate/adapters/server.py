@@ -380,7 +380,7 @@ def _pipeline(
         ledger=ledger,
         dispatcher=_dispatcher(config),
         evidence=Evidence(
-            signer=keys.receipt,
+            signer=ledger.signer,
             issuer=config.issuer,
             node=config.node,
             fleet_key=keys.fleet,

@@ -13,7 +13,7 @@ from typing import Final
 
 from ..erasure import EraseOrder, Erasure
 from ..errors import BackendError, HoldgateError, InputError, Outcome, Reason
-from ..keys import SigningKey
+from ..keys import Signer
 from ..ledger import (
     NO_BUDGETS,
     RELEASING,
@@ -35,7 +35,7 @@ from ..ledger import (
     settle,
     settle_claim,
 )
-from ..receipt import MAX_BYTES, admin_statement, new_receipt_id, outcome_statement, sign
+from ..receipt import MAX_BYTES, admin_statement, jws_prefix, new_receipt_id, outcome_statement, sign
 from ..sealing import Sealed
 from ..tlog import Tree, leaf_hash
 from .sqlite_schema import (
@@ -64,7 +64,7 @@ type Written = tuple[Entry, int] | Noted  # in a transaction that is still open
 class Node:
     """What a ledger signs with, and where time and randomness come from."""
 
-    key: SigningKey
+    key: Signer
     origin: str
     name: str
     owner: str  # this process's run: permits of another owner are nobody's
@@ -132,6 +132,11 @@ class Batch:
     @property
     def head(self) -> Head:
         return Head(tree=self._tree, iat_us=self._iat_us)
+
+    @property
+    def size(self) -> int:
+        """The index of the next leaf."""
+        return self._tree.size
 
     @property
     def is_empty(self) -> bool:
@@ -374,6 +379,8 @@ class Batch:
         _text(entry.agent), _text(entry.surface)
         if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, bytes | None):
             raise BackendError(Reason.INTERNAL_ERROR, "the entry's receipt and inputs must be bytes")
+        if not entry.jws.startswith(jws_prefix(self._node.key.kid)):
+            raise BackendError(Reason.INTERNAL_ERROR, "the entry is not signed with the key in use")
         sealed = entry.sealed
         if not isinstance(sealed, Sealed | None) or (sealed is not None and entry.inputs is not None):
             raise BackendError(Reason.INTERNAL_ERROR, "what is sealed is not kept in clear")
