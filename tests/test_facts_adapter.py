@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from holdgate.adapters import facts as adapter
@@ -124,6 +124,7 @@ def test_fs1_a_table_that_is_missing_or_too_large_refuses_the_start(
         facts(tmp_path, text)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.tuples(st.text("ab,\"'; \n", min_size=1), st.text("1é", min_size=1)), st.booleans(), max_size=5
