@@ -24,6 +24,7 @@ from .agents import AgentRule, Network
 from .config_admin import Admin, AdminToken, OpenDoor, read_admin
 from .config_agents import read_agents
 from .config_doctor import Doctor, read_doctor
+from .config_retention import Retention, read_retention
 from .config_values import (
     Address,
     Ca,
@@ -115,6 +116,7 @@ class Config:
     upstream: Upstream
     ca: Ca
     doctor: Doctor
+    retention: Retention
 
     @property
     def issuer(self) -> str:
@@ -131,7 +133,7 @@ def load_config(path: Path) -> Config:
         required=("version", "node", "state_dir", "listen", "surfaces", "policies", "agents"),
         optional=(
             *("admin", "bundle", "ca", "store", "gate", "limits", "network", "receipts", "upstream"),
-            "doctor",
+            *("doctor", "retention"),
         ),
         what="the configuration",
     )
@@ -162,6 +164,7 @@ def load_config(path: Path) -> Config:
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
         ca=read_ca(keys.get("ca")),
         doctor=read_doctor(keys.get("doctor")),
+        retention=read_retention(keys.get("retention")),
     )
 
 

@@ -4,7 +4,8 @@ Only the process that owns the ledger may write it, so `holdgate doctor --prove`
 The socket is in a directory of mode 0700 beside the keys: whoever can open it could sign receipts anyway, and
 an agent, which can read none of it, can neither write a coverage nor keep one from being written.
 
-    one JSON line: {"ask": "status"} or {"ask": "note", "action": ..., "details": {...}} -> one JSON line back
+    one JSON line: {"ask": "status"}, {"ask": "note", "action": ..., "details": {...}}
+    or {"ask": "forget", "ids": [...] or "agent", "surface", "before_us": ...} -> one JSON line back
 
 Invariants (tests/test_control.py has one test named after each):
   CT1  Nobody but root and the user of the process is answered, whatever the file modes say.
@@ -21,12 +22,15 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from ..erasure import RETENTION, SHRED, Erasure
 from ..errors import BackendError, ConfigError, HoldgateError, Reason
 from ..ledger import AdminNote, Noted
+from .forgetting import Forgotten
 
 __all__ = ["ControlServer", "ask"]
 
@@ -35,6 +39,7 @@ log = logging.getLogger("holdgate.control")
 _PLACE: Final = Path("run") / "control.sock"
 _MAX_BYTES: Final = 65_536
 _DEADLINE_S: Final = 10.0
+_LONG_S: Final = 600.0  # a large erasure
 
 
 class _Ledger(Protocol):
@@ -51,8 +56,10 @@ class ControlServer:
         ledger: _Ledger,
         status: Callable[[], Mapping[str, Any]],
         noted: Callable[[AdminNote, Noted], None],
+        forget: Callable[[Erasure], Awaitable[Forgotten]],
     ) -> None:
         self._dir, self._ledger, self._status, self._noted = state_dir, ledger, status, noted
+        self._forget = forget
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -77,8 +84,8 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(_DEADLINE_S):
-                answer = await self._answer(reader, writer.get_extra_info("socket"))
+            async with asyncio.timeout(_DEADLINE_S) as deadline:
+                answer = await self._answer(reader, writer.get_extra_info("socket"), deadline)
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError) as error:
@@ -86,7 +93,9 @@ class ControlServer:
         finally:
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, sock: Any) -> Mapping[str, Any]:
+    async def _answer(
+        self, reader: asyncio.StreamReader, sock: Any, deadline: asyncio.Timeout
+    ) -> Mapping[str, Any]:
         try:
             line = await reader.readline()  # read first: closing on unread bytes would reset the answer
             _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -97,7 +106,11 @@ class ControlServer:
             match asked["ask"]:
                 case "status":
                     return {"pid": os.getpid(), **self._status()}
-                case "note":
+                case "forget":
+                    # What was ordered is carried out whether or not anybody still waits for the answer.
+                    deadline.reschedule(asyncio.get_running_loop().time() + _LONG_S)
+                    return asdict(await self._forget(_erasure(asked)))
+                case "note" if asked["action"] not in (SHRED, RETENTION):
                     note = AdminNote(action=asked["action"], by="local", details=asked["details"])
                     noted = await self._ledger.note(note)
                     self._noted(note, noted)
@@ -109,15 +122,28 @@ class ControlServer:
         return {"error": "not a question"}
 
 
+def _erasure(asked: Mapping[str, Any]) -> Erasure:
+    """Raises ErasureError, TypeError, ValueError."""
+    texts = {name: asked.get(name, "") for name in ("agent", "surface")}
+    ids, before_us = asked.get("ids", []), asked.get("before_us", 0)
+    if type(ids) is not list or type(before_us) is not int:
+        raise TypeError("not an order")
+    if not all(isinstance(item, str) for item in (*texts.values(), *ids)):
+        raise TypeError("not an order")
+    return Erasure(action=SHRED, ids=frozenset(ids), before_us=before_us, **texts)
+
+
 def _may_ask(uid: int) -> bool:
     return uid in (0, os.geteuid())
 
 
-def ask(state_dir: Path, question: Mapping[str, Any]) -> dict[str, Any] | None:
+def ask(
+    state_dir: Path, question: Mapping[str, Any], *, deadline_s: float = _DEADLINE_S * 2
+) -> dict[str, Any] | None:
     """Ask the running process; None when none runs. Raises BackendError when it refuses, OSError."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(_DEADLINE_S * 2)
+            sock.settimeout(deadline_s)
             with _short(state_dir / _PLACE) as name:
                 sock.connect(name)
             sock.sendall(json.dumps(question).encode() + b"\n")

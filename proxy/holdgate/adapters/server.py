@@ -52,6 +52,7 @@ from .dns_stub import DnsStub
 from .engine import build_engine
 from .exec_door import ExecDoor
 from .forced import build_door, build_stub, know_users, serve_handed
+from .forgetting import Forgetter
 from .handed import take
 from .keyfiles import Keys, load_keys
 from .metrics import Metrics
@@ -172,15 +173,23 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         loop.add_signal_handler(number, lambda: server.spawn(server.drain()))
     loop.add_signal_handler(signal.SIGHUP, lambda: server.spawn(server.reload()))
 
+    forgetter = Forgetter(config.state_dir, server.ledger)
+
     def running() -> None:
         server.spawn(server.sweep())
+        if config.retention.inputs_days is not None:
+            server.spawn(forgetter.retain(config.retention.inputs_days, clock_us))
         server.admin.ready = True
         if ready is not None:
             ready(server)
 
     server.addon.on_running = running
     control = ControlServer(
-        config.state_dir, ledger=server.ledger, status=server.status, noted=server.boundary.noted
+        config.state_dir,
+        ledger=server.ledger,
+        status=server.status,
+        noted=server.boundary.noted,
+        forget=partial(forgetter.forget, by="local"),
     )
     gc.collect()
     gc.freeze()  # maps and policies live as long as the process: no collection needs to walk them
@@ -209,8 +218,9 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await asyncio.to_thread(server.ledger.close)
 
 
-def _allow_open_files() -> None:
-    """As many connections as the system lets us have: a soft limit of 1,024 is two agents' worth."""
+def _limit_process() -> None:
+    """As many connections as the system lets us have, and no core file, which would hold keys and requests."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -229,7 +239,7 @@ async def _listen_dns(server: Server) -> Callable[[], None]:
 
 async def _build(config: Config) -> Server:
     os.umask(0o077)
-    _allow_open_files()
+    _limit_process()
     handed = take(config)
     keys = load_keys(config.state_dir)
     authority = load_ca(config.state_dir)
