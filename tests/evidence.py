@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from holdgate.adapters.sqlite import SqliteLedger
+from holdgate.counters import budget_ids, budget_part
 from holdgate.errors import Outcome, Reason
-from holdgate.keys import SigningKey, key_set
+from holdgate.jcs import dumps_input
+from holdgate.keys import Signer, SigningKey, key_set
 from holdgate.ledger import (
     CONFLICT_SOURCE,
     DISPATCHABLE,
     Binding,
+    Budgets,
+    Charge,
     ClaimRow,
     Entry,
     Verdict,
@@ -29,6 +33,7 @@ RECEIPT_KEY = SigningKey(seed=bytes(range(32)))
 LOG_KEY = SigningKey(seed=bytes(range(1, 33)))
 OTHER_KEY = SigningKey(seed=bytes(range(2, 34)))
 KEYS = key_set([RECEIPT_KEY.public])
+LOG_KEYS = key_set([LOG_KEY.public])
 ORIGIN = "holdgate.local/edge-1"
 NODE = "edge-1"
 T0 = 1_790_000_000_000_000  # microseconds; every test clock starts here
@@ -131,8 +136,14 @@ class RefundJudge:
         ttl_us: int = DAY_US,
         conflict: str = "",
         inputs: bytes | None = INPUT,
+        signer: Signer = RECEIPT_KEY,
         sealed: bool = False,  # of a sensitive operation
+        meters: tuple[str, ...] = (),
+        charge: Callable[[Budgets, int, bool], tuple[Charge, ...] | None] = lambda *_: (),
     ) -> None:
+        """`charge` takes budgets, time and whether this is a replay; None refuses."""
+        self.meters, self._charge = meters, charge
+        self._signer = signer
         self._wanted = [(op_key("scope", value or digest), source)] if value or source == "implicit" else []
         if conflict:
             self._wanted.append((op_key("thing", conflict), CONFLICT_SOURCE))
@@ -141,10 +152,16 @@ class RefundJudge:
         self.keys = tuple(key for key, _ in self._wanted)
         self.verdict: Verdict | None = None
 
-    def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry:
+    def __call__(
+        self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets
+    ) -> Entry:
         verdict, prior, status = appraise(claims, self._wanted, digest=self._digest, now_us=now_us)
         self.verdict = verdict
-        permit = verdict in DISPATCHABLE
+        charges = self._charge(budgets, now_us, verdict is Verdict.REPLAY)
+        permit = verdict in DISPATCHABLE and charges is not None
+        decided = dumps_input({"action": "refund", "budget": budget_part(charges)}) if charges else INPUT
+        asked = permit or charges is None  # the gate
+        kept = decided if asked and self._inputs == INPUT else self._inputs if asked else None
         reused = verdict is Verdict.REUSED
         refused = Outcome.DENY if reused else Outcome.SILENCE
         outcome = Outcome.PERMIT if permit else refused
@@ -154,6 +171,8 @@ class RefundJudge:
             else Reason.IDEMPOTENCY_KEY_REUSED
             if reused
             else Reason(verdict.value)
+            if verdict not in DISPATCHABLE
+            else Reason.NO_RULE_MATCHED
         )
         request = {
             "method": "POST",
@@ -166,7 +185,7 @@ class RefundJudge:
         if self._is_sealed:
             salt = secrets.token_bytes(16)
             sealed = seal(
-                receipt_id, Kept(target=b"/x", inputs=INPUT if permit else None), salt, secrets.token_bytes
+                receipt_id, Kept(target=b"/x", inputs=decided if asked else None), salt, secrets.token_bytes
             )
             request["commitment"] = "hmac-sha256:" + "d" * 64
         keyed = [item for item in self._wanted if item[1] != CONFLICT_SOURCE]
@@ -178,10 +197,10 @@ class RefundJudge:
             request=request,
             rules=("refunds/small",) if permit else (),
             idempotency=(keyed[0][1], keyed[0][0]) if keyed else None,
-            input_digest=input_digest(INPUT, salt) if permit else "",
+            input_digest=input_digest(decided, salt) if asked else "",
             exp_us=now_us + 30_000_000 if permit else 0,
             approval="",
-            budget=(),
+            budget=budget_ids(charges) if permit and charges else (),
             via="",
             replay_of=prior if permit and verdict is Verdict.REPLAY else "",
             supersedes=prior if permit and verdict is Verdict.SUPERSEDE else "",
@@ -206,12 +225,13 @@ class RefundJudge:
             policy=POLICY,
             iat_us=now_us,
             wire=DIGEST,
-            jws=sign(statement, RECEIPT_KEY),
+            jws=sign(statement, self._signer),
             bindings=tuple(bindings) if permit else (),
-            inputs=self._inputs if permit and sealed is None else None,
+            inputs=kept if sealed is None else None,
             prior=prior,
             prior_status=status,
             sealed=sealed,
+            charges=charges or () if permit else (),
         )
 
 

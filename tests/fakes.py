@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from holdgate.answer import DispatchError
+from holdgate.counters import Book
 from holdgate.errors import BackendError, HoldgateError, Outcome, Reason
-from holdgate.ledger import ClaimRow, Judge, OutcomeStatus, Recorded, bind, settle_row
+from holdgate.ledger import ClaimRow, Judge, OutcomeStatus, Recorded, State, bind, settle, settle_row
 from holdgate.message import Headers, ResponseHead
+from holdgate.policy_model import PolicySet
 from holdgate.receipt import new_receipt_id
 from holdgate.release import Release
+
+NO_POLICIES = PolicySet(
+    policies=(), agent_attrs={}, attr_tests={}, table={}, files=()
+)  # whoever uses it has a gate of its own
 
 
 class MemoryLedger:
@@ -22,6 +28,7 @@ class MemoryLedger:
         self.entries: list[Any] = []
         self.outcomes: list[tuple[str, OutcomeStatus, int, bool]] = []
         self.claims: dict[str, ClaimRow] = {}
+        self.book = Book()
         self.now_us = 1_790_000_000_000_000
         self.before: Callable[[], Any] | None = None
         self.after: Callable[[], Any] | None = None
@@ -34,7 +41,11 @@ class MemoryLedger:
             raise BackendError(Reason.STORE_UNAVAILABLE, "broken by the test")
         self.now_us += 1
         receipt_id = new_receipt_id(self.now_us, len(self.entries).to_bytes(16, "big"))
-        entry = judge(self.claims, now_us=self.now_us, receipt_id=receipt_id)
+        priors = {row.receipt_id for row in self.claims.values()}
+        budgets = self.book.budgets(judge.meters, self.now_us, priors)
+        entry = judge(self.claims, now_us=self.now_us, receipt_id=receipt_id, budgets=budgets)
+        if entry.outcome is Outcome.PERMIT:
+            self.book.permit(receipt_id, entry.charges, entry.prior)
         for binding in entry.bindings:
             row = self.claims.get(binding.key)
             self.claims[binding.key] = bind(row, binding, receipt_id=receipt_id, now_us=self.now_us)
@@ -52,6 +63,7 @@ class MemoryLedger:
         self, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
     ) -> None:
         self.outcomes.append((receipt_id, status, http_status, delivered))
+        self.book.settle(receipt_id, settle(State.DISPATCHING, status, delivered))
         for key, row in list(self.claims.items()):
             if row.receipt_id == receipt_id:
                 self.claims[key] = settle_row(row, status, http_status, delivered=delivered)

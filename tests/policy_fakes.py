@@ -151,6 +151,7 @@ def built(rules: Mapping[str, Sequence[tuple[str, str]]], policy: str = "p", pre
                 surface="payments.refund",
                 operations=(operation,),
                 constants={},
+                counters=(),
                 environment=environment(SCHEMAS["payments.refund"][operation], {}, {}),
                 rules=made,
                 file="x.yaml",

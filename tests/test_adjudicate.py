@@ -10,22 +10,34 @@ from typing import Any
 
 import pytest
 
+from fakes import NO_POLICIES
 from holdgate import gate
 from holdgate.adjudicate import Adjudication, Case, Evidence, decision_input
 from holdgate.agents import Agent
+from holdgate.bundle import NEVER_US, NO_BUNDLE, Bundle
+from holdgate.counters import Counter
 from holdgate.errors import Outcome, Reason
 from holdgate.gate import Decision
 from holdgate.jcs import dumps_input
 from holdgate.keys import SigningKey, key_set
-from holdgate.ledger import ClaimRow, Entry, State
+from holdgate.ledger import NO_BUDGETS, Budgets, ClaimRow, Entry, State, Total
 from holdgate.receipt import input_digest, new_receipt_id, verify
 from holdgate.sealing import commitment, open_sealed
+from holdgate.surface.model import KeyRule
 from test_pipeline import NATIVE, PROVIDER, REQUEST, recognised
 
 KEY = SigningKey(seed=b"s" * 32)
 EVIDENCE = Evidence(signer=KEY, issuer="test/log", node="n1", fleet_key=b"f" * 32, draw=secrets.token_bytes)
 AGENT = Agent(id="bot", groups=("payments",), attrs=(("accounts", ("a", "b")),))
-BUNDLE: Any = SimpleNamespace(digest="sha256:" + "00" * 32, revision=3, signed=False, policies=None)
+NOTHING: Any = None
+BUNDLE = Bundle(
+    digest="sha256:" + "00" * 32,
+    revision=3,
+    signed=False,
+    ends_us=NEVER_US,
+    index=NOTHING,
+    policies=NO_POLICIES,
+)
 NOW = 1_790_000_000_000_000
 PERMIT = Decision(outcome=Outcome.PERMIT, reason=Reason.PERMIT_RULE, rules=("p/a", "p/b"))
 DENY = Decision(outcome=Outcome.DENY, reason=Reason.DENY_RULE, rules=("p/d",))
@@ -153,6 +165,74 @@ def test_a4_every_refusal_has_a_receipt_that_verifies_however_far_it_came() -> N
 def test_a5_a_void_case_is_never_permitted(says: Any) -> None:
     says(PERMIT)
     assert judge(case(), void=True).reason is Reason.GATE_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("bundle", "reason"),
+    [
+        pytest.param(NO_BUNDLE, Reason.POLICY_UNAVAILABLE, id="no bundle"),
+        pytest.param(replace(BUNDLE, ends_us=NOW), Reason.POLICY_EXPIRED, id="ended this very instant"),
+        pytest.param(replace(BUNDLE, ends_us=NOW + 1), None, id="the last one"),
+    ],
+)
+@pytest.mark.parametrize("refusal", [None, Reason.UNKNOWN_DESTINATION])
+def test_a8_without_a_bundle_that_lasts_everything_is_silence(
+    says: Any, bundle: Bundle, reason: Reason | None, refusal: Reason | None
+) -> None:
+    says(PERMIT)
+    made = Adjudication(case(refusal=refusal), bundle, EVIDENCE)
+    entry = made({}, now_us=NOW, receipt_id=new_receipt_id(NOW, b"n" * 16))
+    assert entry.reason is (reason or refusal or Reason.PERMIT_RULE)
+    statement = verify(entry.jws, key_set([KEY.public])).statement
+    assert statement["policy"] == ({} if bundle is NO_BUNDLE else bundle.statement)
+
+
+COUNTED: Any = {
+    ("payments.refund", "ok.Refund"): Counter(
+        name="day", key=("agent.id",), window_s=3600, measure="amount", file="p", line=1
+    )
+}
+
+
+def counting(claims: dict[str, ClaimRow], budgets: Budgets, key: KeyRule) -> tuple[Adjudication, Entry]:
+    """A batch of two refunds of 100, under a policy that adds them up."""
+    policies: Any = SimpleNamespace(counters_of=lambda *action: (COUNTED[action],))
+    bundle = replace(BUNDLE, policies=policies)
+    batch = recognised(key=key)
+    judge = Adjudication(case(recognised=replace(batch, actions=batch.actions * 2)), bundle, EVIDENCE)
+    totals = dict.fromkeys(judge.meters, Total(sum=7, count=1)) if budgets is NO_BUDGETS else budgets.totals
+    given = Budgets(totals=totals, standing=budgets.standing)
+    return judge, judge(claims, now_us=NOW, receipt_id=new_receipt_id(NOW, b"n" * 16), budgets=given)
+
+
+def test_a7_a_permit_charges_every_action_and_the_receipt_names_ids_only(says: Any) -> None:
+    asked = says(PERMIT)
+    adjudication, entry = counting({}, NO_BUDGETS, NATIVE)
+    assert [(charge.meter, charge.amount, charge.count) for charge in entry.charges] == [
+        (adjudication.meters[0], 200, 2)
+    ]
+    assert [each["counters"]["day"]["sum"] for each in asked[0]["actions"]] == [7, 107]
+    statement = verify(entry.jws, key_set([KEY.public])).statement
+    assert statement["budget"] == list(adjudication.meters)
+    says(DENY)
+    _, denied = counting({}, NO_BUDGETS, NATIVE)
+    assert denied.charges == ()
+    assert "budget" not in verify(denied.jws, key_set([KEY.public])).statement
+
+
+def test_a7_a_replay_charges_nothing(says: Any) -> None:
+    asked = says(PERMIT)
+    claims = held(State.UNKNOWN, provider=True)
+    first = next(iter(claims.values())).receipt_id
+    _, entry = counting({}, NO_BUDGETS, PROVIDER)
+    told = Budgets(
+        totals={charge.meter: Total(sum=207, count=3) for charge in entry.charges},
+        standing={first: entry.charges},
+    )
+    _, again = counting(claims, told, PROVIDER)
+    assert (again.outcome, again.charges, again.prior) == (Outcome.PERMIT, (), first)
+    assert asked[1]["actions"][0]["counters"]["day"] == {"sum": 7, "count": 1}
+    assert "budget" not in asked[1]
 
 
 def test_a6_of_a_sensitive_operation_nothing_is_kept_in_clear(says: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 from fakes import FakeClient, FakeMeter, FakeUpstream, MemoryLedger
 from holdgate.adjudicate import Evidence
 from holdgate.agents import Agent
-from holdgate.bundle import Bundle, load_bundle
-from holdgate.errors import ConfigError, Outcome
+from holdgate.bundle import NO_BUNDLE, Bundle, load_bundle
+from holdgate.errors import ConfigError, Outcome, Reason
 from holdgate.headers import Verdicts
 from holdgate.keys import SigningKey
 from holdgate.limits import Limits
@@ -164,6 +165,13 @@ def test_b2_a_bundle_cannot_be_changed_afterwards(folder: Path) -> None:
     )
 
 
+def test_b3_no_bundle_and_one_that_ended_have_a_reason_and_files_never_end(folder: Path) -> None:
+    loaded = load(folder)
+    assert loaded.gap(2**62) is None
+    assert dataclasses.replace(loaded, ends_us=7).gap(7) is Reason.POLICY_EXPIRED
+    assert (NO_BUNDLE.gap(0), NO_BUNDLE.statement) == (Reason.POLICY_UNAVAILABLE, {})
+
+
 def append(path: Path, text: str) -> None:
     path.write_text(path.read_text() + text)
 
@@ -202,7 +210,11 @@ async def test_b2_a_request_is_recognised_and_decided_under_one_bundle(folder: P
         ledger=ledger,
         dispatcher=upstream,
         evidence=Evidence(
-            signer=SigningKey(seed=b"s" * 32), issuer="test/log", node="n1", fleet_key=b"f" * 32
+            signer=SigningKey(seed=b"s" * 32),
+            issuer="test/log",
+            node="n1",
+            fleet_key=b"f" * 32,
+            draw=secrets.token_bytes,
         ),
         show=Verdicts(node="n1", full=True, public_url=None),
         limits=Limits(),

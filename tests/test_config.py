@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from holdgate.agents import CertificateRule
 from holdgate.config import Address, Config, ConnectTo, OpenDoor, ReceiptsHeader, load_config
+from holdgate.config_bundle import Files, Signed
 from holdgate.config_doctor import Doctor
 from holdgate.config_retention import Retention
 from holdgate.config_values import read_address, read_ca, read_networks
@@ -116,6 +117,16 @@ def test_k1_the_contract_s_file_loads(folder: Path) -> None:
     assert config.upstream.resolver == "system"
 
 
+def test_kb1_signed_bundles_need_no_folders_and_files_need_both(folder: Path) -> None:
+    assert load(folder, SMALLEST).bundle == Files()
+    text = SMALLEST.replace("surfaces: [surfaces]\npolicies: [policies]\n", "")
+    config = load(folder, text + "bundle: {mode: signed, trust: trust.json, dir: bundles/}\n")
+    assert config.bundle == Signed(trust=folder / "trust.json", folder=folder / "bundles")
+    assert (config.surfaces, config.policies, config.bundle.paths) == ((), (), ())
+    with pytest.raises(ConfigError, match="needs the key 'surfaces'"):
+        load(folder, text)
+
+
 def test_k1_what_is_left_out_has_the_safe_value(folder: Path) -> None:
     config = load(folder, SMALLEST)
     assert config.limits == Limits()
@@ -156,11 +167,50 @@ MISTAKES = [
     pytest.param("surfaces: [./surfaces]", "surfaces: []", 8, "nothing could ever", id="no surfaces"),
     pytest.param("surfaces: [./surfaces]", "surfaces: ./surfaces", 8, "must be a list", id="not a list"),
     pytest.param("policies: [./policies]", "policies: [./nope]", 9, "does not exist", id="a missing folder"),
-    pytest.param("{mode: files}", "{mode: signed, trust: t, dir: b}", 10, "mode: files", id="signed bundles"),
-    pytest.param("{mode: files}", "{mode: files, dir: b}", 10, "mode: files", id="files with a directory"),
+    pytest.param("{mode: files}", "{mode: signed, trust: t}", 10, "needs", id="signed without a directory"),
+    pytest.param("{mode: files}", "{mode: files, dir: b}", 10, "mode: signed", id="files with a directory"),
+    pytest.param("{mode: files}", "{mode: auto}", 10, "one of: files, signed", id="a mode that depends"),
+    pytest.param("{mode: files}", "{trust: t, dir: b}", 10, "'mode'", id="no mode"),
     pytest.param("store: sqlite", "store: postgresql://h/db", 11, "store: sqlite", id="another store"),
     pytest.param(
-        "gate: embedded", "gate: {url: https://gate:9443}", 12, "gate: embedded", id="a remote gate"
+        "gate: embedded",
+        "gate: {url: https://gate:9443, protocol: opa}",
+        12,
+        "holdgate, authzen, trigguard",
+        id="a remote gate of a protocol that is not spoken",
+    ),
+    pytest.param(
+        "gate: embedded",
+        "gate: {url: 'http://10.0.0.1:9443', protocol: authzen}",
+        12,
+        "only to a loopback",
+        id="a remote gate without TLS",
+    ),
+    pytest.param(
+        "gate: embedded",
+        "gate: {url: https://gate:9443, protocol: holdgate}",
+        12,
+        "keys_file",
+        id="a remote gate whose receipts nobody could verify",
+    ),
+    pytest.param(
+        "gate: embedded",
+        "gate: {url: https://gate:9443, protocol: authzen, client_cert: ./holdgate.yaml}",
+        12,
+        "go together",
+        id="a client certificate without a key",
+    ),
+    pytest.param("gate: embedded", "gate: none", 12, "embedded", id="no gate at all"),
+    pytest.param("roles: [operator]", "roles: [decider]", 7, "agents: [ID]", id="a decider for nobody"),
+    pytest.param(
+        "roles: [operator]",
+        "roles: [decider], agents: [x]",
+        7,
+        "has the id 'x'",
+        id="a decider for a stranger",
+    ),
+    pytest.param(
+        "roles: [operator]", "roles: [operator], agents: [x]", 7, "role decider", id="agents of an operator"
     ),
     pytest.param("127.0.0.1/32]", "127.0.0.1/8]", 14, "not a CIDR block", id="host bits in a block"),
     pytest.param("127.0.0.1/32]", "'::ffff:127.0.0.1/128']", 14, "as IPv4", id="a mapped block"),
@@ -334,7 +384,7 @@ def test_ca_says_how_the_ca_is_made_and_rotated(text: str, expected: tuple[bool,
 # --- retention ---
 
 
-def test_kr1_inputs_are_kept_for_a_number_of_days_or_for_ever(folder: Path) -> None:
+def test_rt1_inputs_are_kept_for_a_number_of_days_or_for_ever(folder: Path) -> None:
     assert load(folder, SMALLEST).retention == Retention(inputs_days=400)
     assert load(folder, SMALLEST + "retention: {inputs_days: 30}\n").retention.inputs_days == 30
     assert load(folder, SMALLEST + "retention: {inputs_days: null}\n").retention.inputs_days is None
@@ -343,7 +393,7 @@ def test_kr1_inputs_are_kept_for_a_number_of_days_or_for_ever(folder: Path) -> N
 @pytest.mark.parametrize(
     "text", ["{inputs_days: 0}", "{inputs_days: -1}", "{inputs_days: 1.5}", "{}", "30", "{days: 3}"]
 )
-def test_kr1_anything_else_is_refused(folder: Path, text: str) -> None:
+def test_rt1_anything_else_is_refused(folder: Path, text: str) -> None:
     assert "retention" in str(refused(folder, SMALLEST + f"retention: {text}\n"))
 
 

@@ -19,6 +19,7 @@ from evidence import RefundJudge, coverage_details, open_ledger
 from holdgate.adapters import control
 from holdgate.adapters.control import ControlServer, ask
 from holdgate.adapters.forgetting import Forgetter
+from holdgate.adapters.keyfiles import load_log_keys, load_public_keys
 from holdgate.adapters.sqlite import SqliteReader
 from holdgate.errors import BackendError, ConfigError
 from holdgate.ledger import AdminNote, Noted
@@ -179,3 +180,29 @@ async def test_ct2_an_order_that_is_none_destroys_nothing(tmp_path: Path, questi
         with pytest.raises(BackendError):
             await asked(tmp_path, question)
         assert ledger.size == 1
+
+
+@pytest.mark.parametrize("purpose", ["receipt", "log"])
+async def test_ct3_a_change_of_keys_is_answered_when_it_has_been_made(tmp_path: Path, purpose: str) -> None:
+    ledger = open_ledger(tmp_path)
+    before = ledger.signer.kid
+    async with serving(tmp_path, ledger) as noted:
+        answer = await asked(tmp_path, {"ask": "rotate", "purpose": purpose, "key_id": ""})
+        assert (answer["index"], ledger.size, noted) == (0, 1, [])
+        assert (ledger.signer.kid != before) == (purpose == "receipt")
+        listed = load_public_keys(tmp_path) if purpose == "receipt" else load_log_keys(tmp_path)
+        old = next(key.kid for key in listed.values() if key.end_index == 1)
+        assert len(listed) == 2
+        revoked = await asked(tmp_path, {"ask": "revoke", "kid": old, "from_index": None})
+        assert revoked["index"] == 1
+        for wrong in (
+            {"ask": "rotate", "purpose": "fleet", "key_id": ""},
+            {"ask": "rotate", "purpose": purpose, "key_id": 7},
+            {"ask": "revoke", "kid": old, "from_index": -1},
+            {"ask": "revoke", "kid": old},
+        ):
+            with pytest.raises(BackendError, match="not a question"):
+                await asked(tmp_path, wrong)
+        with pytest.raises(BackendError, match="no signer process"):
+            await asked(tmp_path, {"ask": "rotate", "purpose": purpose, "key_id": "slot-1"})
+        assert ledger.size == 2 and ledger.healthy

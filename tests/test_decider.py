@@ -13,6 +13,7 @@ from holdgate.adapters.admin.shapes import decode_jws
 from holdgate.adapters.decider import Decided, Decider
 from holdgate.adjudicate import Evidence
 from holdgate.agents import Agent
+from holdgate.bundle import NEVER_US, Bundle
 from holdgate.errors import Outcome, Reason
 from holdgate.files import packaged
 from holdgate.headers import Verdicts
@@ -53,7 +54,8 @@ class Desk:
     def __init__(self) -> None:
         index = SurfaceIndex.compile(load_maps([packaged("surfaces") / "stripe"]))
         self.ledger, self.upstream, self.timers = MemoryLedger(), FakeUpstream(), Timers()
-        bundle: Any = SimpleNamespace(
+        bundle = Bundle(
+            ends_us=NEVER_US,
             digest="sha256:" + "00" * 32,
             revision=0,
             signed=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import secrets
 import threading
 from collections import Counter
@@ -13,17 +14,19 @@ from typing import Any
 
 import pytest
 
-from fakes import FakeClient, FakeMeter, FakeUpstream, MemoryLedger
+from fakes import NO_POLICIES, FakeClient, FakeMeter, FakeUpstream, MemoryLedger
 from holdgate import gate
 from holdgate.adjudicate import Evidence
 from holdgate.agents import Agent
 from holdgate.answer import Answer, DispatchError
+from holdgate.bundle import NEVER_US, Bundle
 from holdgate.canonical import CanonicalRequest
 from holdgate.errors import BackendError, InputError, Outcome, Reason
 from holdgate.gate import Decision
 from holdgate.headers import Verdicts
+from holdgate.held import RENEWALS
 from holdgate.keys import SigningKey, key_set
-from holdgate.ledger import OutcomeStatus
+from holdgate.ledger import OutcomeStatus, Superseded
 from holdgate.limits import Limits
 from holdgate.message import Listener, Message, Origin, RequestHead
 from holdgate.pipeline import LARGE_BODY_BYTES, Pipeline
@@ -115,8 +118,13 @@ class House:
         self.decision = Decision(outcome=Outcome.PERMIT, reason=Reason.PERMIT_RULE, rules=("p/r",))
         self.index = FakeIndex(result)
         monkeypatch.setattr(gate, "decide", lambda policies, inputs: self.decision)
-        bundle: Any = SimpleNamespace(
-            digest="sha256:" + "00" * 32, revision=0, signed=False, index=self.index, policies=None
+        bundle = Bundle(
+            digest="sha256:" + "00" * 32,
+            revision=0,
+            signed=False,
+            ends_us=NEVER_US,
+            index=self.index,  # type: ignore[arg-type]
+            policies=NO_POLICIES,
         )
         self.pipeline = Pipeline(
             bundle=bundle,
@@ -630,4 +638,47 @@ async def test_he1_a_reload_in_between_changes_nothing_for_a_held_request(house:
 
 
 def replace_digest(bundle: Any) -> Any:
-    return SimpleNamespace(**(vars(bundle) | {"digest": "sha256:" + "11" * 32}))
+    return dataclasses.replace(bundle, digest="sha256:" + "11" * 32)
+
+
+async def test_he1_a_superseded_request_begins_again_under_the_active_bundle(house: House) -> None:
+    second = replace_digest(house.pipeline.bundle)
+    refused = fence(house, second.digest)
+
+    async def reload() -> None:
+        house.pipeline.bundle = second
+
+    house.ledger.before = reload
+    answer = await house.ask()
+    assert (answer.status, house.ledger.last.policy, len(refused)) == (200, second.digest, 1)
+    assert len(house.upstream.seen) == 1
+
+
+async def test_he1_what_is_superseded_again_and_again_is_silence(house: House) -> None:
+    refused = fence(house, "sha256:" + "99" * 32)
+    answer = await house.ask()
+    assert (answer.status, house.upstream.seen, len(refused)) == (403, [], 1 + RENEWALS)
+    assert house.ledger.last.reason is Reason.POLICY_UNAVAILABLE
+
+
+def fence(house: House, digest: str) -> list[str]:
+    """The store takes no PERMIT of another bundle any more; returns those that it refused."""
+    refused: list[str] = []
+    really = house.ledger.record
+
+    class Fenced:
+        def __init__(self, judge: Any) -> None:
+            self._judge, self.keys, self.meters = judge, judge.keys, judge.meters
+
+        def __call__(self, *args: Any, **named: Any) -> Any:
+            entry = self._judge(*args, **named)
+            if entry.outcome is Outcome.PERMIT and entry.policy != digest:
+                refused.append(entry.policy)
+                raise Superseded
+            return entry
+
+    async def record(judge: Any) -> Any:
+        return await really(Fenced(judge))
+
+    house.ledger.record = record  # type: ignore[method-assign]
+    return refused

@@ -22,6 +22,7 @@ from evidence import (
     DIGEST,
     KEYS,
     LOG_KEY,
+    LOG_KEYS,
     ORIGIN,
     OTHER_DIGEST,
     OTHER_KEY,
@@ -34,10 +35,25 @@ from evidence import (
 )
 from holdgate.adapters import sequencer, sqlite_open, sqlite_schema
 from holdgate.adapters import sqlite as sqlite_adapter
+from holdgate.adapters.keyring import Rotation
 from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
 from holdgate.audit import AuditReport, audit
 from holdgate.errors import BackendError, ConfigError, InputError, Outcome, Reason
-from holdgate.ledger import AdminNote, Binding, ClaimRow, Entry, OutcomeStatus, Recorded, State, Verdict
+from holdgate.keyhistory import Purpose
+from holdgate.keys import key_set
+from holdgate.ledger import (
+    AdminNote,
+    Binding,
+    Budgets,
+    ClaimRow,
+    Entry,
+    Noted,
+    OutcomeStatus,
+    Recorded,
+    State,
+    Superseded,
+    Verdict,
+)
 from holdgate.note import verify_checkpoint, vkey
 from holdgate.receipt import verify
 from holdgate.statement import StatementError
@@ -48,7 +64,7 @@ EXECUTED, NOT_SENT, UNKNOWN = OutcomeStatus.EXECUTED, OutcomeStatus.NOT_SENT, Ou
 
 def _audit(state_dir: Path) -> AuditReport:
     with SqliteReader(state_dir) as reader:
-        return audit(reader.audit_input(), origin=ORIGIN, receipt_keys=KEYS, log_key=LOG_KEY.public)
+        return audit(reader.audit_input(), origin=ORIGIN, receipt_keys=KEYS, log_keys=LOG_KEYS)
 
 
 async def _recorded(ledger: SqliteLedger, *judges: RefundJudge) -> list[Recorded]:
@@ -63,11 +79,15 @@ async def _settled(ledger: SqliteLedger) -> None:
 class _Broken:
     """A Judge that does what a test needs; `keys` is what it asks for."""
 
+    meters = ()
+
     def __init__(self, does: Callable[[Entry], Entry], keys: Any = ()) -> None:
         self.keys, self._does, self._good = keys, does, RefundJudge("broken")
 
-    def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry:
-        return self._does(self._good(claims, now_us=now_us, receipt_id=receipt_id))
+    def __call__(
+        self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets
+    ) -> Entry:
+        return self._does(self._good(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets))
 
 
 # --- formats ---
@@ -465,10 +485,10 @@ async def test_s6_a_permit_that_nobody_received_becomes_not_sent(tmp_path: Path)
     entered, go = threading.Event(), threading.Event()
 
     class Slow(RefundJudge):
-        def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry:
+        def __call__(self, claims: Mapping[str, ClaimRow], **given: Any) -> Entry:
             entered.set()
             go.wait(10)
-            return super().__call__(claims, now_us=now_us, receipt_id=receipt_id)
+            return super().__call__(claims, **given)
 
     task = asyncio.create_task(ledger.record(Slow("a")))
     await asyncio.to_thread(entered.wait, 10)
@@ -743,3 +763,55 @@ def _no_thread_is_left() -> Any:
 
 def test_the_keys_of_this_file_are_two_purposes() -> None:
     assert RECEIPT_KEY.kid != LOG_KEY.kid
+
+
+# --- S9 ---
+
+
+async def test_s9_another_key_signs_from_the_leaf_after_the_one_that_names_it(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    old = ledger.signer.now
+    first, changed, *rest = await asyncio.gather(
+        ledger.record(RefundJudge("a", signer=ledger.signer)),
+        ledger.change_key(Rotation(purpose=Purpose.RECEIPT, key_id="", by="local")),
+        *(ledger.record(RefundJudge(f"b{n}", signer=ledger.signer)) for n in range(3)),
+    )
+    new = ledger.signer.now
+    ledger.close()
+    assert (first.index, changed.index, [each.index for each in rest]) == (0, 1, [2, 3, 4])
+    with SqliteReader(tmp_path) as reader:
+        rows = list(reader.export())
+    for row in rows:
+        verify(row.jws, key_set([(old if row.index < 2 else new).public]))
+
+
+# --- fences ---
+
+
+async def test_s8_after_a_fence_no_permit_under_another_bundle_is_recorded(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    await ledger.record(RefundJudge("a"))
+    ledger.fence("sha256:" + "e" * 64)
+    with pytest.raises(Superseded):
+        await ledger.record(RefundJudge("b"))
+    silent = await ledger.record(RefundJudge("a"))  # a refusal is none the worse for its bundle
+    assert silent.entry.outcome is Outcome.SILENCE
+    ledger.fence("sha256:" + "c" * 64)
+    assert (await ledger.record(RefundJudge("b"))).entry.outcome is Outcome.PERMIT
+    ledger.close()
+    assert _audit(tmp_path).problems == ()
+
+
+async def test_s8_the_receipt_of_an_activation_is_a_fence_in_its_own_place(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    details = {"digest": "sha256:" + "e" * 64, "name": "p", "epoch": 1, "revision": 1, "trust": 1}
+    note = AdminNote(action="policy_activated", by="node", details=details)
+    before, noted, after = await asyncio.gather(
+        ledger.record(RefundJudge("a")),
+        ledger.note(note),
+        ledger.record(RefundJudge("b")),
+        return_exceptions=True,
+    )
+    assert isinstance(before, Recorded) and isinstance(noted, Noted)
+    assert isinstance(after, Superseded), "one group, one transaction, and still in order"
+    ledger.close()

@@ -324,7 +324,7 @@ POLICIES = [
     _when("action name", 'action.¦name == "x"', "did you mean action.operation?"),
     _when("clock now", "clock.¦now > 5", "clock.now_s"),
     _when("approvals role", '¦approvals.role == "a"', "approvals.exists(a, a.role == ...)"),
-    _when("counters undeclared", "¦counters.day.sum > 5", "counters"),
+    _when("counters undeclared", "counters.¦day.sum > 5", "counters has no field"),
     # --- types and guards ---
     _when("unguarded optional", '¦params.account != "acct_1"', "guard it: has(params.account) && ..."),
     _when("guard behind", '¦params.account == "a" && has(params.account)', "guard it"),

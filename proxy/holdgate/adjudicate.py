@@ -10,6 +10,8 @@ Invariants (tests/test_adjudicate.py):
   A4  The receipt names request.digest and wire digest of exactly the Case's request.
   A5  A voided Case (its hold deadline passed) is never permitted.
   A6  Of a sensitive operation nothing is kept in clear: its input is sealed, its receipt has a commitment.
+  A7  A PERMIT charges every counter of every action, a replay none; the receipt names ids only.
+  A8  Under no bundle, or one that has ended, every Case is SILENCE with that reason, refused ones too.
 """
 
 from __future__ import annotations
@@ -23,11 +25,23 @@ from typing import Any, Final, Protocol
 from . import gate
 from .agents import Agent
 from .bundle import Bundle
+from .counters import Use, budget_ids, budget_part, fill, meters_of, uses_of_all
 from .errors import Outcome, Reason
 from .gate import Decision
 from .jcs import dumps_input
-from .keys import SigningKey
-from .ledger import CONFLICT_SOURCE, Binding, ClaimRow, Entry, Verdict, appraise, op_key
+from .keys import Signer
+from .ledger import (
+    CONFLICT_SOURCE,
+    NO_BUDGETS,
+    Binding,
+    Budgets,
+    Charge,
+    ClaimRow,
+    Entry,
+    Verdict,
+    appraise,
+    op_key,
+)
 from .policy import PolicySet
 from .receipt import decision_statement, input_digest, sign
 from .sealing import SALT_BYTES, Kept, Sealed, commitment, seal
@@ -51,7 +65,7 @@ _REFUSED: Final[Mapping[Verdict, tuple[Outcome, Reason]]] = {
 class Evidence:
     """Who signs, and under which names."""
 
-    signer: SigningKey
+    signer: Signer  # asked in the ledger's serial step only: another key may sign from the next one on
     issuer: str  # the log's origin
     node: str
     fleet_key: bytes  # keys every hash of something guessable
@@ -112,22 +126,49 @@ class TimedGate:
 class Adjudication:
     """One Judge (ledger.py) for one Case under one bundle."""
 
-    __slots__ = ("_bundle", "_case", "_claims", "_decide", "_evidence", "_void", "keys")
+    __slots__ = (
+        "_bundle",
+        "_case",
+        "_claims",
+        "_decide",
+        "_engine",
+        "_evidence",
+        "_uses",
+        "_void",
+        "keys",
+        "meters",
+    )
 
-    def __init__(self, case: Case, bundle: Bundle, evidence: Evidence, decide: Gate | None = None) -> None:
-        """`decide` is the gate, given by callers that measure it."""
+    def __init__(
+        self,
+        case: Case,
+        bundle: Bundle,
+        evidence: Evidence,
+        decide: Gate | None = None,
+        engine: str = gate.ENGINE,
+    ) -> None:
+        """`decide` is the gate, of callers that measure it or have asked another one; `engine` names it."""
         self._case, self._bundle, self._evidence = case, bundle, evidence
-        self._decide = decide or gate.decide
+        self._decide, self._engine = decide or gate.decide, engine
         self._void = False
         self._claims = () if case.refusal else _claims(case, evidence.fleet_key)
+        # Counters belong to the policies here: where another gate decides they have nothing to say.
+        counting = case.refusal is None and engine == gate.ENGINE
+        self._uses = _uses(case, bundle, evidence.fleet_key) if counting else ()
         self.keys = tuple(claim.key for claim in self._claims)
+        self.meters = meters_of(self._uses)
 
     def void(self) -> None:
         """The hold deadline passed: whatever is judged from now on is SILENCE."""
         self._void = True
 
-    def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry:
+    def __call__(
+        self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets = NO_BUDGETS
+    ) -> Entry:
         case = self._case
+        gap = self._bundle.gap(now_us)
+        if gap is not None:  # asked here, by the ledger's clock, which no request can turn back
+            return self._entry(now_us, receipt_id, Outcome.SILENCE, gap)
         if self._void:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.GATE_TIMEOUT)
         if case.refusal is not None:
@@ -146,6 +187,8 @@ class Adjudication:
         if case.recognised.require_key:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
         inputs = decision_input(case.agent, case.request, case.recognised, now_us)
+        repeated = prior if verdict is Verdict.REPLAY else ""
+        charges = self._charged(inputs, budgets, repeated, now_us)
         decision = self._decide(self._bundle.policies, inputs)
         permitted = decision.outcome is Outcome.PERMIT and not self._void
         if decision.outcome is Outcome.PERMIT and not permitted:
@@ -159,8 +202,20 @@ class Adjudication:
             inputs=dumps_input(inputs),
             prior=prior if permitted else "",
             prior_status=prior_status,
-            replay=verdict is Verdict.REPLAY,
+            replay=repeated != "",
+            charges=charges if permitted else (),
         )
+
+    def _charged(
+        self, inputs: dict[str, Any], budgets: Budgets, repeated: str, now_us: int
+    ) -> tuple[Charge, ...]:
+        """Put the counters into the input; what a PERMIT charges is recorded there too."""
+        if not self._uses:
+            return ()
+        charges = fill(inputs["actions"], self._uses, budgets, prior=repeated, now_us=now_us)
+        if charges:
+            inputs["budget"] = budget_part(charges)
+        return charges
 
     def _entry(
         self,
@@ -174,6 +229,7 @@ class Adjudication:
         prior: str = "",
         prior_status: int = 0,
         replay: bool = False,
+        charges: tuple[Charge, ...] = (),
     ) -> Entry:
         case, evidence, bundle = self._case, self._evidence, self._bundle
         recognised = case.recognised
@@ -193,12 +249,13 @@ class Adjudication:
             destination=case.request.destination if case.request else "",
             request=_request_part(case) | committed,
             idempotency=self._idempotency_part(),
-            policy={"digest": bundle.digest, "revision": bundle.revision, "signed": bundle.signed},
-            engine=gate.ENGINE,
+            policy=bundle.statement,
+            engine=self._engine if inputs is not None else gate.ENGINE,
             input_digest="" if inputs is None else input_digest(inputs, sealed.salt if sealed else b""),
             exp_us=now_us + PERMIT_USE_BY_US if permit else 0,
             replay_of=prior if permit and replay else "",
             supersedes=prior if permit and not replay else "",
+            budget=budget_ids(charges),
             via=case.via,
             count=case.count if outcome is Outcome.SILENCE and inputs is None else 1,
         )
@@ -217,6 +274,7 @@ class Adjudication:
             inputs=inputs if sealed is None else None,
             prior=prior,
             prior_status=prior_status,
+            charges=charges,
             sealed=sealed,
         )
 
@@ -294,6 +352,17 @@ def _claims(case: Case, fleet_key: bytes) -> tuple[_Claim, ...]:
     return (*keys, *conflicts)
 
 
+def _uses(case: Case, bundle: Bundle, fleet_key: bytes) -> tuple[tuple[Use, ...], ...]:
+    recognised, request, agent = case.recognised, case.request, case.agent
+    if recognised is None or request is None or agent is None:
+        return ()
+    counters_of = bundle.policies.counters_of
+    if not any(counters_of(action.surface, action.operation) for action in recognised.actions):
+        return ()
+    actions = [_action_part(action, request, recognised) for action in recognised.actions]
+    return uses_of_all(counters_of, _agent_part(agent), actions, secret=fleet_key)
+
+
 def _request_part(case: Case) -> dict[str, Any]:
     part: dict[str, Any] = {"digest": case.raw_digest, "bytes": case.raw_bytes}
     if case.request is not None and case.request.method:
@@ -311,12 +380,16 @@ def decision_input(agent: Agent, request: Target, recognised: Recognised, now_us
     clock = datetime.fromtimestamp(now_s, UTC)
     return {
         "v": 1,
-        "agent": {"id": agent.id, "groups": list(agent.groups), "attrs": _plain(dict(agent.attrs))},
+        "agent": _agent_part(agent),
         "actions": [_action_part(action, request, recognised) for action in recognised.actions],
         "request": {"digest": recognised.digest},
         "clock": {"now_s": now_s, "hour_utc": clock.hour, "weekday_utc": clock.isoweekday() % 7},
         "approvals": [],
     }
+
+
+def _agent_part(agent: Agent) -> dict[str, Any]:
+    return {"id": agent.id, "groups": list(agent.groups), "attrs": _plain(dict(agent.attrs))}
 
 
 def _action_part(action: Action, request: Target, recognised: Recognised) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Pure: it reads iterators once, in order, and trusts nothing in them but the publ
 given. It sees everything from leaf 0, so it does not rely on what the ledger remembered of the tree.
 A problem names the leaf and its receipt, so that one can look at it.
 
-Invariants (tests/test_audit.py has one test named after each):
+Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budgets.py):
   A1  An edited, removed, inserted or reordered receipt is a problem, the removed tail included.
   A2  Every PERMIT has at most one outcome, or unknown and then reconciled; every outcome has its PERMIT.
   A3  A recorded input that is not the one its receipt names is a problem (audit_inputs.py says more).
@@ -13,9 +13,14 @@ Invariants (tests/test_audit.py has one test named after each):
   A6  A tile that is missing, or that is not what the leaves make, is a problem that names leaf and receipt.
   A7  A receipt by a key that was revoked at or below its index is a problem.
   A8  Any single byte changed in a receipt, its row, a tile or the checkpoint is a problem.
+  A9  A counter's row that the permits' charges do not add up to is a problem, and so is a charge that its
+      receipt or recorded input does not bear out.
+  A10  A receipt by another key than the one that the log itself names for its index is a problem, and so is
+      a list of keys that says otherwise than the log.
 
 It does not see: a roll-back of ledger and checkpoint together (keep an earlier checkpoint elsewhere
-and pass it as `earlier`), and what is in no receipt: when a claim expires, whether a provider repeats its
+and pass it as `earlier`), and what is in no receipt: when a claim expires, what was charged where an
+input was destroyed, whether a provider repeats its
 answer, which run made a permit.
 """
 
@@ -25,18 +30,20 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from .audit_budgets import BudgetAudit, CounterRow
 from .audit_inputs import InputAudit
+from .audit_keys import KeyAudit
 from .audit_tiles import StoredTiles, TileAudit
 from .errors import Outcome
-from .keys import KeySet, PublicKey
-from .ledger import SOURCES, ClaimRow, OutcomeStatus, State
-from .note import Checkpoint, verify_checkpoint
+from .keys import KeySet
+from .ledger import SOURCES, Charge, ClaimRow, OutcomeStatus, State
+from .note import Checkpoint, verify_log
 from .receipt import ReceiptError, verify
 from .sealing import Stored
 from .statement import parse_us
 from .tlog import TlogError
 
-__all__ = ["AuditInput", "AuditReport", "HeadRow", "LogRecord", "PermitRow", "audit"]
+__all__ = ["AuditInput", "AuditReport", "CounterRow", "HeadRow", "LogRecord", "PermitRow", "audit"]
 
 _MAX_PROBLEMS: Final = 1000
 _STEP: Final = 256  # leaves between two calls of `progress`
@@ -50,6 +57,8 @@ class PermitRow:
     state: State
     http_status: int
     claims: tuple[str, ...]
+    charges: tuple[Charge, ...]
+    lender: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +96,7 @@ class AuditInput:
     head: HeadRow
     records: Iterable[LogRecord]
     claims: Iterable[ClaimRow]  # read after `records`
+    counters: Iterable[CounterRow]  # read after `records`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,15 +135,15 @@ def audit(
     *,
     origin: str,
     receipt_keys: KeySet,
-    log_key: PublicKey,
+    log_keys: KeySet,
     earlier: Checkpoint | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> AuditReport:
     """Verify everything; problems are found, never raised. `progress` is told how many leaves were read."""
-    auditor = _Auditor(origin, receipt_keys, given.tiles)
+    auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles)
     checkpoints = [] if earlier is None else [earlier]
     try:
-        checkpoint = verify_checkpoint(given.checkpoint, origin, log_key)
+        checkpoint = verify_log(given.checkpoint, origin, log_keys)
         checkpoints.append(checkpoint)
         auditor.tiles.signed = checkpoint.size
     except TlogError as error:
@@ -147,20 +157,25 @@ def audit(
     auditor.tiles.end()
     for left in checkpoints:
         auditor.problem(f"the log ends at {auditor.edge.size}, but {left.size} leaves were signed")
+    auditor.keys.end()
     auditor.head(given.head)
     auditor.inputs_end()
     auditor.claims(given.claims)
+    for text in auditor.budgets.problems(given.counters, given.head.iat_us):
+        auditor.problem(text)
     return auditor.report()
 
 
 class _Auditor:
-    def __init__(self, origin: str, keys: KeySet, tiles: StoredTiles) -> None:
+    def __init__(self, origin: str, keys: KeySet, log_keys: KeySet, tiles: StoredTiles) -> None:
         self._problems: list[str] = []
+        self.keys = KeyAudit(keys, log_keys, self.problem)
         self.tiles = TileAudit(tiles, self.problem)
         self.edge = self.tiles.edge
-        self._origin, self._keys = origin, keys
+        self._origin, self._receipt_keys = origin, keys
         self._permits: dict[str, _Permit] = {}
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
+        self.budgets = BudgetAudit()
         self._inputs = InputAudit(self.problem)
         self._outcomes = self._admin = self._iat_us = 0
 
@@ -197,12 +212,12 @@ class _Auditor:
         if record.index != index:
             self._at(record, f"missing, the next one is {record.index}")
         try:
-            found = verify(record.jws, self._keys)
+            found = verify(record.jws, self._receipt_keys)
         except ReceiptError as error:
             self._at(record, str(error))
             return
-        if index >= self._keys[found.kid].revoked_from_index:
-            self._at(record, f"signed with a key that was revoked from leaf {self._revoked(found.kid)} on")
+        if refusal := self.keys.leaf(index, found):
+            self._at(record, refusal)
         statement = found.statement
         if statement["type"] == "decision":
             self._columns(record, statement, statement["outcome"], statement["reason"], statement["agent"])
@@ -211,9 +226,6 @@ class _Auditor:
             what = statement.get("status") or statement.get("action", "")
             self._columns(record, statement, "", what, "")
             self._after(record, statement)
-
-    def _revoked(self, kid: str) -> int:
-        return self._keys[kid].revoked_from_index
 
     def _columns(
         self, record: LogRecord, statement: Mapping[str, Any], outcome: str, reason: str, agent: str
@@ -248,7 +260,7 @@ class _Auditor:
     # --- decisions, outcomes, claims ---
 
     def _decision(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
-        self._inputs.decision(self.edge.size - 1, record, statement)
+        inputs = self._inputs.decision(self.edge.size - 1, record, statement)
         is_permit = statement["outcome"] == Outcome.PERMIT
         if is_permit != (record.permit is not None):
             self._at(record, "the ledger and the receipt disagree whether this is a permit")
@@ -272,6 +284,8 @@ class _Auditor:
         if permit.key_hash:
             self._by_key[permit.key_hash] = permit.id
         self._permits[permit.id] = permit
+        charged = None if record.permit is None else (record.permit.charges, record.permit.lender)
+        self.budgets.permit(record.index, statement, charged, inputs)
 
     def _after(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         """Anything but a decision."""
@@ -294,6 +308,7 @@ class _Auditor:
         if (permit.status is OutcomeStatus.UNKNOWN) != is_reconciled or (permit.status and not is_reconciled):
             before = permit.status or "a PERMIT"
             self._at(record, f"{status} cannot follow {before} of leaf {permit.index}")
+        self.budgets.outcome(permit.id, _without_effect(status))
         permit.status, permit.http_status = status, statement.get("http_status", 0)
 
     def claims(self, rows: Iterable[ClaimRow]) -> None:
@@ -349,6 +364,10 @@ class _Auditor:
         later = self._permits[newest] if newest else None
         without_effect = (OutcomeStatus.NOT_SENT, OutcomeStatus.FAILED)
         return later is not None and later.status in without_effect and later.digest == row.digest
+
+
+def _without_effect(status: OutcomeStatus) -> bool:
+    return status in (OutcomeStatus.NOT_SENT, OutcomeStatus.FAILED)
 
 
 _STATES_AFTER: Final[Mapping[OutcomeStatus | None, frozenset[State]]] = {

@@ -55,16 +55,18 @@ class InputAudit:
         self._before_us = 0  # of the furthest retention
         self.kept = self.destroyed = 0
 
-    def decision(self, index: int, record: _Record, statement: Mapping[str, Any]) -> None:
-        digest = statement.get("input_digest", "")
+    def decision(self, index: int, record: _Record, statement: Mapping[str, Any]) -> bytes | None:
+        """The recorded input, opened where it was sealed; None where there is none."""
+        digest, found = statement.get("input_digest", ""), record.inputs
         if digest.startswith("hmac-") or (not digest and "commitment" in statement["request"]):
-            self._sealed(index, record, digest)
+            found = self._sealed(index, record, digest)
         elif digest and not never_kept(statement):
             self._clear(index, record, digest)
         elif record.inputs is not None:
             self._at(index, record, "the recorded input is not the one that was decided")
         if record.inputs is not None and record.sealed is not None:
             self._at(index, record, "an input in clear beside a sealed one")
+        return found
 
     def erasure(self, index: int, statement: Mapping[str, Any]) -> None:
         """An admin receipt: the ones that speak of erasures are remembered."""
@@ -110,24 +112,25 @@ class InputAudit:
         if digest != input_digest(record.inputs):
             self._at(index, record, "the recorded input is not the one that was decided")
 
-    def _sealed(self, index: int, record: _Record, digest: str) -> None:
+    def _sealed(self, index: int, record: _Record, digest: str) -> bytes | None:
         stored = record.sealed
         if stored is None or not stored.has_salt:
             self._gone(index, record, salt=True)
             if stored is not None and stored.has_key:
                 self._at(index, record, "its salt is gone, and its key is not")
-            return
+            return None
         try:
             kept = stored.open(record.id)
         except SealError:
             self._at(index, record, "the sealed input does not open")
-            return
+            return None
         if kept is None:
             self._gone(index, record, salt=False)
-            return
+            return None
         self._there(record)
         if digest != (input_digest(kept.inputs, stored.salt) if kept.inputs is not None else ""):
             self._at(index, record, "the recorded input is not the one that was decided")
+        return kept.inputs
 
     def _there(self, record: _Record) -> None:
         self.kept += 1

@@ -3,9 +3,13 @@
 A map edit is a policy edit: both are in the digest, which every receipt names. A request is decided under
 exactly one bundle, because the pipeline takes the whole value once.
 
+Made from files (development: the digest is over maps and policies, nothing is signed), or from a signed
+folder (the digest is its manifest's, see manifest.py). `NO_BUNDLE` stands for "none was accepted".
+
 Invariants (tests/test_bundle.py):
   B1  The digest changes when any byte of any map or policy changes, and with nothing else.
   B2  A bundle that exists has been parsed, compiled and type-checked completely.
+  B3  Under no bundle, or one that has ended, every request is SILENCE, whatever its rules say.
 """
 
 from __future__ import annotations
@@ -16,24 +20,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .errors import ConfigError
+from .errors import ConfigError, Reason
 from .gate import ENGINE
 from .policy import PolicySet, load_policies
+from .policy_model import policy_set
 from .surface.index import SurfaceIndex
 from .surface.load import load_maps
 
-__all__ = ["Bundle", "bundle_digest", "load_bundle", "source_files"]
+__all__ = ["NEVER_US", "NO_BUNDLE", "Bundle", "bundle_digest", "load_bundle", "source_files"]
 
 _DOMAIN: Final = b"holdgate-bundle-v1\n"
+NEVER_US: Final = 2**63 - 1  # files have no end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    digest: str  # "sha256:<hex>" over every file, see `bundle_digest`
+    digest: str  # "sha256:<hex>": `bundle_digest` of files, the manifest's of a signed one, "" for none
     revision: int  # 0 in files mode
     signed: bool
+    ends_us: int  # from this instant on it decides nothing
     index: SurfaceIndex
     policies: PolicySet
+
+    def gap(self, now_us: int) -> Reason | None:
+        """Why nothing is decided under it now."""
+        if not self.digest:
+            return Reason.POLICY_UNAVAILABLE
+        return Reason.POLICY_EXPIRED if now_us >= self.ends_us else None
+
+    @property
+    def statement(self) -> dict[str, str | int | bool]:
+        """What receipts say of it."""
+        if not self.digest:
+            return {}
+        return {"digest": self.digest, "revision": self.revision, "signed": self.signed}
+
+
+def _none() -> Bundle:
+    index = SurfaceIndex.compile(())
+    return Bundle(
+        digest="", revision=0, signed=True, ends_us=0, index=index, policies=policy_set((), index, {}, ())
+    )
+
+
+NO_BUNDLE: Final = _none()
 
 
 def load_bundle(surfaces: Sequence[Path], policies: Sequence[Path]) -> Bundle:
@@ -47,6 +77,7 @@ def load_bundle(surfaces: Sequence[Path], policies: Sequence[Path]) -> Bundle:
         digest=digest,
         revision=0,
         signed=False,
+        ends_us=NEVER_US,
         index=index,
         policies=rules,
     )

@@ -1,9 +1,10 @@
 """One strict YAML file in, one frozen Config out; everything that is wrong is a ConfigError with file:line.
 
 CONTRACT 5 lists the keys. Relative paths are relative to the file. What this version does not build
-(`gate` other than embedded, `store` other than sqlite, `bundle.mode` other than files) is refused, not
-ignored. No environment variable is read. Whether the names in `connect_to` are mapped hosts is checked by
-whoever loads the surface maps; each entry keeps its line for that.
+(`store` other than sqlite) is refused, not ignored. No environment variable is
+read. Whether the names in `connect_to` are mapped hosts is checked by whoever loads the surface maps; each
+entry keeps its line for that. With `bundle.mode: signed` the folders `surfaces` and `policies` may be left
+out: they are what `holdgate bundle build` reads, and decide nothing.
 
 Invariants (tests/test_config.py):
   K1  load_config() returns a Config that can be run, or raises ConfigError with file, line and what to write.
@@ -23,7 +24,9 @@ from typing import Final, Literal
 from .agents import AgentRule, Network
 from .config_admin import Admin, AdminToken, OpenDoor, read_admin
 from .config_agents import read_agents
+from .config_bundle import Files, Signed, read_bundle_mode
 from .config_doctor import Doctor, read_doctor
+from .config_gate import RemoteGate, read_gate
 from .config_retention import Retention, read_retention
 from .config_values import (
     Address,
@@ -106,7 +109,8 @@ class Config:
     state_dir: Path
     listen: Listen
     admin: Admin
-    surfaces: tuple[Path, ...]
+    bundle: Files | Signed
+    surfaces: tuple[Path, ...]  # what decides in files mode; else sources, or none
     policies: tuple[Path, ...]
     agents: tuple[AgentRule, ...]
     interfaces: tuple[str, ...]  # whoever is behind them is an agent: `holdgate network`
@@ -117,6 +121,7 @@ class Config:
     ca: Ca
     doctor: Doctor
     retention: Retention
+    gate: RemoteGate | None  # None: the policies here decide
 
     @property
     def issuer(self) -> str:
@@ -130,9 +135,21 @@ def load_config(path: Path) -> Config:
         raise ConfigError("no such file; `holdgate init` writes one, `-c FILE` names another", file=str(path))
     root = load_file(path, excerpts=False)
     keys = root.mapping(
-        required=("version", "node", "state_dir", "listen", "surfaces", "policies", "agents"),
+        required=("version", "node", "state_dir", "listen", "agents"),
         optional=(
-            *("admin", "bundle", "ca", "store", "gate", "limits", "network", "receipts", "upstream"),
+            *(
+                "surfaces",
+                "policies",
+                "admin",
+                "bundle",
+                "ca",
+                "store",
+                "gate",
+                "limits",
+                "network",
+                "receipts",
+                "upstream",
+            ),
             *("doctor", "retention"),
         ),
         what="the configuration",
@@ -141,6 +158,10 @@ def load_config(path: Path) -> Config:
         raise keys["version"].fail("this version of Holdgate reads `version: 1`")
     _refuse_unbuilt(keys)
     base = path.absolute().parent
+    bundle = read_bundle_mode(keys.get("bundle"), base)
+    for name in ("surfaces", "policies"):
+        if name not in keys and isinstance(bundle, Files):
+            raise root.fail(f"the configuration needs the key {name!r}")
     listen = _listen(keys["listen"])
     interfaces, network_mode = _network(keys.get("network"), listen)
     agents = read_agents(keys["agents"], base)
@@ -154,8 +175,9 @@ def load_config(path: Path) -> Config:
         state_dir=read_path(keys["state_dir"], base, "state_dir"),
         listen=listen,
         admin=admin,
-        surfaces=_existing(keys["surfaces"], base, "surfaces"),
-        policies=_existing(keys["policies"], base, "policies"),
+        bundle=bundle,
+        surfaces=_existing(keys.get("surfaces"), base, "surfaces"),
+        policies=_existing(keys.get("policies"), base, "policies"),
         agents=agents,
         interfaces=interfaces,
         network_mode=network_mode,
@@ -165,19 +187,14 @@ def load_config(path: Path) -> Config:
         ca=read_ca(keys.get("ca")),
         doctor=read_doctor(keys.get("doctor")),
         retention=read_retention(keys.get("retention")),
+        gate=read_gate(keys.get("gate"), base),
     )
 
 
 def _refuse_unbuilt(keys: dict[str, Node]) -> None:
     """Settings that the contract has and this version does not build: an error, never a silent default."""
-    if (gate := keys.get("gate")) is not None and gate.value != "embedded":
-        raise gate.fail("only `gate: embedded` is built in this version; remote gates are not")
     if (store := keys.get("store")) is not None and store.value != "sqlite":
         raise store.fail("only `store: sqlite` is built in this version; PostgreSQL is not")
-    if (bundle := keys.get("bundle")) is not None:
-        mode = bundle.mapping(required=("mode",), optional=("trust", "dir"), what="bundle")["mode"]
-        if mode.value != "files" or len(bundle.value) != 1:
-            raise mode.fail("only `bundle: {mode: files}` is built in this version; signed bundles are not")
 
 
 def _listen(node: Node) -> Listen:
@@ -299,7 +316,9 @@ def _ca_file(node: Node, base: Path) -> Path:
     return path
 
 
-def _existing(node: Node, base: Path, what: str) -> tuple[Path, ...]:
+def _existing(node: Node | None, base: Path, what: str) -> tuple[Path, ...]:
+    if node is None:
+        return ()
     paths: list[Path] = []
     for item in node.sequence(what):
         path = read_path(item, base, what)

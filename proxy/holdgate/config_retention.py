@@ -1,7 +1,7 @@
 """The `retention:` block: how long recorded inputs are kept.
 
 Invariants (tests/test_config.py):
-  KR1  `inputs_days` is a number of days from 1 on, or null: for ever. 0 and negative numbers are refused.
+  RT1  `inputs_days` is a number of days from 1 on, or null: for ever. 0 and negative numbers are refused.
 """
 
 from __future__ import annotations

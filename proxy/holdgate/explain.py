@@ -12,7 +12,7 @@ Invariants (tests/test_cli.py):
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,15 +23,21 @@ from .bundle import Bundle
 from .canonical import CanonicalRequest, canonicalise
 from .captured import SOURCE, read_captured
 from .cel.evaluate import EvalError
+from .counters import fill, meters_of, uses_of_all
 from .digest import CREDENTIAL_HEADERS, fingerprint
 from .errors import InputError, Outcome, Reason
 from .gate import RuleTrace
+from .ledger import Budgets, Total
 from .limits import Limits
 from .message import Message, Origin
 from .surface.index import SurfaceIndex
 from .surface.model import Action, Recognised
 
 __all__ = ["SOURCE", "Explained", "document", "explain", "plain_value", "recognised_input"]
+
+
+def nothing_charged(meters: tuple[str, ...]) -> Mapping[str, Total]:
+    return dict.fromkeys(meters, Total(sum=0, count=0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +62,12 @@ def explain(
     *,
     fleet_key: bytes,
     now_us: int,
+    totals: Callable[[tuple[str, ...]], Mapping[str, Total]] = nothing_charged,
 ) -> Explained:
-    """Take one raw HTTP/1.1 request, head and body, through steps 1 to 5."""
+    """Take one raw HTTP/1.1 request, head and body, through steps 1 to 5.
+
+    `totals` reads the meters of counters; without a ledger nothing has been charged yet.
+    """
     silence = gate.Decision(outcome=Outcome.SILENCE, reason=Reason.INTERNAL_ERROR, rules=())
     so_far = Explained(decision=silence)
     try:
@@ -74,6 +84,10 @@ def explain(
     except InputError as error:
         return replace(so_far, decision=replace(silence, reason=error.reason), detail=error.detail)
     inputs = decision_input(agent, request, recognised, now_us)
+    uses = uses_of_all(bundle.policies.counters_of, inputs["agent"], inputs["actions"], secret=fleet_key)
+    if uses:
+        budgets = Budgets(totals=totals(meters_of(uses)), standing={})
+        fill(inputs["actions"], uses, budgets, prior="", now_us=now_us)
     return replace(
         so_far,
         inputs=inputs,

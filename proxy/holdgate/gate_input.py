@@ -4,7 +4,8 @@ The pipeline builds the input and the surface map has typed its parameters alrea
 checked again here, because a decision must not depend on who called: replay, tests and remote
 callers hand in inputs too, and the evaluator relies on every value having its declared type.
 Keys that no condition can name are ignored; parameters are not: one that the map does not
-declare means that policy and map disagree about the request.
+declare means that policy and map disagree about the request. A counter may be missing: then it could not
+be read or charged when the input was made, and the gate says so.
 
 Invariants (tests/test_gate_input.py):
   N1  A frame holds values of the declared types only; anything else is a Problem.
@@ -17,15 +18,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .cel.evaluate import Budget, Frame
+from .cel.model import INT_MAX
 from .policy_model import ROOTS, Applicable, PolicySet
 from .surface.model import Effect
 from .value_types import MAX_LIST, ValueTest, is_int, is_string, is_strings
 
-__all__ = ["Problem", "action_frame", "shared_frame"]
+__all__ = ["Problem", "action_frame", "readable_counters", "shared_frame"]
 
 _EFFECTS: Final = frozenset(effect.value for effect in Effect)
 _APPROVAL_TEXTS: Final = ("id", "role", "approver", "request_digest")
 _ACTION: Final = ROOTS.index("action")
+_COUNTERS: Final = ROOTS.index("counters")
 _PARAMS: Final = ROOTS.index("params")
 
 
@@ -45,7 +48,7 @@ def shared_frame(policies: PolicySet, inputs: Any) -> Frame | Problem:
     wrong = _wrong_agent(agent, policies.attr_tests) or _wrong_context(request, clock, approvals)
     if wrong is not None:
         return Problem(detail=wrong)
-    return [None, agent, approvals, clock, None, request, None, None, Budget()]
+    return [None, agent, approvals, clock, None, None, request, None, None, Budget()]
 
 
 def action_frame(shared: Frame, action: dict[str, Any], applicable: Applicable) -> Frame | Problem:
@@ -56,8 +59,25 @@ def action_frame(shared: Frame, action: dict[str, Any], applicable: Applicable) 
         return Problem(detail=wrong)
     frame = shared.copy()
     frame[_ACTION] = action
+    frame[_COUNTERS] = action.get("counters")
     frame[_PARAMS] = params
     return frame
+
+
+def readable_counters(action: Mapping[str, Any], applicable: Applicable) -> bool:
+    """Whether every counter that this action charges is in the input, and can take it without overflow."""
+    values = action.get("counters")
+    if type(values) is not dict:
+        return not applicable.counters
+    for counter in applicable.counters:
+        value = values.get(counter.name)
+        if type(value) is not dict or not is_int(value.get("count")):
+            return False
+        if counter.measure:
+            total, amount = value.get("sum"), action["params"].get(counter.measure)
+            if not is_int(total) or not is_int(amount) or amount < 0 or total + amount > INT_MAX:
+                return False
+    return True
 
 
 def _wrong_agent(agent: Any, tests: Mapping[str, ValueTest]) -> str | None:

@@ -78,7 +78,7 @@ def decision_headers(
         item.append(f"rule={_string(entry.rule)}")
     if entry is not None and entry.surface:
         item.append(f"surface={_string(entry.surface)}")
-    if entry is not None:
+    if entry is not None and entry.policy:
         item.append(f"policy={_string(entry.policy)}")
     if status:
         item.append(f"status={status}")

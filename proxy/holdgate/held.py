@@ -3,14 +3,15 @@
 Nothing here decides or permits; a Held that stays as it was made is a refusal.
 
 Invariants (tests/test_pipeline.py):
-  HE1  A request is recognised, decided and answered under the one bundle that was active when it arrived.
+  HE1  A request is recognised, decided and answered under exactly one bundle: the one that was active when it
+       arrived; or, when that was superseded before its PERMIT was recorded, all of it again under the next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from .adjudicate import Case, Target
 from .agents import Agent
@@ -22,6 +23,8 @@ from .message import Message, Origin, RequestHead
 from .surface.model import Recognised
 
 __all__ = ["Client", "Gone", "Held", "claimed_host"]
+
+RENEWALS: Final = 3  # three activations within one request: something is wrong
 
 
 class Client(Protocol):
@@ -48,7 +51,7 @@ class Held:
     message: Message
     client: Client
     arrived: float
-    bundle: Bundle  # taken once: a reload in between changes nothing for this request
+    bundle: Bundle  # taken once: a reload in between changes nothing, or begins the request again
     agent: Agent | None = None
     request: CanonicalRequest | None = None
     asked: Target | None = None  # in place of a request: an action that a decision door was asked about
@@ -56,7 +59,16 @@ class Held:
     wire: str = ""
     body_sha256: bytes = b""  # of a sensitive operation: its commitment is made in the store's serial step
     waiting: bool = False  # for the answer of an identical request
+    renewed: int = 0  # times that it was begun again
     via: str = ""  # the decision door that asks; "": a request of an agent
+
+    def renew(self, bundle: Bundle) -> bool:
+        """Begin again under another bundle; False when that was done often enough."""
+        if self.renewed >= RENEWALS:
+            return False
+        self.bundle, self.request, self.recognised, self.wire, self.body_sha256 = bundle, None, None, "", b""
+        self.renewed += 1
+        return True
 
     @property
     def who(self) -> str:

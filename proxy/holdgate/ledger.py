@@ -6,8 +6,9 @@ A claim is the exclusive hold of a key (idempotency key, conflict key) by one de
     ARRIVALS: (state of the claim, who arrives)    -> what the newcomer may do
     OUTCOMES: (state of the claim, what happened)  -> next state
 
-A newcomer that is permitted binds its claims (`bind`): dispatching, until `settle_row`. Types, table
-and the functions over it stay in one file, though it is long: they are read together or not at all.
+A newcomer that is permitted binds its claims (`bind`): dispatching, until `settle_row`. What it charges to
+budgets stands as long as its permit may have had an effect (counters.py). Types, table and the functions
+over it stay in one file, though it is long: they are read together or not at all.
 
 Invariants (tests/test_ledger.py; the last three run over every store):
   L1  The table is total: every (state, event) has a row.
@@ -27,19 +28,23 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from .errors import Outcome, Reason
+from .errors import BackendError, Outcome, Reason
 from .sealing import Sealed
 
 __all__ = [
     "ARRIVALS",
     "CONFLICT_SOURCE",
     "DISPATCHABLE",
+    "NO_BUDGETS",
     "OUTCOMES",
+    "RELEASING",
     "SOURCES",
     "AdminNote",
     "Arrival",
     "Attempt",
     "Binding",
+    "Budgets",
+    "Charge",
     "ClaimRow",
     "Entry",
     "Event",
@@ -49,6 +54,8 @@ __all__ = [
     "OutcomeStatus",
     "Recorded",
     "State",
+    "Superseded",
+    "Total",
     "Verdict",
     "appraise",
     "attempt",
@@ -128,6 +135,36 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What one PERMIT adds to one meter (counters.py). It counts while now < until_us, unless released."""
+
+    meter: str  # opaque, 64 hex digits: hash over counter and key
+    at_us: int  # start of its bucket
+    until_us: int
+    amount: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Total:
+    """What stands on one meter now."""
+
+    sum: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """What a Judge is told of its meters. One that is not in `totals` could not be read."""
+
+    totals: Mapping[str, Total]
+    standing: Mapping[str, tuple[Charge, ...]]  # receipt that holds one of the judge's claims -> its charges
+
+
+NO_BUDGETS: Final = Budgets(totals=MappingProxyType({}), standing=MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """What one decision writes: the receipt, and the claims that it binds (only on PERMIT)."""
 
@@ -145,6 +182,7 @@ class Entry:
     inputs: bytes | None  # canonical decision input in clear; None: the gate did not run, or it is sealed
     prior: str  # receipt that this one points to (supersedes, replay_of, first), "" when none
     prior_status: int  # upstream status of that prior receipt, 0 when none
+    charges: tuple[Charge, ...] = ()  # what a PERMIT reserves; released with its outcome (RELEASING)
     sealed: Sealed | None = None  # of a sensitive operation: what is kept under a key of its own
 
 
@@ -183,7 +221,21 @@ class Judge(Protocol):
         """Claims to read before judging."""
         ...
 
-    def __call__(self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str) -> Entry: ...
+    @property
+    def meters(self) -> tuple[str, ...]:
+        """Meters to read before judging."""
+        ...
+
+    def __call__(
+        self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets = NO_BUDGETS
+    ) -> Entry: ...
+
+
+class Superseded(BackendError):
+    """Another bundle became active before this PERMIT was recorded: decide again under that one."""
+
+    def __init__(self) -> None:
+        super().__init__(Reason.POLICY_UNAVAILABLE, "decided under a bundle that is not active any more")
 
 
 class Ledger(Protocol):
@@ -192,8 +244,11 @@ class Ledger(Protocol):
     `record` returns only after the entry is durable (fsync'd). Calls are serialised: the claims
     that a Judge reads are those left by every earlier entry, committed or in the same group.
     `now_us` never runs behind the last entry's. Raises BackendError(STORE_UNAVAILABLE) when the
-    entry is not, or may not be, durable; the caller must then treat the request as refused.
+    entry is not, or may not be, durable; the caller must then treat the request as refused. A PERMIT
+    under a bundle that was superseded by then raises Superseded, and nothing of it is recorded.
     A PERMIT whose caller was cancelled while it waited is settled as not_sent by the store.
+    The totals of a Judge's meters are read in the same step, and what a PERMIT charges is in its commit;
+    a PERMIT whose `prior` still holds charges takes those over instead (counters.Book is the model).
     """
 
     async def record(self, judge: Judge) -> Recorded: ...
@@ -277,6 +332,9 @@ OUTCOMES: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
         (_X, Event.RECONCILED): _E,
     }
 )
+
+# States of a permit in which nothing happened at the vendor: its charges are released.
+RELEASING: Final = frozenset({_F, _N})
 
 # The verdicts that let a request go on to the gate.
 DISPATCHABLE: Final = frozenset({Verdict.FRESH, Verdict.SUPERSEDE, Verdict.REPLAY})

@@ -33,13 +33,14 @@ from .errors import REASONS, BackendError, InputError, Outcome, Reason, loggable
 from .floods import FLOOD_S, Flood, Floods
 from .headers import Verdicts, decision_headers
 from .held import Client, Gone, Held, claimed_host
-from .ledger import Ledger, OutcomeStatus, Recorded
+from .ledger import Ledger, OutcomeStatus, Recorded, Superseded
 from .limits import Limits
 from .message import Headers, Message, Origin, RequestHead
 from .receipt import ReceiptError
 from .refusal import Refusal, refuse
 from .relay import Flight, Permit, Said, answer_exchange, failed_exchange, share
 from .release import Release
+from .remote_gate import Asked, Gatekeeper, Remote
 from .surface.model import Effect, Recognised
 
 __all__ = ["Client", "Meter", "Pipeline"]
@@ -51,6 +52,7 @@ REFUSAL_RECORD_S = 2.0
 # What is larger is read in a thread: a batch of 1,000 keys in 31 KB takes 40 ms, and 20 are the budget.
 LARGE_BODY_BYTES = 16_384
 LARGE_READS = 1  # at once; decoding holds the interpreter anyway
+_NO_POLICY = frozenset({Reason.POLICY_UNAVAILABLE, Reason.POLICY_EXPIRED})
 
 
 class Meter(Protocol):
@@ -77,6 +79,7 @@ class Pipeline:
     limits: Limits
     meter: Meter
     clock: Callable[[], float]  # monotonic seconds
+    gatekeeper: Gatekeeper | None = None  # asked in place of the policies here
     canonicalise: Callable[[Message], CanonicalRequest] = canonicalise
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep
     vouches_for: Callable[[str], bool] | None = None  # the hosts of a constrained CA; None: of any
@@ -164,10 +167,14 @@ class Pipeline:
             async with asyncio.timeout(self.limits.hold_s):
                 if self.in_flight > self.limits.in_flight:
                     raise InputError(Reason.OVERLOADED, "limits.in_flight")
-                prepare(held)
-                if held.recognised is None:
-                    await self._read_aside(held)
-                return await self._decide(held)
+                while True:
+                    prepare(held)
+                    if held.recognised is None:
+                        await self._read_aside(held)
+                    try:
+                        return await self._decide(held)
+                    except Superseded:
+                        await self._renew(held)
         except (InputError, BackendError) as error:
             reason, detail = error.reason, error.detail
         except TimeoutError:
@@ -196,14 +203,10 @@ class Pipeline:
 
     async def _held(self, held: Held) -> Answer:
         async with asyncio.timeout(self.limits.hold_s):
-            flight, shared = await self._recognise(held)
-            if shared is not None:
-                return shared
-            try:
-                recorded = await self._decide(held)
-            except BaseException:
-                share(self.flights, flight, None)
-                raise
+            flight, found = await self._decided(held)
+        if not isinstance(found, Recorded):
+            return found
+        recorded = found
         if recorded.entry.outcome is not Outcome.PERMIT:
             answer = self._refusal(held, recorded, recorded.entry.reason)
             share(self.flights, flight, answer)
@@ -214,6 +217,26 @@ class Pipeline:
             return await self._forward(held, recorded, permit)
         finally:
             permit.close()
+
+    async def _decided(self, held: Held) -> tuple[Flight | None, Recorded | Answer]:
+        """Steps 1 to 7, again when another bundle became active meanwhile; or an identical one's answer."""
+        while True:
+            flight, shared = await self._recognise(held)
+            if shared is not None:
+                return None, shared
+            try:
+                return flight, await self._decide(held)
+            except BaseException as error:
+                share(self.flights, flight, None)
+                if not isinstance(error, Superseded):
+                    raise
+                await self._renew(held)
+
+    async def _renew(self, held: Held) -> None:
+        """Another bundle became active: begin again under it. Raises Superseded when that was done often."""
+        await asyncio.sleep(0)  # the activation's own task comes first: it was recorded first
+        if not held.renew(self.bundle):
+            raise Superseded
 
     async def _recognise(self, held: Held) -> tuple[Flight | None, Answer | None]:
         """Steps 1 to 3, and joining an identical request that is in flight."""
@@ -260,7 +283,13 @@ class Pipeline:
     async def _decide(self, held: Held) -> Recorded:
         """Steps 4 to 7. A decision that the deadline overtakes is void, whenever it arrives."""
         timed = TimedGate(self.clock, self.limits.decide_ms / 1000)
-        judge = Adjudication(held.case(None, self.evidence.fleet_key), held.bundle, self.evidence, timed)
+        case, started = held.case(None, self.evidence.fleet_key), self.clock()
+        remote = await self._asked_elsewhere(held)
+        if remote is None:
+            judge = Adjudication(case, held.bundle, self.evidence, timed)
+        else:
+            timed.seconds = self.clock() - started
+            judge = Adjudication(case, held.bundle, self.evidence, remote.answer, remote.engine)
         started = self.clock()
         try:
             recorded = await self.ledger.record(judge)
@@ -272,9 +301,20 @@ class Pipeline:
         if not isinstance(recorded, Recorded):
             raise BackendError(Reason.INTERNAL_ERROR, "the store returned no record")
         entry = recorded.entry
+        if remote is not None and self.gatekeeper is not None:
+            self.gatekeeper.recorded(remote, entry.receipt_id, entry.outcome)
         self.meter.decision(entry.surface, entry.outcome.value, entry.reason.value)
         self.meter.hold(self.clock() - held.arrived)
         return recorded
+
+    async def _asked_elsewhere(self, held: Held) -> Remote | None:
+        """The decision of the remote gate; None: the policies here decide."""
+        if self.gatekeeper is None:
+            return None
+        if held.agent is None or held.request is None or held.recognised is None:
+            raise BackendError(Reason.INTERNAL_ERROR, "a remote gate is asked about requests only")
+        asked = Asked(agent=held.agent, request=held.request, recognised=held.recognised, wire=held.wire)
+        return await self.gatekeeper.decide(asked)
 
     def _release(self, held: Held, recorded: Recorded) -> Release:
         """Step 8. Raises unless this is a recorded PERMIT for exactly this request."""
@@ -341,6 +381,8 @@ class Pipeline:
         recorded = await self._receipt_of(held, reason)
         if recorded is None:
             reason, status = Reason.STORE_UNAVAILABLE, None
+        elif recorded.entry.reason in _NO_POLICY:  # that comes before anything about the request
+            reason, status = recorded.entry.reason, None
         self.meter.decision("", Outcome.SILENCE.value, reason.value)
         return self._refusal(held, recorded, reason, status=status, close=close)
 

@@ -22,7 +22,9 @@ from . import policy_words
 from .cel.check import type_of_constant
 from .cel.evaluate import EvalError, compile_program
 from .cel.model import BOOL, INT_MAX, INT_MIN, CelError, Constant, Environment
+from .counters import Counter
 from .errors import ConfigError
+from .policy_counters import MAX_COUNTERS, counters_of
 from .policy_lint import Finding, lint
 from .policy_model import (
     MAX_RULES,
@@ -61,7 +63,7 @@ _LIKE_A_NUMBER: Final = re.compile(
     r"[-+]?(?:[0-9][0-9_,]*(?:\.[0-9]*)?|\.[0-9]+|0[xob][0-9a-fA-F]+)(?:[eE][-+]?[0-9]+)?\Z"
 )
 _NAMES: Final = "letters, digits and _, not beginning with a digit"
-_NOT_YET: Final = ("counters", "facts")
+_NOT_YET: Final = ("facts",)
 
 
 def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
@@ -87,6 +89,7 @@ def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
     if not policies:
         shown = ", ".join(str(path) for path in paths) or "no path was given"
         raise ConfigError(f"no policy found in: {shown}; without one nothing is ever permitted")
+    _unique_counters(policies)
     deciding = [root.file for root in (*by_kind["Policy"], *by_kind["Bundle"])]
     loaded = policy_set(policies, index, attrs, deciding)
     for (surface, operation), applicable in loaded.table.items():
@@ -95,7 +98,21 @@ def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
                 f"{len(applicable.rules)} rules apply to {operation} on {surface}; at most {MAX_RULES} may"
             )
             raise ConfigError(message, file=applicable.rules[-1].file, line=applicable.rules[-1].line)
+        if len(applicable.counters) > MAX_COUNTERS:
+            last = applicable.counters[-1]
+            message = f"{len(applicable.counters)} counters apply to {operation} on {surface}"
+            raise ConfigError(f"{message}; at most {MAX_COUNTERS} may", file=last.file, line=last.line)
     return loaded
+
+
+def _unique_counters(policies: Sequence[Policy]) -> None:
+    """One namespace for all policies: the record of a decision names counters by their name alone."""
+    seen: dict[str, Counter] = {}
+    for counter in (each for policy in policies for each in policy.counters):
+        first = seen.setdefault(counter.name, counter)
+        if first is not counter:
+            message = f"a counter named {counter.name!r} exists already: {first.file}:{first.line}"
+            raise ConfigError(f"{message}; give this one another name", file=counter.file, line=counter.line)
 
 
 def policy_files(paths: Sequence[Path]) -> tuple[Path, ...]:
@@ -178,7 +195,7 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) ->
         raise metadata["name"].fail_key("metadata needs the key 'owner': who answers for this policy")
     spec = spec_node.mapping(
         required=("surface", "rules"),
-        optional=("operations", "constants", *_NOT_YET, "shadow"),
+        optional=("operations", "constants", "counters", *_NOT_YET, "shadow"),
         what="spec",
         hints=policy_words.SPEC,
     )
@@ -197,7 +214,8 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) ->
             f"the parameters of {surface} do not agree: {error}; list `operations` that do"
         ) from error
     constants = _constants(spec.get("constants"))
-    names = environment(params, attrs, constants)
+    counters = counters_of(spec.get("counters"), environment(params, attrs, constants))
+    names = environment(params, attrs, constants, counters)
     policy_name = metadata["name"].text("metadata.name")
     return Policy(
         name=policy_name,
@@ -205,6 +223,7 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) ->
         surface=surface,
         operations=tuple(sorted(index.operations(surface) if listed is None else listed)),
         constants=constants,
+        counters=counters,
         environment=names,
         rules=tuple(_rules(spec["rules"], policy_name, names)),
         file=root.file,

@@ -38,6 +38,7 @@ def lint(policies: PolicySet, index: ParamSource) -> tuple[Finding, ...]:
     found: set[Finding] = set()
     for policy in policies.policies:
         found.update(_unused_constants(policy))
+        found.update(_unused_counters(policy))
         for rule in policy.rules:
             found.update(_weak_rule(policy, rule, index))
     found.update(_shadowed(policies))
@@ -59,6 +60,14 @@ def _unused_constants(policy: Policy) -> Iterator[Finding]:
         if f"constants.{name}" not in used:
             message = f"policy {policy.name}: the constant {name!r} is not used; remove it or use it"
             yield Finding(file=policy.file, line=policy.line, message=message)
+
+
+def _unused_counters(policy: Policy) -> Iterator[Finding]:
+    used = {path for rule in policy.rules for path in rule.program.paths}
+    for counter in policy.counters:
+        if used.isdisjoint({f"counters.{counter.name}.sum", f"counters.{counter.name}.count"}):
+            message = f"policy {policy.name}: the counter {counter.name!r} is not used; remove it or use it"
+            yield Finding(file=counter.file, line=counter.line, message=message)
 
 
 def _weak_rule(policy: Policy, rule: Rule, index: ParamSource) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 from .cel.evaluate import Program
 from .cel.model import BOOL, INT, STRING, Constant, Environment, Field, ListOf, Record, Type
+from .counters import Counter
 from .surface.model import CelType, Effect, ParamSchema
 from .value_types import ValueTest, type_test
 
@@ -64,10 +65,12 @@ _APPROVAL: Final = Record(
     }
 )
 _CLOCK: Final = Record({"now_s": Field(INT), "hour_utc": Field(INT), "weekday_utc": Field(INT)})
+_COUNT: Final = Record({"count": Field(INT)})
+_SUM: Final = Record({"sum": Field(INT), "count": Field(INT)})
 _REQUEST: Final = Record({"digest": Field(STRING)})
 
 # The inputs that a condition may name, in the order in which they stand in a frame.
-ROOTS: Final = ("action", "agent", "approvals", "clock", "params", "request")
+ROOTS: Final = ("action", "agent", "approvals", "clock", "counters", "params", "request")
 
 
 class ParamSource(Protocol):
@@ -116,6 +119,7 @@ class Policy:
     surface: str
     operations: tuple[str, ...]  # all of the surface's when the file lists none
     constants: Mapping[str, Constant]
+    counters: tuple[Counter, ...]  # by name
     environment: Environment  # that its conditions were checked against
     rules: tuple[Rule, ...]  # in the file's order
     file: str
@@ -130,6 +134,7 @@ class Applicable:
     tests: Mapping[str, ValueTest]  # by name: is this value of the declared type
     required: frozenset[str]
     rules: tuple[Rule, ...]  # sorted by name
+    counters: tuple[Counter, ...]  # that every permitted action charges, sorted by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +156,15 @@ class PolicySet:
         """Full names of all rules, sorted."""
         return tuple(rule.name for rule in self.rules)
 
+    @property
+    def counters(self) -> tuple[Counter, ...]:
+        return tuple(counter for policy in self.policies for counter in policy.counters)
+
+    def counters_of(self, surface: str, operation: str) -> tuple[Counter, ...]:
+        """What an action charges when it is permitted."""
+        applicable = self.table.get((surface, operation))
+        return () if applicable is None else applicable.counters
+
     def rule(self, name: str) -> Rule | None:
         return next((rule for rule in self.rules if rule.name == name), None)
 
@@ -163,6 +177,7 @@ def environment(
     params: Mapping[str, ParamSchema],
     agent_attrs: Mapping[str, ParamSchema],
     constants: Mapping[str, Constant],
+    counters: Iterable[Counter] = (),
 ) -> Environment:
     """The names that conditions may use, with their types."""
     attrs = Record(_fields(agent_attrs))
@@ -172,6 +187,7 @@ def environment(
         "agent": agent,
         "approvals": ListOf(_APPROVAL),
         "clock": _CLOCK,
+        "counters": Record({c.name: Field(_SUM if c.measure else _COUNT) for c in counters}),
         "params": Record(_fields(params)),
         "request": _REQUEST,
     }
@@ -196,9 +212,11 @@ def policy_set(
     """Pool the rules of `policies` by surface and operation."""
     ordered = tuple(sorted(policies, key=lambda policy: policy.name))
     pooled: dict[tuple[str, str], list[Rule]] = {}
+    counted: dict[tuple[str, str], list[Counter]] = {}
     for policy in ordered:
         for operation in policy.operations:
             pooled.setdefault((policy.surface, operation), []).extend(policy.rules)
+            counted.setdefault((policy.surface, operation), []).extend(policy.counters)
     table = {}
     for (surface, operation), rules in pooled.items():
         params = index.param_schema(surface, (operation,))
@@ -207,6 +225,7 @@ def policy_set(
             tests=_tests(params),
             required=frozenset(name for name, schema in params.items() if not schema.optional),
             rules=tuple(sorted(rules, key=lambda rule: rule.name)),
+            counters=tuple(sorted(counted[surface, operation], key=lambda counter: counter.name)),
         )
     return PolicySet(
         policies=ordered,

@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .counters import fill, uses_of_all
 from .errors import InputError, Outcome
 from .gate import Decision, decide, trace
+from .ledger import Budgets, Total
 from .policy import envelope, policy_files
 from .policy_model import ParamSource, PolicySet
 from .policytest_boundary import Boundaries, Boundary
@@ -144,6 +146,7 @@ def _run(
             decision = Decision(outcome=Outcome.SILENCE, reason=error.reason, rules=())
             return _judged(case, decision, (f"refused before the gate: {error}",))
     inputs = _with_bound_approvals(inputs)
+    _count(case, policies, inputs)
     decision = decide(policies, inputs)
     boundaries.look(inputs)
     lines = []
@@ -163,6 +166,17 @@ def _recognised(node: Node, recognise_file: RecogniseFile | None) -> dict[str, A
         raise node.fail("request_file needs the surface maps, and none are loaded here")
     fragment = recognise_file(Path(node.file).parent / node.value)
     return {"actions": fragment["actions"], "request": fragment["request"]}
+
+
+def _count(case: TestCase, policies: PolicySet, inputs: dict[str, Any]) -> None:
+    """Counters stand where the case says, for whatever key the request has."""
+    actions = inputs["actions"] = [dict(action) for action in inputs["actions"]]
+    uses = uses_of_all(policies.counters_of, inputs["agent"], actions, secret=None)
+    nothing = Total(sum=0, count=0)
+    totals = {use.meter: case.counters.get(use.counter.name, nothing) for mine in uses for use in mine}
+    if uses:
+        budgets = Budgets(totals={meter: total for meter, total in totals.items() if meter}, standing={})
+        fill(actions, uses, budgets, prior="", now_us=inputs["clock"]["now_s"] * 1_000_000)
 
 
 def _with_bound_approvals(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, Final
 from . import policy_words
 from .errors import Outcome, Reason
 from .gate import Decision
+from .ledger import Total
 from .policy import Policy, RuleEffect, envelope, known
 from .policy_model import ParamSource, PolicySet
 from .policytest_parts import PARTS, Scope, clock_fields, merged, moment, read_parts, read_path
@@ -34,6 +35,7 @@ _GATE_REASONS: Final = (
     Reason.DENY_RULE,
     Reason.APPROVAL_PENDING,
     Reason.RULE_ERROR,
+    Reason.INPUT_UNAVAILABLE,
     Reason.NO_RULE_MATCHED,
 )
 
@@ -65,6 +67,7 @@ class TestCase:
     name: str
     place: Node  # of its name
     inputs: dict[str, Any]  # complete, but for the actions when request_file is set
+    counters: Mapping[str, Total]  # by counter; what is not named stands at 0
     request_file: Node | None  # a path relative to the test file
     expect: Expectation
     policies: frozenset[str]  # that the suite speaks of
@@ -140,6 +143,7 @@ def _about(node: Node, spec: Mapping[str, Node], policies: PolicySet, index: Par
             operations=tuple(operations),
             params=_types(schemas.values()),
             attrs=policies.agent_attrs,
+            counters={counter.name: counter for counter in policies.counters},
         ),
         schemas=schemas,
         rules={rule.name: rule.effect for each in spoken for rule in each.rules},
@@ -183,6 +187,7 @@ def _cases(node: Node, about: _About, defaults: dict[str, Any]) -> Iterator[Test
             name=f"{title}{label}",
             place=case["name"],
             inputs=_inputs(parts, case["name"], about, from_file=request_file is not None),
+            counters=_totals(parts.get("counters", {})),
             request_file=request_file,
             expect=expect,
             policies=about.policies,
@@ -307,6 +312,12 @@ def _inputs(parts: Mapping[str, Any], node: Node, about: _About, *, from_file: b
         "request": {"digest": _DIGEST, **parts.get("request", {})},
         "clock": clock,
         "approvals": approvals,
+    }
+
+
+def _totals(parts: Mapping[str, Any]) -> dict[str, Total]:
+    return {
+        name: Total(sum=value.get("sum", 0), count=value.get("count", 0)) for name, value in parts.items()
     }
 
 

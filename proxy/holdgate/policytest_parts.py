@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any, Final
 
+from .cel.model import INT_MAX
+from .counters import Counter
 from .policy import not_a_number
 from .strictyaml import Node
 from .surface.model import CelType, Effect, ParamSchema
@@ -50,6 +52,7 @@ class Scope:
     operations: tuple[str, ...]
     params: Mapping[str, frozenset[CelType]]  # of every operation; more than one type: operations disagree
     attrs: Mapping[str, ParamSchema]
+    counters: Mapping[str, Counter]  # of all policies
 
 
 def read_parts(node: Node, what: str, scope: Scope) -> dict[str, Any]:
@@ -168,6 +171,22 @@ def _request(node: Node, what: str, _scope: Scope) -> None:
     _each(node.mapping(optional=("digest",), what=what), what, {"digest": _text})
 
 
+def _counters(node: Node, what: str, scope: Scope) -> None:
+    for name, value in node.open_mapping(what).items():
+        counter = scope.counters.get(name)
+        if counter is None:
+            known = _known(name, scope.counters, "none is declared")
+            raise value.fail_key(f"{what}: no policy has the counter {name!r}; {known}")
+        if value.value is None:
+            continue
+        parts = value.mapping(optional=("sum", "count"), what=f"counters.{name}")
+        if "sum" in parts and not counter.measure:
+            raise parts["sum"].fail_key(f"counters.{name} measures count: it has no sum")
+        for key, number in parts.items():
+            if number.value is not None:
+                number.integer(f"counters.{name}.{key}", low=0, high=INT_MAX)
+
+
 _CHECKS: Final[Mapping[str, Callable[[Node, str, Scope], None]]] = {
     "agent": _agent,
     "params": _params,
@@ -175,6 +194,7 @@ _CHECKS: Final[Mapping[str, Callable[[Node, str, Scope], None]]] = {
     "action": _action,
     "approvals": _approvals,
     "request": _request,
+    "counters": _counters,
 }
 PARTS: Final = tuple(_CHECKS)
 

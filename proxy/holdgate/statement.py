@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from .errors import HoldgateError, Outcome, Reason
+from .keys import KeyDocumentError, PublicKey, unb64url
 from .ledger import OutcomeStatus
 from .surface.model import Effect, KeySource
 
@@ -128,6 +129,7 @@ _id: Final = _matches(r"rcpt_[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _sha256: Final = _matches(r"sha256:[0-9a-f]{64}")
 _digest: Final = _matches(r"(?:hmac-)?sha256:[0-9a-f]{64}")
 _commitment: Final = _matches(r"hmac-sha256:[0-9a-f]{64}")
+_kid: Final = _matches(r"[A-Za-z0-9_-]{43}")
 _token: Final = _matches(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 _destination: Final = _matches(r"[^\s/@]{1,255}:[0-9]{1,5}")
 _effect: Final = _one_of(*Effect)
@@ -185,7 +187,8 @@ _OUTCOME_OPTIONAL: Final[Mapping[str, _Shape]] = {
     "http_status": lambda value: type(value) is int and 100 <= value <= 599,
 }
 # What an operator's action may say about itself, by action: a new action is a new row here and in SPEC.md.
-_names: Final = _list_of(_matches(r"[a-z0-9_.]{1,48}"))
+_code: Final = _matches(r"[a-z0-9_.]{1,48}")
+_names: Final = _list_of(_code)
 _ADMIN_DETAILS: Final[Mapping[str, _Shape]] = {
     "coverage": _record(
         {
@@ -198,6 +201,15 @@ _ADMIN_DETAILS: Final[Mapping[str, _Shape]] = {
         },
         {"required": _names, "agent": _is_text, "rules": _sha256},
     ),
+    "key_rotate": _record({"purpose": _one_of("receipt", "log"), "old": _kid, "new": _kid, "x": _kid}),
+    "key_revoke": _record({"purpose": _one_of("receipt", "log"), "kid": _kid, "from_index": _is_count}),
+    # The newest of these is the node's high-water mark: no lower revision is taken after it.
+    "policy_activated": _record(
+        {"digest": _sha256, "name": _is_text, "epoch": _is_count, "revision": _is_count, "trust": _is_count},
+        {"previous": _sha256},
+    ),
+    "policy_rejected": _record({"reason": _code, "source": _is_text}, {"digest": _sha256}),
+    "trust_adopted": _record({"version": _is_count, "epoch": _is_count, "digest": _sha256}),
     "shred": _record(
         {"count": _is_count},
         {"ids": _list_of(_id), "agent": _is_text, "surface": _is_text, "before": _is_instant},
@@ -273,8 +285,19 @@ def check_admin(action: str, by: str, details: Mapping[str, Any]) -> None:
         raise StatementError(f"the details are not those of {action}")
     if action == "coverage":
         _check_coverage(details)
+    elif action == "key_rotate":
+        _check_rotation(details)
     elif action in ("shred", "retention"):
         _check_erasure(details)
+
+
+def _check_rotation(details: Mapping[str, Any]) -> None:
+    try:
+        new = PublicKey(raw=unb64url(details["x"].encode()))
+    except (ValueError, KeyDocumentError) as error:
+        raise StatementError("x is no public key") from error
+    if details["new"] != new.kid or details["old"] == new.kid:
+        raise StatementError("the new key is not the one that it names, or the old one")
 
 
 def _check_coverage(details: Mapping[str, Any]) -> None:

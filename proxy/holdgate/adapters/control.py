@@ -4,13 +4,15 @@ Only the process that owns the ledger may write it, so `holdgate doctor --prove`
 The socket is in a directory of mode 0700 beside the keys: whoever can open it could sign receipts anyway, and
 an agent, which can read none of it, can neither write a coverage nor keep one from being written.
 
-    one JSON line: {"ask": "status"}, {"ask": "note", "action": ..., "details": {...}}
-    or {"ask": "forget", "ids": [...] or "agent", "surface", "before_us": ...} -> one JSON line back
+    one JSON line: {"ask": "status"}, {"ask": "reload"}, {"ask": "note", "action": ..., "details": {...}},
+    {"ask": "forget", "ids": [...] or "agent", "surface", "before_us": ...},
+    {"ask": "rotate", "purpose": ..., "key_id": ...} or {"ask": "revoke", "kid": ..., "from_index": ...}
+    -> one JSON line back
 
 Invariants (tests/test_control.py has one test named after each):
   CT1  Nobody but root and the user of the process is answered, whatever the file modes say.
   CT2  Whatever cannot be read, is too large or too slow ends with an error and writes nothing.
-  CT3  The answer to a note comes after its receipt is durable.
+  CT3  The answer to a note comes after its receipt is durable; that to a change of keys after the change.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ from typing import Any, Final, Protocol
 
 from ..erasure import RETENTION, SHRED, Erasure
 from ..errors import BackendError, ConfigError, HoldgateError, Reason
+from ..keyhistory import Purpose
 from ..ledger import AdminNote, Noted
 from .forgetting import Forgotten
+from .keyring import KeyChange, Revocation, Rotation
 
 __all__ = ["ControlServer", "ask"]
 
@@ -40,10 +44,13 @@ _PLACE: Final = Path("run") / "control.sock"
 _MAX_BYTES: Final = 65_536
 _DEADLINE_S: Final = 10.0
 _LONG_S: Final = 600.0  # a large erasure
+_RELOAD_S: Final = 120.0  # a bundle is compiled, and its tests are run
+_WAITS: Final = {"reload": _RELOAD_S, "forget": _LONG_S}
 
 
 class _Ledger(Protocol):
     async def note(self, note: AdminNote) -> Noted: ...
+    async def change_key(self, change: KeyChange) -> Noted: ...
 
 
 class ControlServer:
@@ -57,7 +64,9 @@ class ControlServer:
         status: Callable[[], Mapping[str, Any]],
         noted: Callable[[AdminNote, Noted], None],
         forget: Callable[[Erasure], Awaitable[Forgotten]],
+        reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
     ) -> None:
+        self._reload = reload
         self._dir, self._ledger, self._status, self._noted = state_dir, ledger, status, noted
         self._forget = forget
         self._server: asyncio.Server | None = None
@@ -110,10 +119,17 @@ class ControlServer:
                     # What was ordered is carried out whether or not anybody still waits for the answer.
                     deadline.reschedule(asyncio.get_running_loop().time() + _LONG_S)
                     return asdict(await self._forget(_erasure(asked)))
+                case "reload" if self._reload is not None:
+                    deadline.reschedule(asyncio.get_running_loop().time() + _RELOAD_S)
+                    return await self._reload()
                 case "note" if asked["action"] not in (SHRED, RETENTION):
                     note = AdminNote(action=asked["action"], by="local", details=asked["details"])
                     noted = await self._ledger.note(note)
                     self._noted(note, noted)
+                    return {"id": noted.receipt_id, "index": noted.index}
+                case "rotate" | "revoke":
+                    noted = await self._ledger.change_key(_change(asked))
+                    log.warning("keys: %s, leaf %d", asked["ask"], noted.index)
                     return {"id": noted.receipt_id, "index": noted.index}
         except HoldgateError as error:
             return {"error": str(error)}
@@ -133,17 +149,31 @@ def _erasure(asked: Mapping[str, Any]) -> Erasure:
     return Erasure(action=SHRED, ids=frozenset(ids), before_us=before_us, **texts)
 
 
+def _change(asked: Mapping[str, Any]) -> KeyChange:
+    """Raises ValueError, KeyError."""
+    if asked["ask"] == "rotate":
+        return Rotation(purpose=Purpose(asked["purpose"]), key_id=_text(asked["key_id"]), by="local")
+    from_index = asked["from_index"]
+    if from_index is not None and (type(from_index) is not int or from_index < 0):
+        raise ValueError("from_index is an index")
+    return Revocation(kid=_text(asked["kid"]), from_index=from_index, by="local")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text is needed")
+    return value
+
+
 def _may_ask(uid: int) -> bool:
     return uid in (0, os.geteuid())
 
 
-def ask(
-    state_dir: Path, question: Mapping[str, Any], *, deadline_s: float = _DEADLINE_S * 2
-) -> dict[str, Any] | None:
+def ask(state_dir: Path, question: Mapping[str, Any]) -> dict[str, Any] | None:
     """Ask the running process; None when none runs. Raises BackendError when it refuses, OSError."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(deadline_s)
+            sock.settimeout(_WAITS.get(question.get("ask", ""), _DEADLINE_S) * 2)
             with _short(state_dir / _PLACE) as name:
                 sock.connect(name)
             sock.sendall(json.dumps(question).encode() + b"\n")

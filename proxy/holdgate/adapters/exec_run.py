@@ -146,7 +146,7 @@ def _plan(
         place=place,
         files=files,
         overlays=overlays(bundles, files["ca/ca.pem"]),
-        read_only=(config.path, *config.surfaces, *config.policies),
+        read_only=(config.path, *config.surfaces, *config.policies, *config.bundle.paths),
         signal_mask=mask,
     )
 

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from ..errors import Outcome, Reason
 from ..ledger import OutcomeStatus
+from ..manifest import Refusal
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -84,7 +85,7 @@ def _member(value: str, closed: frozenset[str]) -> str:
 
 
 class Metrics:
-    """The counters of one process. `in_flight`, `log_size` and `ca_expiry` are gauges."""
+    """The counters of one process. `in_flight`, `log_size`, `ca_expiry` and `bundle_active` are gauges."""
 
     def __init__(self) -> None:
         self._decisions: dict[tuple[str, str, str], int] = {}
@@ -95,6 +96,9 @@ class Metrics:
         self._in_flight = 0
         self._log_size = 0
         self._ca_expiry = 0.0
+        self._rejected = _Bounded(len(Refusal), [refusal.value for refusal in Refusal])
+        self._revision = 0
+        self._bundle_expiry = 0.0
         self._hold = _Histogram(_BOUNDS)
         self._decide = _Histogram(_FINE_BOUNDS)
         self._commit = _Histogram(_BOUNDS)
@@ -137,6 +141,13 @@ class Metrics:
 
     def ca_expiry(self, unix_s: float) -> None:
         self._ca_expiry = unix_s
+
+    def bundle_rejected(self, reason: Refusal) -> None:
+        self._rejected.add(reason.value)
+
+    def bundle_active(self, revision: int, ends_s: float) -> None:
+        """`ends_s`: Unix time, infinite for files."""
+        self._revision, self._bundle_expiry = revision, ends_s
 
     def render(self) -> bytes:
         """The exposition text, content type CONTENT_TYPE."""
@@ -189,6 +200,22 @@ class Metrics:
             "holdgate_ca_expiry_timestamp_seconds",
             "When the CA that signs leaves ends, Unix time.",
             value=self._ca_expiry,
+        )
+        rejected = CounterMetricFamily(
+            "holdgate_bundle_rejected",
+            "Policy bundles and trust files that were refused.",
+            labels=("reason",),
+        )
+        for reason, count in list(self._rejected.counts.items()):
+            rejected.add_metric((reason,), count)
+        yield rejected
+        yield GaugeMetricFamily(
+            "holdgate_bundle_revision", "Of the active bundle; 0: none, or files.", value=self._revision
+        )
+        yield GaugeMetricFamily(
+            "holdgate_bundle_expiry_timestamp_seconds",
+            "When the active bundle ends and everything is refused, Unix time; 0: no bundle is active.",
+            value=self._bundle_expiry,
         )
 
 

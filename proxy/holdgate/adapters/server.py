@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import os
 import resource
 import secrets
@@ -21,10 +22,9 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -32,13 +32,14 @@ from mitmproxy import exceptions, master
 from mitmproxy.addons import proxyserver
 
 from ..adjudicate import Evidence
-from ..bundle import Bundle, load_bundle
+from ..bundle import NO_BUNDLE, Bundle, load_bundle
 from ..config import Address, Config, ReceiptsHeader
-from ..errors import ConfigError
+from ..config_bundle import Signed
+from ..errors import BackendError, ConfigError
 from ..headers import Verdicts
 from ..network_rules import twin
 from ..pipeline import Pipeline
-from ..subtrees import uncovered
+from .activation import Activator
 from .admin.state import AdminServer
 from .agent_tls import AgentTls
 from .boundary import Boundary
@@ -51,8 +52,10 @@ from .dispatch import HttpDispatcher, tls_context
 from .dns_stub import DnsStub
 from .engine import build_engine
 from .exec_door import ExecDoor
+from .fitness import check_ca, check_connect_to
 from .forced import build_door, build_stub, know_users, serve_handed
 from .forgetting import Forgetter
+from .gate_client import GateClient, ReportingLedger
 from .handed import take
 from .keyfiles import Keys, load_keys
 from .metrics import Metrics
@@ -60,12 +63,12 @@ from .mitm import HoldgateAddon
 from .resolver import ConnectTo, Resolver, dns_lookup, system_lookup
 from .sqlite import SqliteLedger
 
-__all__ = ["Server", "serve"]
+__all__ = ["Server", "check_ca", "check_connect_to", "serve"]
 
 log = logging.getLogger("holdgate")
 
 SWEEP_S = 0.25
-CA_WARNING = timedelta(days=30)
+WATCH_S = 1.0  # between two looks at the folder of signed bundles
 
 
 def clock_us() -> int:
@@ -89,6 +92,7 @@ class Server:
     stub: DnsStub
     door: ExecDoor
     handed: tuple[socket.socket, ...]  # the transparent listener, where it is not the engine's
+    activator: Activator | None = None  # of signed bundles; None: files
     serving: list[asyncio.Server] = field(default_factory=list)
     draining: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -114,23 +118,47 @@ class Server:
         bound = {name: str(address) for name, address in named.items() if address is not None}
         return {**bound, "barrier_trips": self.metrics.barrier_trips}
 
-    async def reload(self) -> None:
-        """Load the bundle and the CA again; if either does not load, nothing changes (SV3)."""
+    async def reload(self) -> Mapping[str, Any]:
+        """Load the bundle and the CA again; if either does not load, nothing changes (SV3). What was
+        refused."""
+        refused: list[str] = []
         try:
-            # In a thread: parsing takes about a second, and agents are being served.
-            bundle = await asyncio.to_thread(load_bundle, self.config.surfaces, self.config.policies)
-            check_connect_to(self.config, bundle)
             authority = load_ca(self.config.state_dir)
-            check_ca(self.config, authority, bundle)
-            await asyncio.to_thread(_keep, self.config, bundle)
-        except ConfigError as error:
-            log.error("reload refused, %s stays active: %s", self.pipeline.bundle.digest, error)
-            return
-        self.pipeline.bundle = bundle
+            if self.activator is None:
+                await self._reload_files(authority)
+            else:
+                check_ca(self.config, authority, self.pipeline.bundle)
+                refused = [str(error) for error in await self.activator.refresh(again=True)]
+        except (ConfigError, BackendError) as error:
+            log.error("reload refused, %s stays active: %s", self.pipeline.bundle.digest or "nothing", error)
+            return self._active([str(error)])
         self.pipeline.vouches_for = _vouching(authority)
         self.agent_tls.adopt(LeafMaker(authority))
         self.metrics.ca_expiry(authority.not_after.timestamp())
+        return self._active(refused)
+
+    async def _reload_files(self, authority: CertificateAuthority) -> None:
+        # In a thread: parsing takes about a second, and agents are being served.
+        bundle = await asyncio.to_thread(load_bundle, self.config.surfaces, self.config.policies)
+        check_connect_to(self.config, bundle)
+        check_ca(self.config, authority, bundle)
+        await asyncio.to_thread(_keep, self.config, bundle)
+        self.ledger.fence(bundle.digest)
+        self.pipeline.bundle = bundle
         log.info("bundle %s is active", bundle.digest)
+
+    def _active(self, refused: list[str]) -> Mapping[str, Any]:
+        bundle = self.pipeline.bundle
+        return {"digest": bundle.digest, "revision": bundle.revision, "refused": refused}
+
+    async def watch(self) -> None:
+        """Signed bundles appear in a folder; nobody has to say so."""
+        while self.activator is not None:
+            await asyncio.sleep(WATCH_S)
+            try:
+                await self.activator.look()
+            except Exception:
+                log.exception("looking for bundles failed")
 
     async def drain(self) -> None:
         """Stop accepting, finish what is held, stop."""
@@ -179,6 +207,7 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         server.spawn(server.sweep())
         if config.retention.inputs_days is not None:
             server.spawn(forgetter.retain(config.retention.inputs_days, clock_us))
+        server.spawn(server.watch())
         server.admin.ready = True
         if ready is not None:
             ready(server)
@@ -190,6 +219,7 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         status=server.status,
         noted=server.boundary.noted,
         forget=partial(forgetter.forget, by="local"),
+        reload=server.reload,
     )
     gc.collect()
     gc.freeze()  # maps and policies live as long as the process: no collection needs to walk them
@@ -214,12 +244,14 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
             task.cancel()
         await control.stop()
         await server.pipeline.dispatcher.close()
+        if isinstance(server.pipeline.gatekeeper, GateClient):
+            await server.pipeline.gatekeeper.close()
         await server.admin.stop()
         await asyncio.to_thread(server.ledger.close)
 
 
 def _limit_process() -> None:
-    """As many connections as the system lets us have, and no core file, which would hold keys and requests."""
+    """As many connections as the system lets us have, and no core file: it would hold keys and requests."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -243,10 +275,7 @@ async def _build(config: Config) -> Server:
     handed = take(config)
     keys = load_keys(config.state_dir)
     authority = load_ca(config.state_dir)
-    bundle = load_bundle(config.surfaces, config.policies)
-    check_connect_to(config, bundle)
-    check_ca(config, authority, bundle)
-    _keep(config, bundle)
+    bundle = NO_BUNDLE if isinstance(config.bundle, Signed) else _bundle_of_files(config, authority)
     metrics = Metrics()
     metrics.ca_expiry(authority.not_after.timestamp())
     ledger = SqliteLedger.open(
@@ -260,13 +289,40 @@ async def _build(config: Config) -> Server:
     )
     try:
         identity = Identity(config.agents)
+        activator = None
+        if isinstance(config.bundle, Signed):
+            activator = _activator(config, config.bundle, ledger, metrics)
+            bundle = await activator.start()
+        else:
+            metrics.bundle_active(bundle.revision, math.inf)
         pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
+        _ask_elsewhere(config, pipeline)
         pipeline.vouches_for = _vouching(authority)
+        if activator is not None:
+            activator.activate = partial(setattr, pipeline, "bundle")
         agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
-        return _around(config, pipeline, ledger, metrics, agent_tls, handed)
+        server = _around(config, pipeline, ledger, metrics, agent_tls, handed)
+        server.activator = activator
+        return server
     except BaseException:
         ledger.close()
         raise
+
+
+def _bundle_of_files(config: Config, authority: CertificateAuthority) -> Bundle:
+    bundle = load_bundle(config.surfaces, config.policies)
+    check_connect_to(config, bundle)
+    check_ca(config, authority, bundle)
+    _keep(config, bundle)
+    return bundle
+
+
+def _activator(config: Config, mode: Signed, ledger: SqliteLedger, metrics: Metrics) -> Activator:
+    def fits(bundle: Bundle) -> None:
+        check_connect_to(config, bundle)
+        check_ca(config, load_ca(config.state_dir), bundle)
+
+    return Activator(mode, config.state_dir, ledger=ledger, meter=metrics, clock_us=clock_us, fits=fits)
 
 
 def _around(
@@ -310,6 +366,14 @@ def _around(
     )
 
 
+def _ask_elsewhere(config: Config, pipeline: Pipeline) -> None:
+    """Where `gate:` names one, it decides in place of the policies here. Raises ConfigError."""
+    if config.gate is not None:
+        client = GateClient.open(config.gate, clock_us)
+        pipeline.gatekeeper = client
+        pipeline.ledger = ReportingLedger(ledger=pipeline.ledger, client=client)
+
+
 def _keep(config: Config, bundle: Bundle) -> None:
     keep_bundle(config.state_dir, bundle, surfaces=config.surfaces, policies=config.policies)
 
@@ -323,7 +387,7 @@ def _pipeline(
         ledger=ledger,
         dispatcher=_dispatcher(config),
         evidence=Evidence(
-            signer=keys.receipt,
+            signer=ledger.signer,
             issuer=config.issuer,
             node=config.node,
             fleet_key=keys.fleet,
@@ -375,37 +439,3 @@ def _dispatcher(config: Config) -> HttpDispatcher:
 
 def _vouching(authority: CertificateAuthority) -> Callable[[str], bool] | None:
     return None if authority.permitted is None else authority.vouches_for
-
-
-def check_ca(config: Config, authority: CertificateAuthority, bundle: Bundle) -> None:
-    """What is asked of the CA, and how long it lasts. Raises ConfigError where it is not the CA asked for."""
-    rotating = authority.path.with_name("next.key").exists()
-    if config.ca.constrain and authority.permitted is None and not rotating:
-        raise ConfigError(
-            "`ca.constrain` is true, and the CA is not constrained: run `holdgate ca rotate`, and"
-            " `holdgate ca switch` when agents have its root",
-            file=str(config.path),
-        )
-    missing = uncovered(authority.permitted, bundle.index.hosts()) if authority.permitted is not None else ()
-    if missing:
-        log.error(
-            "the CA is constrained and does not cover %s: agents cannot reach them until `holdgate ca rotate`"
-            " and `holdgate ca switch`",
-            ", ".join(missing),
-        )
-    left = authority.not_after - datetime.now(UTC)
-    if left < CA_WARNING:
-        log.warning("the CA ends in %d days, and all TLS with agents then: `holdgate ca rotate`", left.days)
-
-
-def check_connect_to(config: Config, bundle: Bundle) -> None:
-    """connect_to may name mapped hosts only: an unmapped one could never be reached, so it is a mistake."""
-    for entry in config.upstream.connect_to:
-        if entry.name.startswith("*."):
-            continue
-        if not (
-            bundle.index.is_mapped(entry.name, entry.port, "https")
-            or bundle.index.is_mapped(entry.name, entry.port, "http")
-        ):
-            message = f"connect_to {entry.name}:{entry.port}: no surface map names this host"
-            raise ConfigError(message, file=str(config.path), line=entry.line)

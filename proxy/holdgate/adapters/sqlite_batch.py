@@ -13,30 +13,49 @@ from typing import Final
 
 from ..erasure import EraseOrder, Erasure
 from ..errors import BackendError, HoldgateError, InputError, Outcome, Reason
-from ..keys import SigningKey
+from ..keys import Signer
 from ..ledger import (
+    NO_BUDGETS,
+    RELEASING,
     SOURCES,
     AdminNote,
+    Budgets,
+    Charge,
     ClaimRow,
     Entry,
     Judge,
     Noted,
     OutcomeStatus,
     State,
+    Superseded,
+    Total,
     bind,
     is_free,
     may_bind,
     settle,
     settle_claim,
 )
-from ..receipt import MAX_BYTES, admin_statement, new_receipt_id, outcome_statement, sign
+from ..receipt import MAX_BYTES, admin_statement, jws_prefix, new_receipt_id, outcome_statement, sign
 from ..sealing import Sealed
 from ..tlog import Tree, leaf_hash
-from .sqlite_schema import PUT_CLAIM, PUT_PERMIT, PUT_RECEIPT, claim_of, pack, row_of
+from .sqlite_schema import (
+    PUT_CLAIM,
+    PUT_COUNTER,
+    PUT_PERMIT,
+    PUT_RECEIPT,
+    charges_of,
+    charges_text,
+    claim_of,
+    pack,
+    read_total,
+    row_of,
+)
 
 _INT64: Final = 2**63
 
-__all__ = ["Batch", "Head", "Node", "OutcomeNote", "Permit", "Written"]
+__all__ = ["ACTIVATED", "Batch", "Fence", "Head", "Node", "OutcomeNote", "Permit", "Written"]
+
+ACTIVATED: Final = "policy_activated"
 
 type Written = tuple[Entry, int] | Noted  # in a transaction that is still open
 
@@ -45,7 +64,7 @@ type Written = tuple[Entry, int] | Noted  # in a transaction that is still open
 class Node:
     """What a ledger signs with, and where time and randomness come from."""
 
-    key: SigningKey
+    key: Signer
     origin: str
     name: str
     owner: str  # this process's run: permits of another owner are nobody's
@@ -68,6 +87,8 @@ class Permit:
     state: State
     http_status: int
     claims: tuple[str, ...]
+    charges: tuple[Charge, ...]  # what it holds of budgets now
+    lender: str  # the permit that it repeats and took them over from; "" when none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +101,30 @@ class OutcomeNote:
     delivered: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """From here on a PERMIT is recorded only if it was decided under the bundle of this digest."""
+
+    digest: str
+
+
 class Batch:
-    def __init__(self, db: sqlite3.Connection, node: Node, head: Head, live: Mapping[str, Permit]) -> None:
-        self._db, self._node, self._live = db, node, live
+    """`active` is the digest that PERMITs need; "" while no fence was ever set."""
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        node: Node,
+        head: Head,
+        live: Mapping[str, Permit],
+        active: str = "",
+    ) -> None:
+        self._db, self._node, self._live, self.active = db, node, live, active
         self._tree, self._iat_us = head.tree, head.iat_us
         self._claims: dict[str, ClaimRow] = {}
         self._receipts: list[tuple[int, str, str, str, str, str, str, int, bytes]] = []
         self._inputs: list[tuple[int, bytes]] = []
+        self._changes: dict[tuple[str, int], Charge] = {}  # to the counters' rows; amounts may be negative
         self._sealed: list[tuple[int, Sealed]] = []
         self.permits: dict[str, Permit] = {}
         self.erasing: list[tuple[int, Erasure]] = []  # orders, each under the index of its receipt
@@ -94,6 +132,11 @@ class Batch:
     @property
     def head(self) -> Head:
         return Head(tree=self._tree, iat_us=self._iat_us)
+
+    @property
+    def size(self) -> int:
+        """The index of the next leaf."""
+        return self._tree.size
 
     @property
     def is_empty(self) -> bool:
@@ -117,8 +160,12 @@ class Batch:
         claims = {key: row for key in judge.keys if (row := self._claim(_text(key))) is not None}
         now_us = self._now_us()
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
-        entry = judge(claims, now_us=now_us, receipt_id=receipt_id)
+        budgets = self._budgets(judge.meters, claims, now_us) if judge.meters else NO_BUDGETS
+        entry = judge(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets)
+        if entry.outcome is Outcome.PERMIT and self.active not in ("", entry.policy):
+            raise Superseded
         bound = self._check(entry, claims, now_us, receipt_id)
+        lender = self._check_charges(entry, now_us)
         # Past this line nothing raises but SQLite.
         index = self._append(
             entry.receipt_id,
@@ -138,14 +185,78 @@ class Batch:
                 state=State.DISPATCHING,
                 http_status=0,
                 claims=tuple(bound),
+                charges=self._taken(entry, lender),
+                lender=lender.receipt_id if lender else "",
             )
         return entry, index
 
+    def _budgets(self, meters: tuple[str, ...], claims: Mapping[str, ClaimRow], now_us: int) -> Budgets:
+        held = {row.receipt_id for row in claims.values()}
+        permits = {receipt_id: self._permit(receipt_id) for receipt_id in held}
+        return Budgets(
+            totals={meter: self._total(_text(meter), now_us) for meter in meters},
+            standing={receipt_id: permit.charges for receipt_id, permit in permits.items() if permit},
+        )
+
+    def _total(self, meter: str, now_us: int) -> Total:
+        total = read_total(self._db, meter, now_us)
+        changes = [c for (name, _), c in self._changes.items() if name == meter and now_us < c.until_us]
+        return Total(
+            sum=total.sum + sum(change.amount for change in changes),
+            count=total.count + sum(change.count for change in changes),
+        )
+
+    def _check_charges(self, entry: Entry, now_us: int) -> Permit | None:
+        """The permit whose charges a PERMIT takes over. A judge that charges what does not fit gets none."""
+        if entry.outcome is not Outcome.PERMIT:
+            if entry.charges:
+                raise BackendError(Reason.INTERNAL_ERROR, "only a PERMIT charges budgets")
+            return None
+        for charge in entry.charges:
+            fits = 0 <= charge.amount and 0 < charge.count and now_us < charge.until_us < _INT64
+            if not _text(charge.meter) or not fits or not 0 <= charge.at_us <= now_us:
+                raise BackendError(Reason.INTERNAL_ERROR, "a charge out of range")
+            total = self._total(charge.meter, now_us)
+            if max(total.sum + charge.amount, total.count + charge.count) >= _INT64:
+                raise BackendError(Reason.INTERNAL_ERROR, "a charge beyond 64 bits")
+        lender = self._permit(entry.prior) if entry.prior else None
+        if lender is None or not lender.charges:
+            return None
+        if entry.charges:
+            raise BackendError(Reason.INTERNAL_ERROR, "a budget that would be charged twice")
+        return lender
+
+    def _taken(self, entry: Entry, lender: Permit | None) -> tuple[Charge, ...]:
+        if lender is not None:
+            self.permits[lender.receipt_id] = replace(lender, charges=())
+            return lender.charges
+        for charge in entry.charges:
+            self._change(charge, 1)
+        return entry.charges
+
+    def _change(self, charge: Charge, sign: int) -> None:
+        key = (charge.meter, charge.at_us)
+        before = self._changes.get(key)
+        self._changes[key] = replace(
+            charge,
+            amount=sign * charge.amount + (before.amount if before else 0),
+            count=sign * charge.count + (before.count if before else 0),
+        )
+
+    def _release(self, permit: Permit, now_us: int) -> Permit:
+        """The permit had no effect: its charges go back to the one that it repeated, or are free."""
+        lender = self._permit(permit.lender) if permit.lender else None
+        if lender is not None and lender.state not in RELEASING:
+            self.permits[lender.receipt_id] = replace(lender, charges=permit.charges)
+        else:
+            for charge in permit.charges:
+                if now_us < charge.until_us:  # later its row is gone
+                    self._change(charge, -1)
+        return replace(permit, charges=())
+
     def outcome(self, note: OutcomeNote) -> None:
         """Write the outcome receipt of a permit; nothing when it already has this or a final one."""
-        permit = self.permits.get(note.receipt_id) or self._live.get(note.receipt_id)
-        if permit is None:
-            permit = self._stored_permit(note.receipt_id)
+        permit = self._permit(note.receipt_id)
         if permit is None:
             return
         state = settle(permit.state, note.status, note.delivered)
@@ -165,6 +276,8 @@ class Batch:
         )
         jws = sign(statement, self._node.key)
         self._append(receipt_id, ("outcome", "", note.status.value, "", ""), now_us, jws)
+        if permit.charges and state in RELEASING:
+            permit = self._release(permit, now_us)
         self.permits[permit.receipt_id] = replace(permit, state=state, http_status=http_status)
         for key in permit.claims:
             row = self._claim(key)
@@ -188,6 +301,8 @@ class Batch:
         )
         jws = sign(statement, self._node.key)
         index = self._append(receipt_id, ("admin", "", note.action, "", ""), now_us, jws)
+        if note.action == ACTIVATED:
+            self.active = note.details["digest"]
         return Noted(receipt_id=receipt_id, iat_us=now_us, index=index)
 
     def erase(self, order: EraseOrder) -> Noted:
@@ -212,10 +327,15 @@ class Batch:
             db.executemany("INSERT INTO erasing VALUES (?)", [(index,) for index, _ in self.erasing])
         if self.permits:
             rows = [
-                (p.index, p.receipt_id, p.state.value, owner, p.http_status, " ".join(p.claims))
+                (
+                    *(p.index, p.receipt_id, p.state.value, owner, p.http_status, " ".join(p.claims)),
+                    *(charges_text(p.charges) if p.charges else "", p.lender),
+                )
                 for p in self.permits.values()
             ]
             db.executemany(PUT_PERMIT, rows)
+        if self._changes:
+            self._write_counters()
         if self._claims:
             free = [(key,) for key, row in self._claims.items() if is_free(row)]
             held = [row_of(row) for row in self._claims.values() if not is_free(row)]
@@ -224,6 +344,16 @@ class Batch:
         db.execute(
             "UPDATE head SET size = ?, iat_us = ?, hashes = ?",
             (self._tree.size, self._iat_us, pack(self._tree)),
+        )
+
+    def _write_counters(self) -> None:
+        changes = self._changes.values()
+        changed = [(c.meter, c.at_us, c.until_us, c.amount, c.count) for c in changes if c.amount or c.count]
+        self._db.executemany(PUT_COUNTER, changed)
+        # What counts no more is dropped where there is something to write anyway.
+        self._db.executemany(
+            "DELETE FROM counters WHERE id = ? AND (until_us <= ? OR count = 0)",
+            [(meter, self._iat_us) for meter in {c.meter for c in changes}],
         )
 
     def _now_us(self) -> int:
@@ -249,6 +379,8 @@ class Batch:
         _text(entry.agent), _text(entry.surface)
         if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, bytes | None):
             raise BackendError(Reason.INTERNAL_ERROR, "the entry's receipt and inputs must be bytes")
+        if not entry.jws.startswith(jws_prefix(self._node.key.kid)):
+            raise BackendError(Reason.INTERNAL_ERROR, "the entry is not signed with the key in use")
         sealed = entry.sealed
         if not isinstance(sealed, Sealed | None) or (sealed is not None and entry.inputs is not None):
             raise BackendError(Reason.INTERNAL_ERROR, "what is sealed is not kept in clear")
@@ -273,10 +405,14 @@ class Batch:
         self._receipts.append((index, receipt_id, *columns, iat_us, jws))
         return index
 
+    def _permit(self, receipt_id: str) -> Permit | None:
+        found = self.permits.get(receipt_id) or self._live.get(receipt_id)
+        return found or self._stored_permit(receipt_id)
+
     def _stored_permit(self, receipt_id: str) -> Permit | None:
         row = self._db.execute(
-            "SELECT p.idx, p.state, p.http_status, p.claims FROM receipts r JOIN permits p ON p.idx = r.idx"
-            " WHERE r.id = ?",
+            "SELECT p.idx, p.state, p.http_status, p.claims, p.charges, p.lender"
+            " FROM receipts r JOIN permits p ON p.idx = r.idx WHERE r.id = ?",
             (receipt_id,),
         ).fetchone()
         if row is None:
@@ -287,6 +423,8 @@ class Batch:
             state=State(row[1]),
             http_status=row[2],
             claims=tuple(row[3].split()),
+            charges=charges_of(row[4]),
+            lender=row[5],
         )
 
 

@@ -22,7 +22,7 @@ from ..tiles import Edge
 from ..tlog import EMPTY, TlogError, Tree, leaf_hash
 from .sequencer import CHECKPOINT, LOG, edge_of
 from .sqlite_batch import Head, Node, Permit
-from .sqlite_schema import DB_NAME, STEPS, VERSION, connect_writer, unpack
+from .sqlite_schema import DB_NAME, STEPS, VERSION, charges_of, connect_writer, unpack
 
 __all__ = ["files_of", "free_bytes", "lock_directory", "prepare", "read_permits"]
 
@@ -132,12 +132,20 @@ def _count(db: sqlite3.Connection) -> int:
 def read_permits(db: sqlite3.Connection, state: State) -> tuple[Permit, ...]:
     """The permits in one open state, oldest first."""
     rows = db.execute(
-        "SELECT idx, id, http_status, claims FROM permits"
+        "SELECT idx, id, http_status, claims, charges, lender FROM permits"
         " WHERE state IN ('dispatching', 'unknown') AND state = ? ORDER BY idx",
         (state.value,),
     )
     return tuple(
-        Permit(index=row[0], receipt_id=row[1], state=state, http_status=row[2], claims=tuple(row[3].split()))
+        Permit(
+            index=row[0],
+            receipt_id=row[1],
+            state=state,
+            http_status=row[2],
+            claims=tuple(row[3].split()),
+            charges=charges_of(row[4]),
+            lender=row[5],
+        )
         for row in rows
     )
 

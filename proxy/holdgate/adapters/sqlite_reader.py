@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..audit import AuditInput, HeadRow, LogRecord, PermitRow
+from ..audit import AuditInput, CounterRow, HeadRow, LogRecord, PermitRow
 from ..erasure import Erasure
 from ..errors import ConfigError
-from ..ledger import ClaimRow, State
+from ..ledger import ClaimRow, State, Total
 from ..sealing import SealError, Stored
 from .sequencer import CHECKPOINT, LOG
 from .sqlite_batch import Permit
 from .sqlite_erase import count_kept
 from .sqlite_open import read_permits
-from .sqlite_schema import DB_NAME, VERSION, claim_of, connect_reader, schema_of_new
+from .sqlite_schema import DB_NAME, VERSION, charges_of, claim_of, connect_reader, read_total, schema_of_new
 from .tilestore import TileStore
 
 __all__ = ["Page", "SqliteReader", "StoredReceipt"]
@@ -168,6 +168,16 @@ class SqliteReader:
         for row in self._rows(sql, (since_index, limit)):
             yield _opened(row)
 
+    def totals(self, meters: tuple[str, ...], now_us: int) -> dict[str, Total]:
+        """What stands on these meters (counters.py)."""
+        with self._damage():
+            return {meter: read_total(self._db, meter, now_us) for meter in meters}
+
+    def counters(self) -> Iterator[CounterRow]:
+        """Every row of the counters."""
+        for row in self._rows("SELECT id, at_us, until_us, sum, count FROM counters ORDER BY id, at_us"):
+            yield CounterRow(meter=row[0], at_us=row[1], until_us=row[2], sum=row[3], count=row[4])
+
     def claims(self) -> Iterator[ClaimRow]:
         """Every claim. Raises ConfigError where a row is not one."""
         for row in self._rows("SELECT * FROM claims ORDER BY key"):
@@ -191,7 +201,7 @@ class SqliteReader:
         """Everything that audit() looks at, in one snapshot. Raises ConfigError.
 
         The checkpoint is read before the snapshot, so a running ledger can only be ahead of it.
-        Read `records` to the end before `claims`; then call end_audit().
+        Read `records` to the end before `claims` and `counters`; then call end_audit().
         """
         note = self.checkpoint()
         self._db.execute("BEGIN")
@@ -205,6 +215,7 @@ class SqliteReader:
             head=HeadRow(origin=row[0], size=row[1], iat_us=row[2], hashes=row[3]),
             records=self._records(),
             claims=self.claims(),
+            counters=self.counters(),
         )
 
     def end_audit(self) -> None:
@@ -233,7 +244,7 @@ class SqliteReader:
     def _records(self) -> Iterator[LogRecord]:
         sql = (
             "SELECT r.idx, r.id, r.type, r.outcome, r.reason, r.agent, r.surface, r.iat_us, r.jws,"
-            " i.json, e.data, s.salt, s.key, p.id, p.state, p.http_status, p.claims"
+            " i.json, e.data, s.salt, s.key, p.id, p.state, p.http_status, p.claims, p.charges, p.lender"
             " FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"
             " LEFT JOIN sealed e ON e.idx = r.idx LEFT JOIN secrets s ON s.idx = r.idx"
             " LEFT JOIN permits p ON p.idx = r.idx ORDER BY r.idx"
@@ -255,11 +266,18 @@ class SqliteReader:
                 permit=permit,
             )
 
-    def _permit_row(self, receipt_id: str, state: str, http_status: int, claims: str) -> PermitRow:
+    def _permit_row(
+        self, receipt_id: str, state: str, http_status: int, claims: str, charges: str, lender: str
+    ) -> PermitRow:
         if state not in _STATES:
             raise ConfigError(f"the ledger was edited: no state {state!r}", file=str(self._dir))
         return PermitRow(
-            id=receipt_id, state=_STATES[state], http_status=http_status, claims=tuple(claims.split())
+            id=receipt_id,
+            state=_STATES[state],
+            http_status=http_status,
+            claims=tuple(claims.split()),
+            charges=charges_of(charges),
+            lender=lender,
         )
 
     def _rows(self, sql: str, values: tuple[int, ...] = ()) -> Iterator[Any]:

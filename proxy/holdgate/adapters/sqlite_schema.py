@@ -11,20 +11,24 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from ..ledger import ClaimRow, State
+from ..ledger import Charge, ClaimRow, State, Total
 from ..tlog import Tree
 
 __all__ = [
     "DB_NAME",
     "PUT_CLAIM",
+    "PUT_COUNTER",
     "PUT_PERMIT",
     "PUT_RECEIPT",
     "STEPS",
     "VERSION",
+    "charges_of",
+    "charges_text",
     "claim_of",
     "connect_reader",
     "connect_writer",
     "pack",
+    "read_total",
     "row_of",
     "schema_of_new",
     "unpack",
@@ -59,13 +63,29 @@ CREATE TABLE secrets (idx INTEGER PRIMARY KEY, salt BLOB NOT NULL, key BLOB NOT 
 CREATE TABLE erasing (idx INTEGER PRIMARY KEY) STRICT;
 """
 
+# What a permit holds of budgets, whose it took over, and the rows that they add up to (counters.py).
+_COUNTERS = """
+ALTER TABLE permits ADD COLUMN charges TEXT NOT NULL DEFAULT '';
+ALTER TABLE permits ADD COLUMN lender TEXT NOT NULL DEFAULT '';
+CREATE TABLE counters (id TEXT NOT NULL, at_us INTEGER NOT NULL, until_us INTEGER NOT NULL,
+  sum INTEGER NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (id, at_us)) STRICT, WITHOUT ROWID;
+"""
+
 # STEPS[n] turns format n into format n + 1; a new ledger takes them all. What was released is never edited:
 # a change is one more step, so that an older state directory is brought up to date when it is opened.
-STEPS: Final = (_TABLES, _SEALED)
+STEPS: Final = (_TABLES, _SEALED, _COUNTERS)
 VERSION: Final = len(STEPS)
 
 PUT_RECEIPT = "INSERT INTO receipts VALUES (?,?,?,?,?,?,?,?,?)"
-PUT_PERMIT = "INSERT OR REPLACE INTO permits VALUES (?,?,?,?,?,?)"
+PUT_PERMIT = "INSERT OR REPLACE INTO permits VALUES (?,?,?,?,?,?,?,?)"
+PUT_COUNTER = (
+    "INSERT INTO counters VALUES (?,?,?,?,?) ON CONFLICT (id, at_us)"
+    " DO UPDATE SET sum = sum + excluded.sum, count = count + excluded.count"
+)
+# Two halves, because sum() of SQLite fails beyond 64 bits; what is in a row does fit.
+READ_COUNTER = (
+    "SELECT sum(sum >> 32), sum(sum & 4294967295), sum(count) FROM counters WHERE id = ? AND until_us > ?"
+)
 PUT_CLAIM = "INSERT OR REPLACE INTO claims VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 
 
@@ -108,6 +128,25 @@ def pack(tree: Tree) -> bytes:
 def unpack(size: int, hashes: bytes) -> Tree:
     """Raises TlogError when the two do not fit together."""
     return Tree(size=size, hashes=tuple(hashes[i : i + 32] for i in range(0, len(hashes), 32)))
+
+
+def charges_text(charges: tuple[Charge, ...]) -> str:
+    return " ".join(f"{c.meter}:{c.at_us}:{c.until_us}:{c.amount}:{c.count}" for c in charges)
+
+
+def charges_of(text: str) -> tuple[Charge, ...]:
+    """Raises ValueError."""
+    found = []
+    for part in text.split():
+        meter, *numbers = part.split(":")
+        at_us, until_us, amount, count = map(int, numbers)
+        found.append(Charge(meter=meter, at_us=at_us, until_us=until_us, amount=amount, count=count))
+    return tuple(found)
+
+
+def read_total(db: sqlite3.Connection, meter: str, now_us: int) -> Total:
+    high, low, count = db.execute(READ_COUNTER, (meter, now_us)).fetchone()
+    return Total(sum=((high or 0) << 32) + (low or 0), count=count or 0)
 
 
 type _ClaimTuple = tuple[str, str, str, str, int, int, int, str, str, str, int]

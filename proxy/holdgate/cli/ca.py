@@ -6,10 +6,9 @@ import argparse
 from datetime import timedelta
 
 from ..adapters.ca_rotation import list_cas, retire, rotate, switch
+from ..adapters.fitness import active_bundle
 from ..config import Config
 from ..subtrees import subtrees
-from ..surface.index import SurfaceIndex
-from ..surface.load import load_maps
 from .shared import Commands, add, config_of, group, print_json, print_table
 
 __all__ = ["register"]
@@ -88,9 +87,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _rotate(args: argparse.Namespace) -> int:
     config = config_of(args)
-    names = (
-        subtrees(SurfaceIndex.compile(load_maps(config.surfaces)).hosts()) if config.ca.constrain else None
-    )
+    names = subtrees(active_bundle(config).index.hosts()) if config.ca.constrain else None
     rotate(config.state_dir, config.node, names)
     print(_ROTATED.format(hours=config.ca.overlap_h))
     return 0

@@ -6,15 +6,18 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 
-from ..adapters.keyfiles import load_keys
+from ..adapters.fitness import active_bundle
+from ..adapters.keyfiles import load_fleet_key
+from ..adapters.sqlite_reader import SqliteReader
 from ..agents import Agent, identify
-from ..bundle import load_bundle
 from ..config import Config
 from ..errors import ConfigError, Outcome
-from ..explain import SOURCE, Explained, document, explain, plain_value
+from ..explain import SOURCE, Explained, document, explain, nothing_charged, plain_value
 from ..gate import RuleTrace
+from ..ledger import Total
 from ..message import Origin
 from ..policy_model import RuleEffect
 from .shared import Commands, add, config_of, print_json, read_bytes
@@ -41,13 +44,15 @@ def _explain(args: argparse.Namespace) -> int:
         raw = read_bytes(args.request)
     except OSError as error:
         raise ConfigError(f"cannot read: {error.strerror}", file=args.request) from error
+    now_us = time.time_ns() // 1000
     explained = explain(
         raw,
         partial(_agent, args.agent, config),
-        load_bundle(config.surfaces, config.policies),
+        active_bundle(config),
         config.limits,
         fleet_key=_fleet_key(config),
-        now_us=time.time_ns() // 1000,
+        now_us=now_us,
+        totals=partial(_totals, config, now_us),
     )
     if args.json:
         print_json(document(explained))
@@ -58,10 +63,20 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _fleet_key(config: Config) -> bytes:
     try:
-        return load_keys(config.state_dir).fleet
+        return load_fleet_key(config.state_dir)
     except ConfigError as error:
         print(f"note: {error}; digests of sensitive operations are not the proxy's", file=sys.stderr)
         return bytes(32)
+
+
+def _totals(config: Config, now_us: int, meters: tuple[str, ...]) -> Mapping[str, Total]:
+    """What the counters stand at; read from the ledger, also while `run` is live."""
+    try:
+        with SqliteReader(config.state_dir) as ledger:
+            return ledger.totals(meters, now_us)
+    except ConfigError as error:
+        print(f"note: {error}; counters are taken as 0", file=sys.stderr)
+        return nothing_charged(meters)
 
 
 def _agent(name: str, config: Config, origin: Origin) -> Agent:
@@ -91,6 +106,10 @@ def _print(explained: Explained) -> None:
             print(f"             {part.decode('utf-8', 'backslashreplace')!r}")
         for key in recognised.keys:
             print(f"key        {key.source.value}, held {key.ttl_s} s")
+    for part in explained.inputs["actions"] if explained.inputs else ():
+        for name, value in part.get("counters", {}).items():
+            shown = ", ".join(f"{key} {number}" for key, number in sorted(value.items()))
+            print(f"counter    {name}: {shown}")
     print(f"decision   {decision.outcome.value} {decision.reason.value}")
     if explained.detail:
         print(f"because    {explained.detail}")

@@ -25,9 +25,6 @@ from .shared import Commands, add, config_of, print_json, time_us
 
 __all__ = ["register_disclose", "register_shred"]
 
-# A large order takes its time, and a reader may have to go first.
-_DEADLINE_S = 600.0
-
 
 def register_shred(receipts: Commands) -> None:
     shred = add(
@@ -110,7 +107,7 @@ def _forget(config: Config, orders: list[Erasure]) -> list[Forgotten]:
     for order in orders:
         question = {"ask": "forget"} | {k: v for k, v in asdict(order).items() if v and k != "action"}
         question |= {"ids": sorted(order.ids)} if order.ids else {}
-        answer = ask(config.state_dir, question, deadline_s=_DEADLINE_S)
+        answer = ask(config.state_dir, question)
         if answer is None:
             return asyncio.run(_forget_here(config, orders))
         done.append(Forgotten(**answer))

@@ -1,0 +1,142 @@
+"""Exactly once, at the recorder: parallel identical requests, one budget, one thing acted on."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Barrier
+from urllib.parse import urlencode
+
+import pytest
+
+from behind import Bench
+from holdgate.demo.instance import Instance
+from holdgate.demo.standins import StandIns
+
+BUDGET = """\
+apiVersion: holdgate/v1
+kind: Policy
+metadata: {name: refund-budget, owner: payments-risk@example.com}
+spec:
+  surface: payments.refund
+  constants: {day_cap: 1000}
+  counters:
+    agent_refunds_day: {key: [agent.id], window: 24h, measure: sum(params.amount)}
+  rules:
+  - id: within-the-day
+    effect: permit
+    when: >-
+      has(params.amount) && params.amount > 0
+      && counters.agent_refunds_day.sum + params.amount <= constants.day_cap
+"""
+PARALLEL = 64
+
+
+@dataclass(frozen=True)
+class Said:
+    status: int
+    decision: str
+    reason: str
+    receipt: str
+    body: bytes
+
+
+def post(
+    gate: Instance, path: str, key: str = "", *, together: Barrier | None = None, **form: object
+) -> Said:
+    """One request of an agent, on a connection of its own; sent when all are connected."""
+    context = ssl.create_default_context(cafile=str(gate.state_dir / "ca" / "ca.pem"))
+    host, _, port = gate.proxy.partition(":")
+    connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=50)
+    connection.set_tunnel("api.stripe.com", 443)
+    headers = {"Authorization": "Bearer sk_test_demo", "Content-Type": "application/x-www-form-urlencoded"}
+    if key:
+        headers["Idempotency-Key"] = key
+    try:
+        connection.connect()
+        if together is not None:
+            together.wait(60)
+        connection.request("POST", path, body=urlencode(form), headers=headers)
+        answer = connection.getresponse()
+        word, _, rest = answer.headers["Holdgate-Decision"].partition(";")
+        said = dict(part.partition("=")[::2] for part in rest.split(";"))
+        return Said(answer.status, word, said["reason"], said["id"].strip('"'), answer.read())
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="module")
+def budgeted(vendors: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """Refunds of at most 1000 a day and agent."""
+    folder = tmp_path_factory.mktemp("budget")
+    gate = Instance(folder, connect_to=vendors.connect_to())
+    for file in (folder / "policies").glob("stripe_refunds*.yaml"):
+        file.unlink()
+    (folder / "policies" / "refund_budget.yaml").write_text(BUDGET)
+    with gate:
+        yield gate
+
+
+def test_64_identical_refunds_reach_the_vendor_once_and_64_answers_agree(
+    gate: Instance, vendors: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intent = vendors.stripe.charged(5000)
+    before = vendors.counts("stripe").requests
+    together = Barrier(PARALLEL)
+    monkeypatch.setattr(vendors.stripe, "delay_s", 3.0)  # so that all come while the first is in flight
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        asked = [
+            pool.submit(
+                post, gate, "/v1/refunds", "same-64", together=together, payment_intent=intent, amount=700
+            )
+            for _ in range(PARALLEL)
+        ]
+        answers = [each.result() for each in asked]
+    made = [each for each in vendors.stripe.of_kind("refund") if each["payment_intent"] == intent]
+    assert len(made) == 1
+    assert {(each.status, each.decision) for each in answers} == {(200, "PERMIT")}
+    assert {json.loads(each.body)["id"] for each in answers} == {made[0]["id"]}
+    assert len({each.receipt for each in answers}) == 1
+    assert vendors.counts("stripe").requests - before == 1
+
+
+def test_a_budget_holds_under_parallel_refunds(budgeted: Instance, vendors: StandIns) -> None:
+    intents = [vendors.stripe.charged(1000) for _ in range(PARALLEL)]
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        asked = [
+            pool.submit(post, budgeted, "/v1/refunds", f"b-{n}", payment_intent=intent, amount=90)
+            for n, intent in enumerate(intents)
+        ]
+        answers = [each.result() for each in asked]
+    assert Counter(each.decision for each in answers) == {"PERMIT": 11, "SILENCE": 53}
+    made = [each for each in vendors.stripe.of_kind("refund") if each["payment_intent"] in intents]
+    assert sum(each["amount"] for each in made) == 990
+    # A refund that Stripe refuses gives its reservation back.
+    for _ in range(3):
+        assert post(budgeted, "/v1/refunds", payment_intent="pi_none", amount=10).status == 404
+    assert post(budgeted, "/v1/refunds", "last", payment_intent=intents[-1], amount=10).decision == "PERMIT"
+    assert post(budgeted, "/v1/refunds", payment_intent=intents[-1], amount=1).decision == "SILENCE"
+    # And a repeat under the vendor's key is not charged again.
+    repeated = post(budgeted, "/v1/refunds", "last", payment_intent=intents[-1], amount=10)
+    assert (repeated.status, repeated.decision) == (200, "PERMIT")
+
+
+def test_the_budget_replays_and_passes_the_audit(
+    budgeted: Instance, vendors: StandIns, tmp_path: Path
+) -> None:
+    bench = Bench(budgeted, vendors, tmp_path)
+    audit = bench.holdgate("log", "audit")
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    replay = bench.holdgate("replay")
+    assert replay.returncode == 0, replay.stdout + replay.stderr
+    rows = [json.loads(line)["receipt"] for line in bench.holdgate("receipts", "export").stdout.splitlines()]
+    charged = [row for row in rows if "budget" in row]
+    assert charged
+    assert {len(row["budget"]) for row in charged} == {1}
+    assert not [row for row in charged if "replay_of" in row]
