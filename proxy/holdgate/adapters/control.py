@@ -8,6 +8,10 @@ an agent, which can read none of it, can neither write a coverage nor keep one f
     {"ask": "forget", "ids": [...] or "agent", "surface", "before_us": ...},
     {"ask": "rotate", "purpose": ..., "key_id": ...} or {"ask": "revoke", "kid": ..., "from_index": ...}
     -> one JSON line back
+    one JSON line -> one JSON line back
+    {"ask": "status"} | {"ask": "reload"} | {"ask": "note", "action": ..., "details": {...}}
+    {"ask": "reconcile", "of": receipt id, "found": "executed|failed|not_sent", "note": ...}
+    {"ask": "rotate", "purpose": ..., "key_id": ...} | {"ask": "revoke", "kid": ..., "from_index": ...}
 
 Invariants (tests/test_control.py has one test named after each):
   CT1  Nobody but root and the user of the process is answered, whatever the file modes say.
@@ -32,7 +36,7 @@ from typing import Any, Final, Protocol
 from ..erasure import RETENTION, SHRED, Erasure
 from ..errors import BackendError, ConfigError, HoldgateError, Reason
 from ..keyhistory import Purpose
-from ..ledger import AdminNote, Noted
+from ..ledger import AdminNote, Finding, Noted, OutcomeStatus
 from .forgetting import Forgotten
 from .keyring import KeyChange, Revocation, Rotation
 
@@ -50,6 +54,7 @@ _WAITS: Final = {"reload": _RELOAD_S, "forget": _LONG_S}
 
 class _Ledger(Protocol):
     async def note(self, note: AdminNote) -> Noted: ...
+    async def reconcile(self, finding: Finding) -> Noted: ...
     async def change_key(self, change: KeyChange) -> Noted: ...
 
 
@@ -126,6 +131,12 @@ class ControlServer:
                     note = AdminNote(action=asked["action"], by="local", details=asked["details"])
                     noted = await self._ledger.note(note)
                     self._noted(note, noted)
+                    return {"id": noted.receipt_id, "index": noted.index}
+                case "reconcile":
+                    found = OutcomeStatus(asked["found"])
+                    noted = await self._ledger.reconcile(
+                        Finding(of=asked["of"], found=found, by="local", note=asked["note"])
+                    )
                     return {"id": noted.receipt_id, "index": noted.index}
                 case "rotate" | "revoke":
                     noted = await self._ledger.change_key(_change(asked))
