@@ -4,9 +4,10 @@ Only the process that owns the ledger may write it, so `holdgate doctor --prove`
 The socket is in a directory of mode 0700 beside the keys: whoever can open it could sign receipts anyway, and
 an agent, which can read none of it, can neither write a coverage nor keep one from being written.
 
-    one JSON line: {"ask": "status"}, {"ask": "reload"}, {"ask": "note", "action": ..., "details": {...}},
-    {"ask": "rotate", "purpose": ..., "key_id": ...} or {"ask": "revoke", "kid": ..., "from_index": ...}
-    -> one JSON line back
+    one JSON line -> one JSON line back
+    {"ask": "status"} | {"ask": "reload"} | {"ask": "note", "action": ..., "details": {...}}
+    {"ask": "reconcile", "of": receipt id, "found": "executed|failed|not_sent", "note": ...}
+    {"ask": "rotate", "purpose": ..., "key_id": ...} | {"ask": "revoke", "kid": ..., "from_index": ...}
 
 Invariants (tests/test_control.py has one test named after each):
   CT1  Nobody but root and the user of the process is answered, whatever the file modes say.
@@ -29,7 +30,7 @@ from typing import Any, Final, Protocol
 
 from ..errors import BackendError, ConfigError, HoldgateError, Reason
 from ..keyhistory import Purpose
-from ..ledger import AdminNote, Noted
+from ..ledger import AdminNote, Finding, Noted, OutcomeStatus
 from .keyring import KeyChange, Revocation, Rotation
 
 __all__ = ["ControlServer", "ask"]
@@ -44,6 +45,7 @@ _RELOAD_S: Final = 120.0  # a bundle is compiled, and its tests are run
 
 class _Ledger(Protocol):
     async def note(self, note: AdminNote) -> Noted: ...
+    async def reconcile(self, finding: Finding) -> Noted: ...
     async def change_key(self, change: KeyChange) -> Noted: ...
 
 
@@ -114,6 +116,12 @@ class ControlServer:
                     note = AdminNote(action=asked["action"], by="local", details=asked["details"])
                     noted = await self._ledger.note(note)
                     self._noted(note, noted)
+                    return {"id": noted.receipt_id, "index": noted.index}
+                case "reconcile":
+                    found = OutcomeStatus(asked["found"])
+                    noted = await self._ledger.reconcile(
+                        Finding(of=asked["of"], found=found, by="local", note=asked["note"])
+                    )
                     return {"id": noted.receipt_id, "index": noted.index}
                 case "rotate" | "revoke":
                     noted = await self._ledger.change_key(_change(asked))

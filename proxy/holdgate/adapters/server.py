@@ -183,6 +183,7 @@ class Server:
             try:
                 await self.addon.sweep()
                 self.metrics.log_size(self.ledger.size)
+                self.metrics.unknown_open(self.ledger.unknown)
             except Exception:
                 log.exception("sweep failed")
 
