@@ -28,6 +28,7 @@ from .config_bundle import Files, Signed, read_bundle_mode
 from .config_doctor import Doctor, read_doctor
 from .config_facts import Provider, read_facts
 from .config_gate import RemoteGate, read_gate
+from .config_retention import Retention, read_retention
 from .config_values import (
     Address,
     Ca,
@@ -121,6 +122,7 @@ class Config:
     ca: Ca
     doctor: Doctor
     facts: tuple[Provider, ...]
+    retention: Retention
     gate: RemoteGate | None  # None: the policies here decide
 
     @property
@@ -138,7 +140,7 @@ def load_config(path: Path) -> Config:
         required=("version", "node", "state_dir", "listen", "agents"),
         optional=(
             *("surfaces", "policies", "admin", "bundle", "ca", "store", "gate", "limits", "network"),
-            *("receipts", "upstream", "doctor", "facts"),
+            *("receipts", "upstream", "doctor", "facts", "retention"),
         ),
         what="the configuration",
     )
@@ -175,6 +177,7 @@ def load_config(path: Path) -> Config:
         ca=read_ca(keys.get("ca")),
         doctor=read_doctor(keys.get("doctor")),
         facts=read_facts(keys.get("facts"), base),
+        retention=read_retention(keys.get("retention")),
         gate=read_gate(keys.get("gate"), base),
     )
 
