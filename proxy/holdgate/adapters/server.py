@@ -229,7 +229,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await server.admin.start()
         await control.start()
         end_stub = await _listen_dns(server)
-        server.door.open()
+        if config.listen.all:  # `holdgate gate` has no agents
+            server.door.open()
         server.serving = await serve_handed(
             server.handed, config.listen.transparent, (server.engine, server.proxy)
         )
