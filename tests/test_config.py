@@ -16,6 +16,7 @@ from holdgate.agents import CertificateRule
 from holdgate.config import Address, Config, ConnectTo, OpenDoor, ReceiptsHeader, load_config
 from holdgate.config_bundle import Files, Signed
 from holdgate.config_doctor import Doctor
+from holdgate.config_signer import SignerProcess
 from holdgate.config_values import read_address, read_ca, read_networks
 from holdgate.errors import ConfigError
 from holdgate.escape import REQUIRED
@@ -404,6 +405,33 @@ def test_kd1_required_rows_are_rows_of_the_matrix(folder: Path) -> None:
 )
 def test_kd1_anything_else_is_refused(folder: Path, text: str, message: str) -> None:
     assert message in str(refused(folder, SMALLEST + f"doctor: {text}\n"))
+
+
+# --- signer ---
+
+
+def test_ks1_a_signer_is_a_socket_with_a_deadline(folder: Path) -> None:
+    for text in ("", "signer: file\n"):
+        assert load(folder, SMALLEST + text).signer is None
+    found = load(folder, SMALLEST + "signer: {socket: run/s.sock, timeout_ms: 50}\n").signer
+    assert found == SignerProcess(socket=folder / "run/s.sock", timeout_ms=50)
+    found = load(folder, SMALLEST + "signer: {socket: /run/s.sock}\n").signer
+    assert found == SignerProcess(socket=Path("/run/s.sock"), timeout_ms=500)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("pkcs11", "signer: {socket", id="another word"),
+        pytest.param("{}", "socket", id="no socket"),
+        pytest.param("{socket: s, timeout_ms: 0}", "1 to 10000", id="no time"),
+        pytest.param("{socket: s, timeout_ms: 10001}", "1 to 10000", id="too much time"),
+        pytest.param("{socket: s, key: x}", "key", id="an unknown key"),
+        pytest.param(f"{{socket: /{'s' * 120}}}", "107 bytes", id="a name that is too long"),
+    ],
+)
+def test_ks1_any_other_signer_is_refused(folder: Path, text: str, message: str) -> None:
+    assert message in str(refused(folder, SMALLEST + f"signer: {text}\n"))
 
 
 # --- client certificates ---

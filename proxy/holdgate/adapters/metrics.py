@@ -95,6 +95,7 @@ class Metrics:
         self._unmapped = _Bounded(_HOSTS)
         self._in_flight = 0
         self._log_size = 0
+        self._signer_failures = 0
         self._ca_expiry = 0.0
         self._rejected = _Bounded(len(Refusal), [refusal.value for refusal in Refusal])
         self._revision = 0
@@ -135,6 +136,9 @@ class Metrics:
 
     def in_flight(self, change: int) -> None:
         self._in_flight += change
+
+    def signer_failures(self, count: int) -> None:
+        self._signer_failures = count
 
     def log_size(self, leaves: int) -> None:
         self._log_size = leaves
@@ -188,6 +192,11 @@ class Metrics:
             barriers.add_metric((name,), count)
         yield barriers
         yield GaugeMetricFamily("holdgate_log_size", "Leaves in the log.", value=self._log_size)
+        yield CounterMetricFamily(
+            "holdgate_signer_failures",
+            "Signatures that the signer process did not give.",
+            value=self._signer_failures,
+        )
         unmapped = CounterMetricFamily(
             "holdgate_unmapped",
             "Requests to hosts that no map names, and DNS questions for them.",

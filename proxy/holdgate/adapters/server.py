@@ -56,10 +56,12 @@ from .fitness import check_ca, check_connect_to
 from .forced import build_door, build_stub, know_users, serve_handed
 from .gate_client import GateClient, ReportingLedger
 from .handed import take
-from .keyfiles import Keys, load_keys
+from .keyfiles import Keys
 from .metrics import Metrics
 from .mitm import HoldgateAddon
+from .open_ledger import clock_us, open_ledger
 from .resolver import ConnectTo, Resolver, dns_lookup, system_lookup
+from .signer_socket import SignerSocket
 from .sqlite import SqliteLedger
 
 __all__ = ["Server", "check_ca", "check_connect_to", "serve"]
@@ -68,10 +70,6 @@ log = logging.getLogger("holdgate")
 
 SWEEP_S = 0.25
 WATCH_S = 1.0  # between two looks at the folder of signed bundles
-
-
-def clock_us() -> int:
-    return time.time_ns() // 1000
 
 
 @dataclass
@@ -92,6 +90,7 @@ class Server:
     door: ExecDoor
     handed: tuple[socket.socket, ...]  # the transparent listener, where it is not the engine's
     activator: Activator | None = None  # of signed bundles; None: files
+    device: SignerSocket | None = None  # where keys are; None: files
     serving: list[asyncio.Server] = field(default_factory=list)
     draining: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -183,6 +182,8 @@ class Server:
             try:
                 await self.addon.sweep()
                 self.metrics.log_size(self.ledger.size)
+                if self.device is not None:
+                    self.metrics.signer_failures(self.device.failures)
             except Exception:
                 log.exception("sweep failed")
 
@@ -266,20 +267,12 @@ async def _build(config: Config) -> Server:
     os.umask(0o077)
     _allow_open_files()
     handed = take(config)
-    keys = load_keys(config.state_dir)
     authority = load_ca(config.state_dir)
     bundle = NO_BUNDLE if isinstance(config.bundle, Signed) else _bundle_of_files(config, authority)
     metrics = Metrics()
     metrics.ca_expiry(authority.not_after.timestamp())
-    ledger = SqliteLedger.open(
-        config.state_dir,
-        receipt_key=keys.receipt,
-        log_key=keys.log,
-        origin=config.issuer,
-        node=config.node,
-        clock_us=clock_us,
-        nonce16=partial(secrets.token_bytes, 16),
-    )
+    opened = open_ledger(config)
+    ledger = opened.ledger
     try:
         identity = Identity(config.agents)
         activator = None
@@ -288,14 +281,14 @@ async def _build(config: Config) -> Server:
             bundle = await activator.start()
         else:
             metrics.bundle_active(bundle.revision, math.inf)
-        pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
+        pipeline = _pipeline(config, bundle, ledger, opened.keys, metrics, identity)
         _ask_elsewhere(config, pipeline)
         pipeline.vouches_for = _vouching(authority)
         if activator is not None:
             activator.activate = partial(setattr, pipeline, "bundle")
         agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
         server = _around(config, pipeline, ledger, metrics, agent_tls, handed)
-        server.activator = activator
+        server.activator, server.device = activator, opened.device
         return server
     except BaseException:
         ledger.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import secrets
 import shlex
 import time
 from collections import Counter
@@ -18,8 +17,7 @@ from ..adapters.control import ask
 from ..adapters.doctor.host import look, rules_digest, secret_files
 from ..adapters.doctor.prover import HERE, Options, Report, Run
 from ..adapters.doctor.restarts import fail_and_restart
-from ..adapters.keyfiles import load_keys
-from ..adapters.sqlite import SqliteLedger
+from ..adapters.open_ledger import open_ledger
 from ..config import Config
 from ..coverage import details, is_closed
 from ..errors import ConfigError
@@ -168,16 +166,7 @@ def _sign(config: Config, report: Report) -> str:
     answer = ask(config.state_dir, {"ask": "note", "action": COVERAGE, "details": said})
     if answer is not None:
         return str(answer["id"])
-    keys = load_keys(config.state_dir)
-    ledger = SqliteLedger.open(
-        config.state_dir,
-        receipt_key=keys.receipt,
-        log_key=keys.log,
-        origin=config.issuer,
-        node=config.node,
-        clock_us=_now_us,
-        nonce16=partial(secrets.token_bytes, 16),
-    )
+    ledger = open_ledger(config).ledger
     try:
         return asyncio.run(ledger.note(AdminNote(action=COVERAGE, by="local", details=said))).receipt_id
     finally:

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import secrets
 import sys
-import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from ..adapters.control import ask
-from ..adapters.keyfiles import load_keys, load_log_keys, load_public_keys
+from ..adapters.keyfiles import load_log_keys, load_public_keys
 from ..adapters.keyring import KeyChange, Revocation, Rotation
+from ..adapters.open_ledger import open_ledger
 from ..adapters.proofs import key_changes
-from ..adapters.sqlite import SqliteLedger
 from ..config import Config
 from ..keyhistory import Purpose
 from ..keys import NEVER, PublicKey, jwks, trigguard_keys
@@ -146,16 +143,7 @@ def _change(args: argparse.Namespace, config: Config, question: Mapping[str, Any
 
 
 async def _offline(config: Config, change: KeyChange) -> Mapping[str, Any]:
-    keys = load_keys(config.state_dir)
-    ledger = SqliteLedger.open(
-        config.state_dir,
-        receipt_key=keys.receipt,
-        log_key=keys.log,
-        origin=config.issuer,
-        node=config.node,
-        clock_us=lambda: time.time_ns() // 1000,
-        nonce16=partial(secrets.token_bytes, 16),
-    )
+    ledger = open_ledger(config).ledger
     try:
         noted = await ledger.change_key(change)
     finally:
