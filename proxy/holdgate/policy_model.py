@@ -15,6 +15,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Protocol
 
+from .cel.cost import Cost, total
 from .cel.evaluate import Program
 from .cel.model import BOOL, INT, STRING, Constant, Environment, Field, ListOf, Record, Type
 from .counters import Counter
@@ -136,6 +137,11 @@ class Applicable:
     rules: tuple[Rule, ...]  # sorted by name
     counters: tuple[Counter, ...]  # that every permitted action charges, sorted by name
 
+    @property
+    def cost(self) -> Cost:
+        """Of one action, in the worst case."""
+        return total(rule.program.cost for rule in self.rules)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySet:
@@ -178,8 +184,14 @@ def environment(
     agent_attrs: Mapping[str, ParamSchema],
     constants: Mapping[str, Constant],
     counters: Iterable[Counter] = (),
+    *,
+    shared: dict[object, object] | None = None,
 ) -> Environment:
-    """The names that conditions may use, with their types."""
+    """The names that conditions may use, with their types.
+
+    `shared`: one for all policies with these parameters and attributes, so that what several of them say is
+    compiled once.
+    """
     attrs = Record(_fields(agent_attrs))
     agent = Record({"id": Field(STRING), "groups": Field(ListOf(STRING)), "attrs": Field(attrs)})
     roots: dict[str, Type] = {
@@ -191,7 +203,7 @@ def environment(
         "params": Record(_fields(params)),
         "request": _REQUEST,
     }
-    return Environment(roots=roots, constants=constants)
+    return Environment(roots=roots, constants=constants, shared={} if shared is None else shared)
 
 
 def _fields(schemas: Mapping[str, ParamSchema]) -> dict[str, Field]:
