@@ -27,6 +27,7 @@ from .config_agents import read_agents
 from .config_bundle import Files, Signed, read_bundle_mode
 from .config_doctor import Doctor, read_doctor
 from .config_gate import RemoteGate, read_gate
+from .config_log import Anchoring, read_log
 from .config_signer import SignerProcess, read_signer
 from .config_values import (
     Address,
@@ -120,6 +121,7 @@ class Config:
     upstream: Upstream
     ca: Ca
     doctor: Doctor
+    anchoring: Anchoring  # who else sees the log's checkpoints
     signer: SignerProcess | None  # None: keys are in the files of the state directory
     gate: RemoteGate | None  # None: the policies here decide
 
@@ -150,7 +152,7 @@ def load_config(path: Path) -> Config:
                 "receipts",
                 "upstream",
             ),
-            *("doctor", "signer"),
+            *("doctor", "log", "signer"),
         ),
         what="the configuration",
     )
@@ -186,6 +188,7 @@ def load_config(path: Path) -> Config:
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
         ca=read_ca(keys.get("ca")),
         doctor=read_doctor(keys.get("doctor")),
+        anchoring=read_log(keys.get("log"), base),
         signer=read_signer(keys.get("signer"), base),
         gate=read_gate(keys.get("gate"), base),
     )

@@ -42,6 +42,7 @@ from ..pipeline import Pipeline
 from .activation import Activator
 from .admin.state import AdminServer
 from .agent_tls import AgentTls
+from .anchoring import STAMPING, Anchors
 from .boundary import Boundary
 from .bundle_store import keep_bundle
 from .ca import CertificateAuthority, LeafMaker, load_ca
@@ -90,6 +91,7 @@ class Server:
     door: ExecDoor
     handed: tuple[socket.socket, ...]  # the transparent listener, where it is not the engine's
     activator: Activator | None = None  # of signed bundles; None: files
+    anchors: Anchors | None = None
     device: SignerSocket | None = None  # where keys are; None: files
     serving: list[asyncio.Server] = field(default_factory=list)
     draining: bool = False
@@ -203,6 +205,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
 
     def running() -> None:
         server.spawn(server.sweep())
+        if server.anchors is not None:
+            server.anchors.start()
         server.spawn(server.watch())
         server.admin.ready = True
         if ready is not None:
@@ -234,6 +238,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         server.admin.ready = False
         end_stub()
         server.deaf()
+        if server.anchors is not None:
+            server.anchors.stop()
         await server.door.hang_up()
         for task in list(server.tasks):
             task.cancel()
@@ -289,6 +295,7 @@ async def _build(config: Config) -> Server:
         agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
         server = _around(config, pipeline, ledger, metrics, agent_tls, handed)
         server.activator, server.device = activator, opened.device
+        server.anchors = _anchors(config, metrics)
         return server
     except BaseException:
         ledger.close()
@@ -358,6 +365,12 @@ def _ask_elsewhere(config: Config, pipeline: Pipeline) -> None:
         client = GateClient.open(config.gate, clock_us)
         pipeline.gatekeeper = client
         pipeline.ledger = ReportingLedger(ledger=pipeline.ledger, client=client)
+
+
+def _anchors(config: Config, metrics: Metrics) -> Anchors:
+    names = [witness.verifier.name for witness in config.anchoring.witnesses]
+    metrics.anchors([*names, *([STAMPING] if config.anchoring.timestamp else [])])
+    return Anchors(config.state_dir, config.issuer, config.anchoring, failed=metrics.anchor_failed)
 
 
 def _keep(config: Config, bundle: Bundle) -> None:
