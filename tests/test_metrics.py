@@ -16,6 +16,7 @@ EXPECTED = {
     "holdgate_outcomes": "counter",
     "holdgate_barrier_trips": "counter",
     "holdgate_log_size": "gauge",
+    "holdgate_unknown_open": "gauge",
     "holdgate_signer_failures": "counter",
     "holdgate_anchor_failures": "counter",
     "holdgate_unmapped": "counter",

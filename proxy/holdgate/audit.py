@@ -36,7 +36,7 @@ from .audit_keys import KeyAudit
 from .audit_tiles import StoredTiles, TileAudit
 from .errors import Outcome
 from .keys import KeySet
-from .ledger import SOURCES, Charge, ClaimRow, OutcomeStatus, State
+from .ledger import RELEASING, SOURCES, Charge, ClaimRow, OutcomeStatus, State
 from .note import Checkpoint, verify_log
 from .receipt import ReceiptError, verify
 from .sealing import Stored
@@ -128,6 +128,17 @@ class _Permit:
     key_hash: str
     source: str
     row: PermitRow | None
+    found: OutcomeStatus = OutcomeStatus.EXECUTED  # by whoever reconciled it
+
+    @property
+    def states(self) -> frozenset[State]:
+        """What the store may say of it, and of a claim that it holds."""
+        is_reconciled = self.status is OutcomeStatus.RECONCILED and self.found is not OutcomeStatus.EXECUTED
+        return _STATES_AFTER[self.found if is_reconciled else self.status]
+
+    @property
+    def without_effect(self) -> bool:
+        return self.states <= RELEASING
 
 
 def audit(
@@ -309,8 +320,10 @@ class _Auditor:
         if (permit.status is OutcomeStatus.UNKNOWN) != is_reconciled or (permit.status and not is_reconciled):
             before = permit.status or "a PERMIT"
             self._at(record, f"{status} cannot follow {before} of leaf {permit.index}")
-        self.budgets.outcome(permit.id, _without_effect(status))
-        permit.status, permit.http_status = status, statement.get("http_status", 0)
+        permit.found = OutcomeStatus(statement.get("found", OutcomeStatus.EXECUTED))
+        permit.status = status
+        self.budgets.outcome(permit.id, permit.without_effect)
+        permit.http_status = statement.get("http_status", 0)
 
     def claims(self, rows: Iterable[ClaimRow]) -> None:
         """Compare the claims, and the permits' rows, with what the receipts add up to."""
@@ -329,7 +342,7 @@ class _Auditor:
 
     def _permit_row(self, permit: _Permit, row: PermitRow) -> None:
         name = f"leaf {permit.index}: the ledger's permit"
-        if row.state not in _STATES_AFTER[permit.status]:
+        if row.state not in permit.states:
             self.problem(f"{name} state is not what its outcomes say ({permit.id})")
         if row.id != permit.id:
             self.problem(f"{name} id is not the receipt's ({permit.id})")
@@ -346,7 +359,7 @@ class _Auditor:
             return
         if row.digest != permit.digest:
             self.problem(f"{name}: not for the request of leaf {permit.index}")
-        if row.state not in _STATES_AFTER[permit.status]:
+        if row.state not in permit.states:
             self.problem(f"{name}: {row.state}, which leaf {permit.index} and its outcome do not say")
         if row.source == permit.source and permit.key_hash and row.key != permit.key_hash:
             self.problem(f"{name}: not the key of leaf {permit.index}")
@@ -363,12 +376,7 @@ class _Auditor:
     def _fell_back(self, row: ClaimRow, newest: str | None) -> bool:
         """Whether the newest PERMIT was a replay without effect, so that the first one stands again."""
         later = self._permits[newest] if newest else None
-        without_effect = (OutcomeStatus.NOT_SENT, OutcomeStatus.FAILED)
-        return later is not None and later.status in without_effect and later.digest == row.digest
-
-
-def _without_effect(status: OutcomeStatus) -> bool:
-    return status in (OutcomeStatus.NOT_SENT, OutcomeStatus.FAILED)
+        return later is not None and later.without_effect and later.digest == row.digest
 
 
 _STATES_AFTER: Final[Mapping[OutcomeStatus | None, frozenset[State]]] = {
@@ -377,5 +385,5 @@ _STATES_AFTER: Final[Mapping[OutcomeStatus | None, frozenset[State]]] = {
     OutcomeStatus.NOT_SENT: frozenset({State.NOT_SENT}),
     OutcomeStatus.FAILED: frozenset({State.FAILED}),
     OutcomeStatus.UNKNOWN: frozenset({State.UNKNOWN}),
-    OutcomeStatus.RECONCILED: frozenset({State.EXECUTED}),
+    OutcomeStatus.RECONCILED: frozenset({State.EXECUTED, State.UNDELIVERED}),  # found executed
 }

@@ -28,6 +28,7 @@ from .config_bundle import Files, Signed, read_bundle_mode
 from .config_doctor import Doctor, read_doctor
 from .config_gate import RemoteGate, read_gate
 from .config_log import Anchoring, read_log
+from .config_retention import Retention, read_retention
 from .config_signer import SignerProcess, read_signer
 from .config_values import (
     Address,
@@ -123,6 +124,7 @@ class Config:
     doctor: Doctor
     anchoring: Anchoring  # who else sees the log's checkpoints
     signer: SignerProcess | None  # None: keys are in the files of the state directory
+    retention: Retention
     gate: RemoteGate | None  # None: the policies here decide
 
     @property
@@ -152,7 +154,7 @@ def load_config(path: Path) -> Config:
                 "receipts",
                 "upstream",
             ),
-            *("doctor", "log", "signer"),
+            *("doctor", "log", "retention", "signer"),
         ),
         what="the configuration",
     )
@@ -190,6 +192,7 @@ def load_config(path: Path) -> Config:
         doctor=read_doctor(keys.get("doctor")),
         anchoring=read_log(keys.get("log"), base),
         signer=read_signer(keys.get("signer"), base),
+        retention=read_retention(keys.get("retention")),
         gate=read_gate(keys.get("gate"), base),
     )
 

@@ -28,7 +28,7 @@ from .digest import framed
 from .errors import HoldgateError, Outcome, Reason
 from .jcs import JcsError, dumps, dumps_input, loads_strict
 from .keys import KeySet, Signer, b64url, unb64url
-from .ledger import OutcomeStatus
+from .ledger import Finding, OutcomeStatus
 from .statement import StatementError, check_statement, format_us
 from .surface.model import Action
 
@@ -172,6 +172,7 @@ def outcome_statement(
     of: str,
     status: OutcomeStatus,
     http_status: int,  # 0 when there was none
+    finding: Finding | None = None,  # of `reconciled`
 ) -> dict[str, Any]:
     """The statement of what happened after the PERMIT `of`."""
     out: dict[str, Any] = {
@@ -186,6 +187,10 @@ def outcome_statement(
     }
     if http_status:
         out["http_status"] = http_status
+    if finding is not None:
+        out |= {"found": finding.found.value, "by": finding.by}
+        if finding.note:
+            out["note"] = finding.note
     return out
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from .errors import HoldgateError, Outcome, Reason
 from .keys import KeyDocumentError, PublicKey, unb64url
-from .ledger import OutcomeStatus
+from .ledger import FINDINGS, Finding, OutcomeStatus
 from .surface.model import Effect, KeySource
 
 __all__ = [
@@ -185,7 +185,11 @@ _OUTCOME: Final[Mapping[str, _Shape]] = {
 }
 _OUTCOME_OPTIONAL: Final[Mapping[str, _Shape]] = {
     "http_status": lambda value: type(value) is int and 100 <= value <= 599,
+    "found": _one_of(*FINDINGS),
+    "by": _is_text,
+    "note": lambda value: _is_text(value) and len(value) <= 256,
 }
+_RECONCILED_ONLY: Final = frozenset({"found", "by", "note"})
 # What an operator's action may say about itself, by action: a new action is a new row here and in SPEC.md.
 _code: Final = _matches(r"[a-z0-9_.]{1,48}")
 _names: Final = _list_of(_code)
@@ -275,6 +279,16 @@ def check_statement(statement: Any) -> None:
         check_admin(statement["action"], statement["by"], statement["details"])
     elif statement["of"] == statement["id"]:
         raise StatementError("an outcome cannot be its own")
+    elif statement["status"] != OutcomeStatus.RECONCILED and not _RECONCILED_ONLY.isdisjoint(statement):
+        raise StatementError("only a reconciled outcome says what was found")
+
+
+def check_finding(finding: Finding) -> None:
+    """Raise StatementError unless an outcome receipt may say this."""
+    said = {"found": finding.found.value, "by": finding.by} | ({"note": finding.note} if finding.note else {})
+    for name, value in said.items():
+        if not _OUTCOME_OPTIONAL[name](value):
+            raise StatementError(f"{name} is not what a reconciled outcome may say")
 
 
 def check_admin(action: str, by: str, details: Mapping[str, Any]) -> None:

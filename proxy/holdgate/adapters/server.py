@@ -55,6 +55,7 @@ from .engine import build_engine
 from .exec_door import ExecDoor
 from .fitness import check_ca, check_connect_to
 from .forced import build_door, build_stub, know_users, serve_handed
+from .forgetting import Forgetter
 from .gate_client import GateClient, ReportingLedger
 from .handed import take
 from .keyfiles import Keys
@@ -186,6 +187,7 @@ class Server:
                 self.metrics.log_size(self.ledger.size)
                 if self.device is not None:
                     self.metrics.signer_failures(self.device.failures)
+                self.metrics.unknown_open(self.ledger.unknown)
             except Exception:
                 log.exception("sweep failed")
 
@@ -203,10 +205,14 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         loop.add_signal_handler(number, lambda: server.spawn(server.drain()))
     loop.add_signal_handler(signal.SIGHUP, lambda: server.spawn(server.reload()))
 
+    forgetter = Forgetter(config.state_dir, server.ledger)
+
     def running() -> None:
         server.spawn(server.sweep())
         if server.anchors is not None:
             server.anchors.start()
+        if config.retention.inputs_days is not None:
+            server.spawn(forgetter.retain(config.retention.inputs_days, clock_us))
         server.spawn(server.watch())
         server.admin.ready = True
         if ready is not None:
@@ -218,6 +224,7 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         ledger=server.ledger,
         status=server.status,
         noted=server.boundary.noted,
+        forget=partial(forgetter.forget, by="local"),
         reload=server.reload,
     )
     gc.collect()
@@ -227,7 +234,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await server.admin.start()
         await control.start()
         end_stub = await _listen_dns(server)
-        server.door.open()
+        if config.listen.all:  # `holdgate gate` has no agents
+            server.door.open()
         server.serving = await serve_handed(
             server.handed, config.listen.transparent, (server.engine, server.proxy)
         )
@@ -251,8 +259,9 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await asyncio.to_thread(server.ledger.close)
 
 
-def _allow_open_files() -> None:
-    """As many connections as the system lets us have: a soft limit of 1,024 is two agents' worth."""
+def _limit_process() -> None:
+    """As many connections as the system lets us have, and no core file: it would hold keys and requests."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -271,7 +280,7 @@ async def _listen_dns(server: Server) -> Callable[[], None]:
 
 async def _build(config: Config) -> Server:
     os.umask(0o077)
-    _allow_open_files()
+    _limit_process()
     handed = take(config)
     authority = load_ca(config.state_dir)
     bundle = NO_BUNDLE if isinstance(config.bundle, Signed) else _bundle_of_files(config, authority)

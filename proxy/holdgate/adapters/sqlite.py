@@ -37,9 +37,9 @@ from ..erasure import EraseOrder
 from ..errors import BackendError, ConfigError, HoldgateError, Outcome, Reason
 from ..keyhistory import ACTIONS
 from ..keys import Signer
-from ..ledger import AdminNote, Judge, Noted, OutcomeStatus, Recorded, State
+from ..ledger import AdminNote, Finding, Judge, Noted, OutcomeStatus, Recorded, State
 from ..note import vkey
-from ..statement import StatementError, check_admin
+from ..statement import StatementError, check_admin, check_finding
 from ..tlog import TlogError, Tree
 from .durable import replace_file
 from .keyfiles import Device
@@ -64,7 +64,7 @@ type _Result = tuple[_Pending, Recorded | Noted | HoldgateError]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pending:
-    work: Judge | AdminNote | EraseOrder | KeyChange
+    work: Judge | AdminNote | EraseOrder | KeyChange | Finding
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]  # of Recorded for a Judge, of Noted for a note
 
@@ -102,6 +102,7 @@ class SqliteLedger:
         )
         self._queue: queue.SimpleQueue[_Pending | OutcomeNote | object] = queue.SimpleQueue()
         self._live: dict[str, Permit] = {}
+        self._unknown = len(read_permits(prepared.db, State.UNKNOWN))
         self._active = ""  # the bundle that PERMITs need: see fence()
         self._deferred: list[OutcomeNote] = []  # unsigned so far: tried again, or unknown at restart
         self._dead = ""  # why nothing is recorded any more
@@ -183,6 +184,11 @@ class SqliteLedger:
         return self._head.tree.size
 
     @property
+    def unknown(self) -> int:
+        """How many permits have an outcome that nobody knows."""
+        return self._unknown
+
+    @property
     def healthy(self) -> bool:
         """Whether a decision could be recorded now. The disk is asked again only when it was found full; a
         signer process counts as gone for some seconds after it failed."""
@@ -211,6 +217,13 @@ class SqliteLedger:
         noted: Noted = await self._ask(note)
         return noted
 
+    async def reconcile(self, finding: Finding) -> Noted:
+        """Write what was found out about an unknown outcome; its keys and budgets follow. Raises
+        StatementError before anything is queued, ReconcileError when that permit's outcome is not unknown."""
+        check_finding(finding)
+        noted: Noted = await self._ask(finding)
+        return noted
+
     async def change_key(self, change: KeyChange) -> Noted:
         """Rotate or revoke a key. When it returns, the change is in the log, and has been made. Raises
         ConfigError for a change that cannot be, BackendError as record() does."""
@@ -227,7 +240,7 @@ class SqliteLedger:
             await asyncio.sleep(0.01)
         return Erased(noted=noted, out_of_files=self._eraser.done(noted.index))
 
-    async def _ask(self, work: Judge | AdminNote | EraseOrder | KeyChange) -> Any:
+    async def _ask(self, work: Judge | AdminNote | EraseOrder | KeyChange | Finding) -> Any:
         loop = asyncio.get_running_loop()
         pending = _Pending(work=work, loop=loop, future=loop.create_future())
         self._queue.put(pending)
@@ -378,7 +391,7 @@ class SqliteLedger:
             self._deferred.append(note)
 
     def _attempt(
-        self, batch: Batch, work: Judge | AdminNote | EraseOrder | KeyChange
+        self, batch: Batch, work: Judge | AdminNote | EraseOrder | KeyChange | Finding
     ) -> Written | HoldgateError:
         if not isinstance(work, Rotation | Revocation):
             return batch.attempt(work)
@@ -402,6 +415,7 @@ class SqliteLedger:
 
     def _advance(self, batch: Batch) -> None:
         self._head, self._active = batch.head, batch.active
+        self._unknown += batch.unknown
         self._sequencer.wake()
         for index, erasure in batch.erasing:
             self._eraser.start(index, erasure)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shlex
-import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -17,7 +16,7 @@ from ..adapters.control import ask
 from ..adapters.doctor.host import look, rules_digest, secret_files
 from ..adapters.doctor.prover import HERE, Options, Report, Run
 from ..adapters.doctor.restarts import fail_and_restart
-from ..adapters.open_ledger import open_ledger
+from ..adapters.offline import now_us, offline_ledger
 from ..config import Config
 from ..coverage import details, is_closed
 from ..errors import ConfigError
@@ -133,7 +132,7 @@ def _doctor(args: argparse.Namespace) -> int:
     )
     failures = partial(fail_and_restart, config, args.with_restarts) if args.with_restarts else None
     report = Run(config, options, required).examine(
-        partial(look, config, clock_us=_now_us, status=status), failures
+        partial(look, config, clock_us=now_us, status=status), failures
     )
     receipt = _sign(config, report) if args.prove else ""
     _print(args, report, receipt)
@@ -166,15 +165,8 @@ def _sign(config: Config, report: Report) -> str:
     answer = ask(config.state_dir, {"ask": "note", "action": COVERAGE, "details": said})
     if answer is not None:
         return str(answer["id"])
-    ledger = open_ledger(config).ledger
-    try:
+    with offline_ledger(config) as ledger:
         return asyncio.run(ledger.note(AdminNote(action=COVERAGE, by="local", details=said))).receipt_id
-    finally:
-        ledger.close()
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
 
 
 def _print(args: argparse.Namespace, report: Report, receipt: str) -> None:

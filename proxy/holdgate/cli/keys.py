@@ -15,7 +15,7 @@ from typing import Any
 from ..adapters.control import ask
 from ..adapters.keyfiles import load_log_keys, load_public_keys
 from ..adapters.keyring import KeyChange, Revocation, Rotation
-from ..adapters.open_ledger import open_ledger
+from ..adapters.offline import offline_ledger
 from ..adapters.proofs import key_changes
 from ..config import Config
 from ..keyhistory import Purpose
@@ -143,11 +143,8 @@ def _change(args: argparse.Namespace, config: Config, question: Mapping[str, Any
 
 
 async def _offline(config: Config, change: KeyChange) -> Mapping[str, Any]:
-    ledger = open_ledger(config).ledger
-    try:
+    with offline_ledger(config) as ledger:
         noted = await ledger.change_key(change)
-    finally:
-        ledger.close()
     return {"id": noted.receipt_id, "index": noted.index}
 
 
