@@ -26,6 +26,7 @@ from .config_admin import Admin, AdminToken, OpenDoor, read_admin
 from .config_agents import read_agents
 from .config_bundle import Files, Signed, read_bundle_mode
 from .config_doctor import Doctor, read_doctor
+from .config_facts import Provider, read_facts
 from .config_gate import RemoteGate, read_gate
 from .config_log import Anchoring, read_log
 from .config_retention import Retention, read_retention
@@ -124,6 +125,7 @@ class Config:
     doctor: Doctor
     anchoring: Anchoring  # who else sees the log's checkpoints
     signer: SignerProcess | None  # None: keys are in the files of the state directory
+    facts: tuple[Provider, ...]
     retention: Retention
     gate: RemoteGate | None  # None: the policies here decide
 
@@ -141,20 +143,8 @@ def load_config(path: Path) -> Config:
     keys = root.mapping(
         required=("version", "node", "state_dir", "listen", "agents"),
         optional=(
-            *(
-                "surfaces",
-                "policies",
-                "admin",
-                "bundle",
-                "ca",
-                "store",
-                "gate",
-                "limits",
-                "network",
-                "receipts",
-                "upstream",
-            ),
-            *("doctor", "log", "retention", "signer"),
+            *("surfaces", "policies", "admin", "bundle", "ca", "store", "gate", "limits", "network"),
+            *("receipts", "upstream", "doctor", "facts", "log", "retention", "signer"),
         ),
         what="the configuration",
     )
@@ -192,6 +182,7 @@ def load_config(path: Path) -> Config:
         doctor=read_doctor(keys.get("doctor")),
         anchoring=read_log(keys.get("log"), base),
         signer=read_signer(keys.get("signer"), base),
+        facts=read_facts(keys.get("facts"), base),
         retention=read_retention(keys.get("retention")),
         gate=read_gate(keys.get("gate"), base),
     )
