@@ -6,8 +6,11 @@ import asyncio
 import shutil
 import sqlite3
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -301,3 +304,27 @@ def test_sq5_a_hand_over_is_one_checkpoint_that_both_keys_sign(state: Path) -> N
         assert len(kept) == 1 and (proof.index, proof.checkpoint) == (COMMITTED - 1, note)
         following = _sequencer(state)
         following.publish()
+
+
+async def test_a_publication_that_does_not_end_is_not_healthy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger(tmp_path)
+    begun, go_on = threading.Event(), threading.Event()
+    published = Sequencer.publish
+
+    def hangs(self: Sequencer) -> None:
+        begun.set()
+        go_on.wait(20)
+        published(self)
+
+    monkeypatch.setattr(Sequencer, "publish", hangs)
+    await ledger.record(RefundJudge("one"))
+    assert await asyncio.to_thread(begun.wait, 20)
+    assert ledger.healthy
+    now = time.monotonic()
+    with monkeypatch.context() as later:
+        later.setattr(sequencer, "time", SimpleNamespace(monotonic=lambda: now + 11, sleep=time.sleep))
+        assert not ledger.healthy
+    go_on.set()
+    await asyncio.to_thread(ledger.close)

@@ -116,13 +116,16 @@ def read_table(source: FileSource, data: bytes) -> dict[Key, Mapping[str, Any]]:
     if len(data) > MAX_TABLE:
         raise SourceError(f"larger than {MAX_TABLE >> 20} MiB")
     rows: dict[Key, Mapping[str, Any]] = {}
+    at: dict[Key, int] = {}
     for number, row in enumerate(_records(source.path, data), 1):
         parts = tuple(_text(row.get(name)) for name in source.key)
         key = tuple(part for part in parts if part is not None)
         if len(key) != len(parts):
             raise SourceError(f"row {number} lacks {source.key[parts.index(None)]}, a part of the key")
         if key in rows:
-            raise SourceError(f"row {number} has the key of an earlier one: {', '.join(key)}")
+            # By number: keys name patients and accounts, and this is logged.
+            raise SourceError(f"row {number} has the key of row {at[key]}")
+        at[key] = number
         rows[key] = {name: value for name, value in row.items() if name not in source.key}
     return rows
 

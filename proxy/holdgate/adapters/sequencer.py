@@ -44,6 +44,7 @@ VKEY: Final = LOG / "key.vkey"
 CHANGES: Final = LOG / "changes"
 _INTERVAL_S: Final = 0.5  # between two checkpoints: half of what we promise
 _PROMISED_S: Final = 60.0  # a receipt that is in no checkpoint after that is a fault (SPEC.md)
+_STUCK_S: Final = 10.0  # after this long a publication does not end any more, as far as anybody can tell
 _CHUNK: Final = 64  # leaves at once: under a millisecond of the interpreter, and no long read of SQLite's
 _PAUSE_S: Final = 0.001  # between two chunks, while others have work: the event loop comes first
 _BUFFERED: Final = 64  # full tiles in memory before they are written
@@ -93,6 +94,7 @@ class Sequencer:
         self._signed = signed
         self._lock = threading.Lock()  # one publication at a time
         self._late_since = 0.0  # monotonic: the first of the failures since the last publication
+        self._busy_since = 0.0  # monotonic: when the publication under way began
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._abandon = False
@@ -101,6 +103,12 @@ class Sequencer:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def stuck(self) -> bool:
+        """A publication that does not end: a disk that hangs raises nothing."""
+        since = self._busy_since
+        return since != 0.0 and time.monotonic() - since > _STUCK_S
 
     def start(self) -> None:
         self._thread.start()
@@ -133,6 +141,7 @@ class Sequencer:
 
     def _try(self) -> None:
         """publish(); a signer that does not answer is asked again, until what was promised is overdue."""
+        self._busy_since = time.monotonic()
         try:
             self.publish()
             self._late_since = 0.0
@@ -142,6 +151,7 @@ class Sequencer:
             if now - self._late_since > _PROMISED_S:
                 raise
             self._wake.set()
+        self._busy_since = 0.0
 
     def publish(self) -> None:
         """Bring tiles and checkpoint up to what is committed. Raises TlogError, OSError, sqlite3.Error."""

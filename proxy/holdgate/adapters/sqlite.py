@@ -192,7 +192,12 @@ class SqliteLedger:
     def healthy(self) -> bool:
         """Whether a decision could be recorded now. The disk is asked again only when it was found full; a
         signer process counts as gone for some seconds after it failed."""
-        return self._alive and not (self._is_full and self._nearly_full()) and not self._keys.failing
+        return (
+            self._alive
+            and not self._sequencer.stuck
+            and not (self._is_full and self._nearly_full())
+            and not self._keys.failing
+        )
 
     @property
     def _alive(self) -> bool:
