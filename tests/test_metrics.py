@@ -18,6 +18,7 @@ EXPECTED = {
     "holdgate_log_size": "gauge",
     "holdgate_unmapped": "counter",
     "holdgate_ca_expiry_timestamp_seconds": "gauge",
+    "holdgate_shadow": "counter",
     "holdgate_bundle_rejected": "counter",
     "holdgate_bundle_revision": "gauge",
     "holdgate_bundle_expiry_timestamp_seconds": "gauge",

@@ -103,6 +103,23 @@ def test_rp1_what_was_decided_is_decided_again(bundle: Bundle, amount: int) -> N
     assert result.verdict is Verdict.IDENTICAL and result.now == result.recorded
 
 
+def test_rp1_what_shadow_policies_said_is_part_of_it(tmp_path: Path) -> None:
+    shadow = POLICY.replace("name: refunds", "name: later").replace("spec:", "spec:\n  shadow: true")
+    for name, text in {"map.yaml": MAP, "policy.yaml": POLICY, "shadow.yaml": shadow}.items():
+        (tmp_path / name).write_text(text.replace("<= 100", "<= 500") if name == "shadow.yaml" else text)
+    both = load_bundle([tmp_path / "map.yaml"], [tmp_path / "policy.yaml", tmp_path / "shadow.yaml"])
+    would = {"outcome": "PERMIT", "reason": "permit_rule", "rules": ["later/small"]}
+    value = inputs(400) | {"shadow": would}
+    assert gate.shadow_part(both.policies, value) == would
+    for said, verdict in (
+        (value, Verdict.IDENTICAL),
+        (value | {"shadow": would | {"rules": ["later/never"]}}, Verdict.DIFFERENT),
+        (inputs(400), Verdict.DIFFERENT),
+    ):
+        data = dumps_input(said)
+        assert one(both, record(both, 400, inputs=data, input_digest=input_digest(data))).verdict is verdict
+
+
 @pytest.mark.parametrize(
     "change",
     [

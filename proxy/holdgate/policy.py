@@ -93,7 +93,7 @@ def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
     deciding = [root.file for root in (*by_kind["Policy"], *by_kind["Bundle"])]
     loaded = policy_set(policies, index, attrs, deciding)
     for (surface, operation), applicable in loaded.table.items():
-        if len(applicable.rules) > MAX_RULES:
+        if len(applicable.with_shadow or applicable.rules) > MAX_RULES:
             message = (
                 f"{len(applicable.rules)} rules apply to {operation} on {surface}; at most {MAX_RULES} may"
             )
@@ -202,8 +202,10 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) ->
     for key in _NOT_YET:
         if key in spec:
             raise spec[key].fail_key(f"{key} are not supported in this version; remove spec.{key}")
-    if "shadow" in spec and spec["shadow"].boolean("spec.shadow"):
-        raise spec["shadow"].fail_key("shadow policies are not supported in this version; remove spec.shadow")
+    shadow = "shadow" in spec and spec["shadow"].boolean("spec.shadow")
+    if shadow and "counters" in spec:
+        # A counter that nothing is charged to would say nothing of what the policy will do.
+        raise spec["shadow"].fail_key("a shadow policy has no counters: try them with `holdgate backtest`")
     surface = known(spec["surface"], index.surfaces(), "no surface map has the surface")
     listed = _operations(spec.get("operations"), surface, index)
     try:
@@ -226,6 +228,7 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) ->
         counters=counters,
         environment=names,
         rules=tuple(_rules(spec["rules"], policy_name, names)),
+        shadow=shadow,
         file=root.file,
         line=root.line,
     )

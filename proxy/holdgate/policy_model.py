@@ -122,6 +122,7 @@ class Policy:
     counters: tuple[Counter, ...]  # by name
     environment: Environment  # that its conditions were checked against
     rules: tuple[Rule, ...]  # in the file's order
+    shadow: bool  # evaluated and recorded, never counted
     file: str
     line: int
 
@@ -135,6 +136,7 @@ class Applicable:
     required: frozenset[str]
     rules: tuple[Rule, ...]  # sorted by name
     counters: tuple[Counter, ...]  # that every permitted action charges, sorted by name
+    with_shadow: tuple[Rule, ...] = ()  # these rules and those of shadow policies; (): there are none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,7 @@ class PolicySet:
     attr_tests: Mapping[str, ValueTest]
     table: Mapping[tuple[str, str], Applicable]  # (surface, operation) -> rules; absent: none apply
     files: tuple[str, ...]  # every file that can change a decision, sorted; tests are not in it
+    has_shadow: bool = False
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -213,9 +216,12 @@ def policy_set(
     ordered = tuple(sorted(policies, key=lambda policy: policy.name))
     pooled: dict[tuple[str, str], list[Rule]] = {}
     counted: dict[tuple[str, str], list[Counter]] = {}
+    shadows: dict[tuple[str, str], list[Rule]] = {}
     for policy in ordered:
         for operation in policy.operations:
-            pooled.setdefault((policy.surface, operation), []).extend(policy.rules)
+            pooled.setdefault((policy.surface, operation), []).extend(() if policy.shadow else policy.rules)
+            if policy.shadow:
+                shadows.setdefault((policy.surface, operation), []).extend(policy.rules)
             counted.setdefault((policy.surface, operation), []).extend(policy.counters)
     table = {}
     for (surface, operation), rules in pooled.items():
@@ -224,8 +230,9 @@ def policy_set(
             params=MappingProxyType(dict(params)),
             tests=_tests(params),
             required=frozenset(name for name, schema in params.items() if not schema.optional),
-            rules=tuple(sorted(rules, key=lambda rule: rule.name)),
+            rules=_sorted(rules),
             counters=tuple(sorted(counted[surface, operation], key=lambda counter: counter.name)),
+            with_shadow=_sorted([*rules, *mine]) if (mine := shadows.get((surface, operation))) else (),
         )
     return PolicySet(
         policies=ordered,
@@ -233,4 +240,9 @@ def policy_set(
         attr_tests=_tests(agent_attrs),
         table=MappingProxyType(table),
         files=tuple(sorted(files)),
+        has_shadow=bool(shadows),
     )
+
+
+def _sorted(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    return tuple(sorted(rules, key=lambda rule: rule.name))
