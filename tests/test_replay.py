@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdgate import gate
+from holdgate.adapters.bundle_store import keep_bundle, load_kept
 from holdgate.bundle import Bundle, load_bundle
 from holdgate.errors import Outcome, Reason
 from holdgate.jcs import dumps_input
@@ -191,3 +192,43 @@ def test_rp4_a_sealed_input_is_decided_again_until_it_is_destroyed(bundle: Bundl
     assert one(bundle, replace(made, salt=b"t" * 16)).verdict is Verdict.DIFFERENT
     assert one(bundle, replace(made, salt=salt, inputs=b"")).verdict is Verdict.DIFFERENT
     assert one(bundle, replace(made, salt=salt, inputs=None)).verdict is Verdict.UNDECIDABLE
+
+
+# --- after upgrades ---
+
+CORPUS = Path(__file__).parent / "data" / "replay"
+
+
+def test_what_earlier_versions_recorded_comes_out_the_same() -> None:
+    # Written once, under five bundles of files and a signed one, and never again: a version that decides one
+    # of these otherwise breaks every log that there is.
+    rows = [json.loads(line) for line in (CORPUS / "decisions.jsonl").read_text().splitlines()]
+    records = [Record(statement=row["statement"], inputs=row["input"].encode()) for row in rows]
+    results = list(replay(records, lambda digest: load_kept(CORPUS, digest).policies))
+    assert [each for each in results if each.verdict is not Verdict.IDENTICAL] == []
+    assert {row["statement"]["reason"] for row in rows} >= {
+        *("permit_rule", "deny_rule", "no_rule_matched", "rule_error", "input_unavailable")
+    }
+    assert len(rows) == 132 and len({row["statement"]["policy"]["digest"] for row in rows}) == 6
+
+
+def test_a_log_replays_over_changes_of_policies_and_maps(tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text(MAP)
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    roots = [tmp_path / "map.yaml"], [tmp_path / "policy.yaml"]
+    records = []
+    for policy, surfaces in (
+        (POLICY, MAP),
+        (POLICY.replace("<= 100", "<= 900"), MAP),
+        (POLICY.replace("<= 100", "<= 900"), MAP + "# edited\n"),
+        (POLICY, MAP.replace("type: int", "type: decimal(2)")),
+    ):
+        (tmp_path / "policy.yaml").write_text(policy)
+        (tmp_path / "map.yaml").write_text(surfaces)
+        loaded = load_bundle(*roots)
+        keep_bundle(tmp_path, loaded, surfaces=roots[0], policies=roots[1])
+        records += [record(loaded, amount) for amount in (1, 100, 101, 900, 1001)]
+    (tmp_path / "policy.yaml").unlink()
+    results = list(replay(records, lambda digest: load_kept(tmp_path, digest).policies))
+    assert [each.verdict for each in results] == [Verdict.IDENTICAL] * 20
+    assert len({each.recorded for each in results}) == 3

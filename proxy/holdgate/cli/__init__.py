@@ -28,7 +28,7 @@ __all__ = ["build_parser", "main"]
 # Every command, each in a module of its name, in the order of --help.
 _COMMANDS: Final = (
     *("init", "demo", "run", "exec", "network", "doctor", "check", "test", "explain"),
-    *("verify", "receipts", "log", "replay", "bundle", "trust", "ca", "keys", "surfaces"),
+    *("verify", "receipts", "log", "replay", "backtest", "diff", "bundle", "trust", "ca", "keys", "surfaces"),
 )
 
 
