@@ -12,7 +12,7 @@ from holdgate.adapters.sqlite import SqliteLedger
 from holdgate.counters import budget_ids, budget_part
 from holdgate.errors import Outcome, Reason
 from holdgate.jcs import dumps_input
-from holdgate.keys import SigningKey, key_set
+from holdgate.keys import Signer, SigningKey, key_set
 from holdgate.ledger import (
     CONFLICT_SOURCE,
     DISPATCHABLE,
@@ -33,6 +33,7 @@ RECEIPT_KEY = SigningKey(seed=bytes(range(32)))
 LOG_KEY = SigningKey(seed=bytes(range(1, 33)))
 OTHER_KEY = SigningKey(seed=bytes(range(2, 34)))
 KEYS = key_set([RECEIPT_KEY.public])
+LOG_KEYS = key_set([LOG_KEY.public])
 ORIGIN = "holdgate.local/edge-1"
 NODE = "edge-1"
 T0 = 1_790_000_000_000_000  # microseconds; every test clock starts here
@@ -135,12 +136,14 @@ class RefundJudge:
         ttl_us: int = DAY_US,
         conflict: str = "",
         inputs: bytes | None = INPUT,
+        signer: Signer = RECEIPT_KEY,
         sealed: bool = False,  # of a sensitive operation
         meters: tuple[str, ...] = (),
         charge: Callable[[Budgets, int, bool], tuple[Charge, ...] | None] = lambda *_: (),
     ) -> None:
         """`charge` takes budgets, time and whether this is a replay; None refuses."""
         self.meters, self._charge = meters, charge
+        self._signer = signer
         self._wanted = [(op_key("scope", value or digest), source)] if value or source == "implicit" else []
         if conflict:
             self._wanted.append((op_key("thing", conflict), CONFLICT_SOURCE))
@@ -222,7 +225,7 @@ class RefundJudge:
             policy=POLICY,
             iat_us=now_us,
             wire=DIGEST,
-            jws=sign(statement, RECEIPT_KEY),
+            jws=sign(statement, self._signer),
             bindings=tuple(bindings) if permit else (),
             inputs=kept if sealed is None else None,
             prior=prior,

@@ -16,6 +16,7 @@ from evidence import (
     INPUT,
     KEYS,
     LOG_KEY,
+    LOG_KEYS,
     NODE,
     ORIGIN,
     OTHER_DIGEST,
@@ -86,7 +87,11 @@ class Log:
             claims=iter(self.claims),
             counters=iter(self.counters),
         )
-        facts: dict[str, Any] = {"origin": ORIGIN, "receipt_keys": KEYS, "log_key": LOG_KEY.public}
+        facts: dict[str, Any] = {
+            "origin": ORIGIN,
+            "receipt_keys": KEYS,
+            "log_keys": LOG_KEYS,
+        }
         return audit(given, **(facts | changes))
 
     def edit(self, index: int, **changes: Any) -> Log:
@@ -603,7 +608,7 @@ def test_a7_a_revoked_key_counts_below_its_index_only(log: Log, revoked_from: in
     key = PublicKey(raw=RECEIPT_KEY.public.raw, revoked_from_index=revoked_from)
     problems = [text for text in log.audit(receipt_keys=key_set([key])).problems if "revoked" in text]
     assert len(problems) == found
-    assert not found or problems[0].startswith(f"leaf {revoked_from}: signed with a key that was revoked")
+    assert not found or problems[0].startswith(f"leaf {revoked_from}: its key was revoked")
 
 
 # --- A8 ---
@@ -660,3 +665,87 @@ def test_progress_is_told_while_leaves_are_read(long: Log) -> None:
 def test_a_flood_of_problems_is_bounded(log: Log) -> None:
     rows = tuple(replace(log.records[0], index=number, jws=b"x") for number in range(2000))
     assert len(replace(log, records=rows).audit().problems) == 1000
+
+
+# --- A10: which key signs where ---
+
+
+def _with_keys(*signers: SigningKey, revoke: int | None = None) -> Log:
+    """One coverage by each signer, and between two of them the rotation, signed by the earlier one."""
+    rows: list[LogRecord] = []
+
+    def put(signer: SigningKey, **changes: Any) -> None:
+        index, iat = len(rows), T0 + len(rows) * 1000
+        said = coverage_statement(receipt_id=receipt_id(index), iat_us=iat, **changes)
+        rows.append(
+            LogRecord(
+                index=index,
+                id=receipt_id(index),
+                type="admin",
+                outcome="",
+                reason=said["action"],
+                agent="",
+                surface="",
+                iat_us=iat,
+                jws=sign(said, signer),
+                inputs=None,
+                sealed=None,
+                permit=None,
+            )
+        )
+
+    for number, signer in enumerate(signers):
+        if number:
+            old, new = signers[number - 1], signer.public
+            x = new.jwk["x"]
+            details = {"purpose": "receipt", "old": old.kid, "new": new.kid, "x": x}
+            put(old, action="key_rotate", details=details)
+        put(signer)
+    if revoke is not None:
+        details = {"purpose": "receipt", "kid": signers[0].kid, "from_index": revoke}
+        put(signers[-1], action="key_revoke", details=details)
+    return Log(records=tuple(rows), claims=(), checkpoint=sign_checkpoint(ORIGIN, _tree(rows), LOG_KEY))
+
+
+_BOTH = key_set([RECEIPT_KEY.public, OTHER_KEY.public])
+
+
+def test_a10_a_log_whose_receipts_name_its_keys_is_clean() -> None:
+    rotated = _with_keys(RECEIPT_KEY, OTHER_KEY)
+    assert rotated.audit(receipt_keys=_BOTH).problems == ()
+    first, second = replace(RECEIPT_KEY.public, end_index=2), replace(OTHER_KEY.public, first_index=2)
+    assert rotated.audit(receipt_keys=key_set([first, second])).problems == ()
+
+
+def test_a10_a_receipt_by_a_key_that_does_not_sign_there_is_found() -> None:
+    rotated = _with_keys(RECEIPT_KEY, OTHER_KEY)
+    keys = {"receipt_keys": _BOTH}
+    text = "not signed with the key that the log names for this leaf"
+    late = coverage_statement(receipt_id=receipt_id(2), iat_us=T0 + 2000)
+    _finds(rotated.edit(2, jws=sign(late, RECEIPT_KEY)), f"leaf 2: {text}", **keys)
+    early = coverage_statement(receipt_id=receipt_id(0), iat_us=T0)
+    _finds(rotated.edit(0, jws=sign(early, OTHER_KEY)), f"leaf 1: {text}", **keys)
+    unknown = replace(rotated, records=tuple(row for row in rotated.records if row.index != 1))
+    _finds(unknown, text, **keys)
+
+
+def test_a10_a_list_that_says_otherwise_than_the_log_is_found() -> None:
+    rotated = _with_keys(RECEIPT_KEY, OTHER_KEY, revoke=2)
+    old, new = RECEIPT_KEY.public, replace(OTHER_KEY.public, first_index=2)
+    told = replace(old, end_index=2, revoked_from_index=2)
+    assert rotated.audit(receipt_keys=key_set([told, new])).problems == ()
+    stranger = SigningKey(seed=b"x" * 32).public
+    for keys, text in (
+        ((old, new), "disagree on its revocation"),
+        ((replace(told, end_index=3), new), "disagree where it signs"),
+        ((told, replace(new, first_index=1)), "disagree where it signs"),
+        ((told, new, stranger), "the log does not introduce it"),
+        ((told,), "is not listed"),
+    ):
+        _finds(rotated, text, receipt_keys=key_set(keys))
+    _finds(
+        rotated,
+        "does not introduce it",
+        receipt_keys=key_set([told, new]),
+        log_keys=key_set([*LOG_KEYS.values(), stranger]),
+    )

@@ -15,12 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evidence import KEYS, LOG_KEY, ORIGIN, T0, RefundJudge, open_ledger
+from evidence import KEYS, LOG_KEYS, ORIGIN, T0, RefundJudge, open_ledger
 from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
 from holdgate.audit import AuditReport, audit
 from holdgate.counters import Book, bucket
-from holdgate.errors import BackendError, Outcome
-from holdgate.ledger import Budgets, Charge, OutcomeStatus, State, Total
+from holdgate.errors import BackendError, Outcome, Reason
+from holdgate.ledger import Budgets, Charge, Finding, OutcomeStatus, ReconcileError, State, Total
+from holdgate.receipt import verify
+from holdgate.statement import StatementError
 
 METER, OTHER = "a" * 64, "b" * 64
 LIMIT = 100
@@ -58,7 +60,7 @@ async def total(ledger: SqliteLedger, meter: str = METER) -> Total:
 
 def report(state_dir: Path) -> AuditReport:
     with SqliteReader(state_dir) as reader:
-        return audit(reader.audit_input(), origin=ORIGIN, receipt_keys=KEYS, log_key=LOG_KEY.public)
+        return audit(reader.audit_input(), origin=ORIGIN, receipt_keys=KEYS, log_keys=LOG_KEYS)
 
 
 async def test_in_flight_reservations_count_and_the_limit_is_exact_under_concurrency(tmp_path: Path) -> None:
@@ -107,6 +109,44 @@ async def test_a_replay_takes_the_reservation_over_and_gives_it_back(tmp_path: P
     assert await total(ledger) == Total(sum=60, count=1)
     ledger.close()
     assert report(tmp_path).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("found", "left"),
+    [(OutcomeStatus.EXECUTED, 60), (OutcomeStatus.FAILED, 0), (OutcomeStatus.NOT_SENT, 0)],
+)
+async def test_a_finding_settles_keys_and_budget(tmp_path: Path, found: OutcomeStatus, left: int) -> None:
+    ledger = open_ledger(tmp_path)
+    first = (await ledger.record(spend("a", 60, conflict="ch_1"))).entry
+    ledger.record_outcome(first.receipt_id, OutcomeStatus.UNKNOWN, 0, delivered=False)
+    held = RefundJudge("b", conflict="ch_1")
+    assert (await ledger.record(held)).entry.reason is Reason.CONFLICT
+    assert ledger.unknown == 1
+    noted = await ledger.reconcile(Finding(of=first.receipt_id, found=found, by="local", note="asked them"))
+    assert ledger.unknown == 0
+    assert (await total(ledger)).sum == left
+    assert (await ledger.record(RefundJudge("b", conflict="ch_1"))).entry.outcome is Outcome.PERMIT
+    again = (await ledger.record(spend("a", 10))).entry
+    assert again.outcome is (Outcome.PERMIT if left == 0 else Outcome.SILENCE)
+    assert again.prior == first.receipt_id
+    with pytest.raises(ReconcileError, match="not unknown"):
+        await ledger.reconcile(Finding(of=first.receipt_id, found=found, by="local", note=""))
+    with pytest.raises(ReconcileError, match="no PERMIT has the id"):
+        await ledger.reconcile(Finding(of="rcpt_x", found=found, by="local", note=""))
+    with pytest.raises(StatementError):
+        await ledger.reconcile(Finding(of=first.receipt_id, found=found, by="local", note="x" * 257))
+    ledger.close()
+    assert report(tmp_path).problems == ()
+    with SqliteReader(tmp_path) as reader:
+        stored = reader.get(noted.receipt_id)
+        assert stored is not None and stored.index == noted.index
+        said = verify(stored.jws, KEYS).statement
+        assert (said["of"], said["status"], said["found"], said["note"]) == (
+            first.receipt_id,
+            "reconciled",
+            found.value,
+            "asked them",
+        )
 
 
 async def test_a_crash_keeps_what_may_have_been_spent(tmp_path: Path) -> None:

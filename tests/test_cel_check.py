@@ -7,9 +7,20 @@ from typing import Any
 
 import pytest
 
-from holdgate.cel.check import check, type_of_constant
+from holdgate.cel.check import check
 from holdgate.cel.evaluate import EvalError, Fault, compile_program
-from holdgate.cel.model import BOOL, INT, STRING, CelError, Environment, Field, ListOf, MapOf, Record
+from holdgate.cel.model import (
+    BOOL,
+    INT,
+    STRING,
+    CelError,
+    Environment,
+    Field,
+    ListOf,
+    MapOf,
+    Record,
+    type_of_constant,
+)
 from holdgate.cel.parse import parse
 
 ENVIRONMENT = Environment(

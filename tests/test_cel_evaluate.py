@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hash_order import digests_by_seed
-from holdgate.cel.evaluate import Budget, EvalError, Fault, compile_program, explain
+from holdgate.cel.closures import EvalFault
+from holdgate.cel.evaluate import Budget, EvalError, Fault, _whole, compile_program, explain
 from holdgate.cel.model import (
     BOOL,
     INT,
@@ -237,3 +239,53 @@ def test_explain_of_one_condition_is_one_conjunct() -> None:
 def test_v4_no_result_depends_on_hash_order() -> None:
     found = digests_by_seed()
     assert len(found) == 3 and len({first for first, _ in found.values()}) == 1
+
+
+def test_conjuncts_that_are_compiled_once_mean_what_the_whole_means() -> None:
+    names = Environment(
+        roots={
+            "params": Record({"a": Field(INT), "m": Field(STRING, optional=True), "b": Field(BOOL)}),
+            "l": ListOf(INT),
+        },
+        constants={"cap": 5},
+    )
+    parts = [
+        "params.a > 1", "has(params.m)", "params.m == 'x'", "!has(params.m)", "params.b",
+        "(params.b || params.a < 0)", "params.a + 9223372036854775807 > 0", "params.a <= constants.cap",
+        "l.exists(x, x == 1 && params.b)", "true", "size('&& ( ?') == 6", "[1, 2] == [params.a, 2]",
+        "params.b || params.a < 0", "params.b ? true : false", "", "1 / params.a == 1",
+    ]  # fmt: skip
+    rng = random.Random(11)
+    compared = 0
+    for _ in range(1500):
+        source = " && ".join(rng.choice(parts) for _ in range(rng.randrange(1, 5)))
+        try:
+            program = compile_program(source, names)
+        except CelError as error:
+            with pytest.raises(CelError) as caught:
+                _whole(source, names)
+            assert (caught.value.message, caught.value.offset) == (error.message, error.offset)
+            continue
+        whole = _whole(source, names)
+        assert program.paths == whole[0].paths, source
+        assert [(start, end) for start, end, _ in program.conjuncts] == [(p.start, p.end) for p in whole], (
+            source
+        )
+        values: dict[str, Any] = {
+            "l": [1],
+            "params": {"a": rng.choice([-1, 0, 1, 2, 6]), "b": rng.random() < 0.5},
+        }
+        if rng.random() < 0.5:
+            values["params"]["m"] = rng.choice("xy")
+        frame = program.frame(values)
+        separate = [_evaluated(part.compiled.run, frame) for part in whole]
+        assert [str(each.value) for each in explain(program, program.frame(values))] == separate, source
+        compared += 1
+    assert compared > 300
+
+
+def _evaluated(run: Any, frame: Any) -> str:
+    try:
+        return str(run(frame))
+    except EvalFault as fault:
+        return f"{fault.fault}: {fault.detail}"

@@ -203,7 +203,19 @@ def test_q2_every_command_has_help_with_an_example(run, words):
 def test_q2_only_what_is_built_is_there():
     assert {words[0] for words in EVERY} == {
         *("init", "demo", "run", "exec", "network", "doctor", "check", "test", "explain", "verify"),
-        *("receipts", "log", "replay", "backtest", "diff", "bundle", "trust", "keys", "surfaces", "ca"),
+        *(
+            "receipts",
+            "log",
+            "replay",
+            "backtest",
+            "diff",
+            "reconcile",
+            "bundle",
+            "trust",
+            "keys",
+            "surfaces",
+            "ca",
+        ),
     }
 
 
@@ -876,6 +888,41 @@ def test_network_print_is_a_script_and_says_what_is_missing_until_then(run, shop
 def test_exec_without_a_running_proxy_is_exit_2(run, shop):
     said = run("exec", "--", "true")
     assert (said.code, said.out) == (2, "") and "`holdgate run` is not running" in said.err
+
+
+def test_keys_rotate_and_revoke_without_an_instance(run, recorded, shop, monkeypatch):
+    (shop / "off").mkdir()
+    (shop / "off/log.vkey").write_text((shop / "state/log/key.vkey").read_text())
+    first = json.loads(run("keys", "list", "--json").out)[0]["kid"]
+    said = run("keys", "revoke", first)
+    assert (said.code, "rotate the active one first" in said.err) == (2, True)
+    for purpose, leaf in (("receipt", 3), ("log", 4)):
+        said = run("keys", "rotate", purpose, "--json")
+        assert (said.code, json.loads(said.out)["index"]) == (0, leaf)
+    assert "keys export" in run("keys", "revoke", first, "--from-index", "2").err
+    rows = json.loads(run("keys", "list", "--json").out)
+    assert [(row["purpose"], row["active"], row["from"], row["to"], row["revoked_from"]) for row in rows] == [
+        ("receipt", False, 0, 3, 2),
+        ("receipt", True, 4, None, None),
+        ("log", False, 0, 4, None),
+        ("log", True, 4, None, None),
+    ]
+    said = run("log", "audit")  # what lies between the index and the rotation counts no more
+    assert (said.code, said.out.count("revoked")) == (1, 2)
+    (shop / "off/keys.json").write_text(run("keys", "export").out)
+    (shop / "off/changes").write_text(run("keys", "export", "--format", "changes").out)
+    ids = [*recorded, json.loads(run("receipts", "list", "--json").out)["receipts"][0]["receipt"]["id"]]
+    for number, name in enumerate(ids):
+        (shop / f"off/{number}.jws").write_text(run("receipts", "show", "--raw", name).out)
+        (shop / f"off/{number}.tlog-proof").write_text(run("log", "prove", name).out)
+    monkeypatch.chdir(shop / "off")
+    for number, code in enumerate((0, 0, 1, 0)):
+        offline = ("verify", "--keys", "keys.json", "--proof", f"{number}.tlog-proof", f"{number}.jws")
+        assert run(*offline, "--log-key", "log.vkey", "--log-changes", "changes").code == code
+        assert run(*offline, "--log-key", "log.vkey").code == 1  # another key signed this checkpoint
+        assert run(*offline, "--log-changes", "changes").code == 2
+    assert run("keys", "rotate", "fleet").code == 2
+    assert run("keys", "rotate", "receipt", "-c", "../holdgate.yaml", "--key-id", "slot-1").code == 2
 
 
 def test_running_as_another_user_takes_root_and_a_user_that_exists(run, shop, monkeypatch):

@@ -172,7 +172,44 @@ MISTAKES = [
     pytest.param("{mode: files}", "{trust: t, dir: b}", 10, "'mode'", id="no mode"),
     pytest.param("store: sqlite", "store: postgresql://h/db", 11, "store: sqlite", id="another store"),
     pytest.param(
-        "gate: embedded", "gate: {url: https://gate:9443}", 12, "gate: embedded", id="a remote gate"
+        "gate: embedded",
+        "gate: {url: https://gate:9443, protocol: opa}",
+        12,
+        "holdgate, authzen, trigguard",
+        id="a remote gate of a protocol that is not spoken",
+    ),
+    pytest.param(
+        "gate: embedded",
+        "gate: {url: 'http://10.0.0.1:9443', protocol: authzen}",
+        12,
+        "only to a loopback",
+        id="a remote gate without TLS",
+    ),
+    pytest.param(
+        "gate: embedded",
+        "gate: {url: https://gate:9443, protocol: holdgate}",
+        12,
+        "keys_file",
+        id="a remote gate whose receipts nobody could verify",
+    ),
+    pytest.param(
+        "gate: embedded",
+        "gate: {url: https://gate:9443, protocol: authzen, client_cert: ./holdgate.yaml}",
+        12,
+        "go together",
+        id="a client certificate without a key",
+    ),
+    pytest.param("gate: embedded", "gate: none", 12, "embedded", id="no gate at all"),
+    pytest.param("roles: [operator]", "roles: [decider]", 7, "agents: [ID]", id="a decider for nobody"),
+    pytest.param(
+        "roles: [operator]",
+        "roles: [decider], agents: [x]",
+        7,
+        "has the id 'x'",
+        id="a decider for a stranger",
+    ),
+    pytest.param(
+        "roles: [operator]", "roles: [operator], agents: [x]", 7, "role decider", id="agents of an operator"
     ),
     pytest.param("127.0.0.1/32]", "127.0.0.1/8]", 14, "not a CIDR block", id="host bits in a block"),
     pytest.param("127.0.0.1/32]", "'::ffff:127.0.0.1/128']", 14, "as IPv4", id="a mapped block"),

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from evidence import coverage_details, open_ledger
+from evidence import RefundJudge, coverage_details, open_ledger
 from holdgate.adapters import control
 from holdgate.adapters.control import ControlServer, ask
+from holdgate.adapters.keyfiles import load_log_keys, load_public_keys
 from holdgate.errors import BackendError, ConfigError
-from holdgate.ledger import AdminNote, Noted
+from holdgate.ledger import AdminNote, Noted, OutcomeStatus
 
 NOTE = {"ask": "note", "action": "coverage", "details": coverage_details()}
 LIE = NOTE | {"details": coverage_details(closed=False)}
@@ -136,3 +137,44 @@ async def test_a_socket_that_cannot_be_made_ends_the_start(tmp_path: Path) -> No
         async with serving(tmp_path, ledger):
             pass
     ledger.close()
+
+
+async def test_ct3_a_finding_is_answered_when_its_receipt_is_durable(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    permit = (await ledger.record(RefundJudge("a"))).entry.receipt_id
+    ledger.record_outcome(permit, OutcomeStatus.UNKNOWN, 0, delivered=False)
+    finding = {"ask": "reconcile", "of": permit, "found": "not_sent", "note": ""}
+    async with serving(tmp_path, ledger):
+        with pytest.raises(BackendError, match="not a question"):
+            await asked(tmp_path, finding | {"found": "gone"})
+        answer = await asked(tmp_path, finding)
+        assert (answer["index"], ledger.size) == (2, 3)
+        with pytest.raises(BackendError, match="is not_sent, not unknown"):
+            await asked(tmp_path, finding)
+        assert ledger.size == 3
+
+
+@pytest.mark.parametrize("purpose", ["receipt", "log"])
+async def test_ct3_a_change_of_keys_is_answered_when_it_has_been_made(tmp_path: Path, purpose: str) -> None:
+    ledger = open_ledger(tmp_path)
+    before = ledger.signer.kid
+    async with serving(tmp_path, ledger) as noted:
+        answer = await asked(tmp_path, {"ask": "rotate", "purpose": purpose, "key_id": ""})
+        assert (answer["index"], ledger.size, noted) == (0, 1, [])
+        assert (ledger.signer.kid != before) == (purpose == "receipt")
+        listed = load_public_keys(tmp_path) if purpose == "receipt" else load_log_keys(tmp_path)
+        old = next(key.kid for key in listed.values() if key.end_index == 1)
+        assert len(listed) == 2
+        revoked = await asked(tmp_path, {"ask": "revoke", "kid": old, "from_index": None})
+        assert revoked["index"] == 1
+        for wrong in (
+            {"ask": "rotate", "purpose": "fleet", "key_id": ""},
+            {"ask": "rotate", "purpose": purpose, "key_id": 7},
+            {"ask": "revoke", "kid": old, "from_index": -1},
+            {"ask": "revoke", "kid": old},
+        ):
+            with pytest.raises(BackendError, match="not a question"):
+                await asked(tmp_path, wrong)
+        with pytest.raises(BackendError, match="no signer process"):
+            await asked(tmp_path, {"ask": "rotate", "purpose": purpose, "key_id": "slot-1"})
+        assert ledger.size == 2 and ledger.healthy

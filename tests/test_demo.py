@@ -98,7 +98,7 @@ def test_v3_a_refusal_holds_only_if_the_vendor_saw_nothing(capsys, answer, saw, 
 
 
 def test_an_instance_that_cannot_start_says_why(tmp_path):
-    with pytest.raises(InstanceError, match=r"exit code 2.*\n.*holdgate\.yaml:\d+: unknown key 'nonsense'"):
+    with pytest.raises(InstanceError, match=r"exit code 2.*\n.*holdgate\.yaml:[\d:]+ unknown key 'nonsense'"):
         with Instance(tmp_path / "gate", connect_to={}, extra="nonsense: 1"):
             raise AssertionError("it started")
 

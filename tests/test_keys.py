@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,11 @@ def test_keys_have_32_bytes(size: int) -> None:
 def test_created_keys_load_and_differ(tmp_path: Path) -> None:
     made = create_keys(tmp_path)
     keys = load_keys(tmp_path)
-    assert {path.name for path in made} == {"receipt.key", "log.key", "fleet.key", "receipts.jwks.json"}
-    assert len({keys.receipt.seed, keys.log.seed, keys.fleet}) == 3
+    assert {path.name for path in made} == {
+        *("receipt.key", "log.key", "fleet.key"),
+        *("receipts.jwks.json", "log.jwks.json"),
+    }
+    assert len({keys.receipt.public.raw, keys.log.public.raw, keys.fleet}) == 3
     assert load_public_keys(tmp_path).keys() == {keys.receipt.kid}
     for path in made:
         assert path.stat().st_mode & 0o777 == (0o644 if path.suffix == ".json" else 0o600)
@@ -201,3 +205,31 @@ def test_f2_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ConfigError, match="No space"):
         create_keys(tmp_path)
     assert list((tmp_path / "keys").iterdir()) == []
+
+
+# --- K4 ---
+
+
+def test_k4_a_key_counts_in_its_range_and_below_its_revocation() -> None:
+    key = replace(RECEIPT_KEY.public, first_index=3, end_index=9, revoked_from_index=7)
+    counting = [index for index in range(12) if not key.refuses(index)]
+    assert counting == [3, 4, 5, 6]
+    assert "from index 3 to 8" in key.refuses(2)
+    assert parse_jwks(json.dumps(jwks([key])).encode())[key.kid] == key
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"valid_from_index": 4, "valid_before_index": 4},
+        {"valid_from_index": -1},
+        {"valid_before_index": "9"},
+        {"valid_before_index": True},
+        {"revoked_from_index": -1},
+    ],
+    ids=str,
+)
+def test_k4_a_range_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
+    document = json.dumps({"keys": [RECEIPT_KEY.public.jwk | wrong]}).encode()
+    with pytest.raises(KeyDocumentError):
+        parse_jwks(document)

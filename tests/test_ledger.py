@@ -18,6 +18,7 @@ from holdgate.ledger import (
     ARRIVALS,
     CONFLICT_SOURCE,
     DISPATCHABLE,
+    FINDINGS,
     OUTCOMES,
     Arrival,
     Binding,
@@ -143,7 +144,7 @@ _SETTLED = [
     (D, _STATUS.FAILED, False, F),
     (D, _STATUS.UNKNOWN, True, X),
     (D, _STATUS.RECONCILED, True, D),
-    (X, _STATUS.RECONCILED, True, E),
+    (X, _STATUS.RECONCILED, True, U),
     (X, _STATUS.EXECUTED, True, X),
     (X, _STATUS.NOT_SENT, True, X),
     (E, _STATUS.NOT_SENT, True, E),
@@ -160,6 +161,23 @@ def test_a_permit_has_one_outcome_and_unknown_one_reconciliation(
 ) -> None:
     assert settle(state, status, delivered) is after
     assert settle_row(row(state), status, 201, delivered=delivered).state is after
+
+
+@pytest.mark.parametrize(
+    ("found", "after"),
+    [(_STATUS.EXECUTED, U), (_STATUS.FAILED, F), (_STATUS.NOT_SENT, N)],
+    ids=["it happened", "the vendor refused it", "it never arrived"],
+)
+def test_a_finding_frees_what_that_outcome_would_have_freed(found: OutcomeStatus, after: State) -> None:
+    assert set(FINDINGS) == {_STATUS.EXECUTED, _STATUS.FAILED, _STATUS.NOT_SENT}
+    assert settle(X, _STATUS.RECONCILED, False, found) is after
+    assert settle(after, _STATUS.RECONCILED, False, _STATUS.NOT_SENT) is after  # once
+    for source in ("native", "natural", "implicit", CONFLICT_SOURCE):
+        settled = settle_row(row(X, source=source), _STATUS.RECONCILED, 0, delivered=False, found=found)
+        verdict = attempt(settled, digest=DIGEST, now_us=T0, source=source)[0]
+        repeats = source != CONFLICT_SOURCE and found is _STATUS.EXECUTED
+        assert (verdict is V.ALREADY_EXECUTED) == repeats
+        assert repeats or verdict in DISPATCHABLE
 
 
 # --- several claims of one request ---
@@ -259,7 +277,7 @@ def test_a_superseding_permit_starts_a_new_window(state: State) -> None:
 def test_the_first_dispatch_can_be_reconciled_while_its_replay_is_under_way() -> None:
     bound = bind(row(X, provider=True), binding(provider=True), receipt_id="rcpt_new", now_us=T0)
     after = settle_claim(bound, "rcpt_first", _STATUS.RECONCILED, 200, delivered=True)
-    assert (after.state, after.before) == (D, (E, "rcpt_first", 200))
+    assert (after.state, after.before) == (D, (U, "rcpt_first", 200))
     assert settle_claim(bound, "rcpt_else", _STATUS.RECONCILED, 200, delivered=True) == bound
     assert settle_claim(bound, "rcpt_new", _STATUS.UNKNOWN, 0, delivered=True).state is X
 

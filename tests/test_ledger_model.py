@@ -134,10 +134,19 @@ class Claims(RuleBasedStateMachine):
             if made.status is None:
                 self._settle(made, OutcomeStatus.UNKNOWN, delivered=False)
 
-    @rule(index=st.integers(min_value=0, max_value=30))
-    def reconcile(self, index: int) -> None:
+    @rule(index=st.integers(min_value=0, max_value=30), failed=st.booleans())
+    def reconcile(self, index: int, failed: bool) -> None:
+        """Somebody looks at the vendor, and says what happened."""
         if index < len(self.made) and self.made[index].status is OutcomeStatus.UNKNOWN:
-            self._settle(self.made[index], OutcomeStatus.RECONCILED, delivered=True)
+            made = self.made[index]
+            nothing = OutcomeStatus.FAILED if failed else OutcomeStatus.NOT_SENT
+            acted = made.effect or made.replay_of
+            self._settle(
+                made,
+                OutcomeStatus.RECONCILED,
+                delivered=True,
+                found=OutcomeStatus.EXECUTED if acted else nothing,
+            )
 
     @rule(step=st.sampled_from([1, TTL_US // 2, TTL_US]))
     def wait(self, step: int) -> None:
@@ -148,14 +157,20 @@ class Claims(RuleBasedStateMachine):
         """Stores may drop such rows at any time."""
         self.rows = {key: row for key, row in self.rows.items() if not is_free(row)}
 
-    def _settle(self, made: Dispatch, status: OutcomeStatus, delivered: bool) -> None:
-        made.status = status
-        if status in (OutcomeStatus.EXECUTED, OutcomeStatus.RECONCILED):
+    def _settle(
+        self,
+        made: Dispatch,
+        status: OutcomeStatus,
+        delivered: bool,
+        found: OutcomeStatus = OutcomeStatus.EXECUTED,
+    ) -> None:
+        made.status = found if status is OutcomeStatus.RECONCILED else status
+        if made.status is OutcomeStatus.EXECUTED:
             self._answer(made.replay_of)
         for key in made.keys:
             if key in self.rows:
                 self.rows[key] = settle_claim(
-                    self.rows[key], made.receipt_id, status, 200, delivered=delivered
+                    self.rows[key], made.receipt_id, status, 200, delivered=delivered, found=found
                 )
 
     def _answer(self, receipt_id: str) -> None:

@@ -16,6 +16,7 @@ EXPECTED = {
     "holdgate_outcomes": "counter",
     "holdgate_barrier_trips": "counter",
     "holdgate_log_size": "gauge",
+    "holdgate_unknown_open": "gauge",
     "holdgate_unmapped": "counter",
     "holdgate_ca_expiry_timestamp_seconds": "gauge",
     "holdgate_shadow": "counter",

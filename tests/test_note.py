@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import replace
 
 import pytest
 
 from evidence import LOG_KEY, ORIGIN, OTHER_KEY
-from holdgate.keys import SigningKey
+from holdgate.keys import SigningKey, key_set
 from holdgate.note import (
     SignatureType,
     Verifier,
@@ -16,6 +17,7 @@ from holdgate.note import (
     parse_vkey,
     sign_checkpoint,
     verify_checkpoint,
+    verify_log,
     vkey,
 )
 from holdgate.tlog import EMPTY, TlogError, Tree, leaf_hash
@@ -146,3 +148,37 @@ def test_n3_a_cosignature_of_anything_else_makes_the_note_invalid() -> None:
         changed = good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :]
         with pytest.raises(TlogError):
             cosigners(changed, [WITNESS])
+
+
+# --- N4 ---
+
+
+def test_n4_each_log_key_counts_for_its_sizes_only() -> None:
+    first = replace(LOG_KEY.public, end_index=4)  # trees up to 4 leaves
+    second = replace(OTHER_KEY.public, first_index=3)
+    keys = key_set([first, second])
+    trees = {size: Tree(size=size, hashes=(bytes(32),) * size.bit_count()) for size in (0, 3, 4, 5)}
+    for size, key, counts in (
+        (0, LOG_KEY, True),
+        (3, LOG_KEY, True),
+        (4, LOG_KEY, True),
+        (5, LOG_KEY, False),
+        (3, OTHER_KEY, False),
+        (4, OTHER_KEY, True),
+        (5, OTHER_KEY, True),
+    ):
+        note = sign_checkpoint(ORIGIN, trees[size], key)
+        if counts:
+            assert verify_log(note, ORIGIN, keys).size == size
+        else:
+            with pytest.raises(TlogError, match="does not count"):
+                verify_log(note, ORIGIN, keys)
+    both = sign_checkpoint(ORIGIN, trees[4], LOG_KEY, OTHER_KEY)
+    for one in (keys, key_set([first]), key_set([second])):
+        assert verify_log(both, ORIGIN, one).size == 4
+    with pytest.raises(TlogError, match="another log"):
+        verify_log(both, "holdgate.local/other", keys)
+    lines = both.decode().splitlines(keepends=True)
+    swapped = "".join([*lines[:4], lines[5][:-8] + "AAAAAA==\n"]).encode()
+    with pytest.raises(TlogError):
+        verify_log(swapped, ORIGIN, keys)

@@ -20,6 +20,7 @@ from holdgate.errors import BackendError, ConfigError
 from holdgate.note import Checkpoint, sign_checkpoint, verify_checkpoint
 from holdgate.tiles import Edge, new_tiles
 from holdgate.tlog import EMPTY, TlogError, Tree
+from holdgate.tlogproof import parse_proof
 
 PUBLISHED, COMMITTED = 250, 515  # the publication in between fills two tiles and starts a third
 
@@ -281,3 +282,22 @@ def test_sq4_a_start_with_an_edited_tile_is_refused(state: Path, name: str, posi
         edge_of(state, _checkpoint(state))
     with pytest.raises(ConfigError, match="tiles"):
         open_ledger(state)
+
+
+# --- SQ5 ---
+
+
+def test_sq5_a_hand_over_is_one_checkpoint_that_both_keys_sign(state: Path) -> None:
+    following = _sequencer(state)
+    with pytest.raises(TlogError, match="went on after leaf 513"):
+        following.hand_over(OTHER_KEY, COMMITTED - 2)
+    for _ in range(2):  # as after a crash
+        following.hand_over(OTHER_KEY, COMMITTED - 1)
+        note = (state / CHECKPOINT).read_bytes()
+        for key in (LOG_KEY, OTHER_KEY):
+            assert verify_checkpoint(note, ORIGIN, key.public).size == COMMITTED
+        kept = list((state / "log/changes").iterdir())
+        proof = parse_proof(kept[0].read_bytes())
+        assert len(kept) == 1 and (proof.index, proof.checkpoint) == (COMMITTED - 1, note)
+        following = _sequencer(state)
+        following.publish()

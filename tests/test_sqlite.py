@@ -22,6 +22,7 @@ from evidence import (
     DIGEST,
     KEYS,
     LOG_KEY,
+    LOG_KEYS,
     ORIGIN,
     OTHER_DIGEST,
     OTHER_KEY,
@@ -34,9 +35,12 @@ from evidence import (
 )
 from holdgate.adapters import sequencer, sqlite_open, sqlite_schema
 from holdgate.adapters import sqlite as sqlite_adapter
+from holdgate.adapters.keyring import Rotation
 from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
 from holdgate.audit import AuditReport, audit
 from holdgate.errors import BackendError, ConfigError, InputError, Outcome, Reason
+from holdgate.keyhistory import Purpose
+from holdgate.keys import key_set
 from holdgate.ledger import (
     AdminNote,
     Binding,
@@ -60,7 +64,7 @@ EXECUTED, NOT_SENT, UNKNOWN = OutcomeStatus.EXECUTED, OutcomeStatus.NOT_SENT, Ou
 
 def _audit(state_dir: Path) -> AuditReport:
     with SqliteReader(state_dir) as reader:
-        return audit(reader.audit_input(), origin=ORIGIN, receipt_keys=KEYS, log_key=LOG_KEY.public)
+        return audit(reader.audit_input(), origin=ORIGIN, receipt_keys=KEYS, log_keys=LOG_KEYS)
 
 
 async def _recorded(ledger: SqliteLedger, *judges: RefundJudge) -> list[Recorded]:
@@ -759,6 +763,26 @@ def _no_thread_is_left() -> Any:
 
 def test_the_keys_of_this_file_are_two_purposes() -> None:
     assert RECEIPT_KEY.kid != LOG_KEY.kid
+
+
+# --- S9 ---
+
+
+async def test_s9_another_key_signs_from_the_leaf_after_the_one_that_names_it(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    old = ledger.signer.now
+    first, changed, *rest = await asyncio.gather(
+        ledger.record(RefundJudge("a", signer=ledger.signer)),
+        ledger.change_key(Rotation(purpose=Purpose.RECEIPT, key_id="", by="local")),
+        *(ledger.record(RefundJudge(f"b{n}", signer=ledger.signer)) for n in range(3)),
+    )
+    new = ledger.signer.now
+    ledger.close()
+    assert (first.index, changed.index, [each.index for each in rest]) == (0, 1, [2, 3, 4])
+    with SqliteReader(tmp_path) as reader:
+        rows = list(reader.export())
+    for row in rows:
+        verify(row.jws, key_set([(old if row.index < 2 else new).public]))
 
 
 # --- fences ---

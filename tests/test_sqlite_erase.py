@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from evidence import KEYS, LOG_KEY, ORIGIN, T0, RefundJudge, nonces, open_ledger
+from evidence import KEYS, LOG_KEYS, ORIGIN, T0, RefundJudge, nonces, open_ledger
 from holdgate.adapters import sqlite_erase
 from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
 from holdgate.audit import AuditReport, audit
@@ -31,7 +31,7 @@ def _secrets(folder: Path) -> dict[str, tuple[bytes, bytes]]:
 
 def _audit(folder: Path) -> AuditReport:
     with SqliteReader(folder) as reader:
-        report = audit(reader.audit_input(), origin=ORIGIN, receipt_keys=KEYS, log_key=LOG_KEY.public)
+        report = audit(reader.audit_input(), origin=ORIGIN, receipt_keys=KEYS, log_keys=LOG_KEYS)
         reader.end_audit()
         assert reader.integrity_problems() == ()
     return report

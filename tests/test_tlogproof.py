@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,10 @@ def test_tp1_the_text_is_that_of_the_specification() -> None:
     assert lines[4] == "" and lines[5:8] == proof.checkpoint.decode().split("\n")[:3]
 
 
-def test_tp1_extra_data_is_skipped() -> None:
+def test_tp1_extra_data_is_read_back() -> None:
     text = format_proof(_proof(1)).replace(b"\nindex", b"\nextra aGVsbG8=\nindex", 1)
-    assert parse_proof(text) == _proof(1)
+    assert parse_proof(text) == replace(_proof(1), extra=b"hello")
+    assert format_proof(parse_proof(text)) == text
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ WITNESSES = tuple(
     Verifier(name=f"w{number}.example", type=SignatureType.COSIGNATURE, key=key.public)
     for number, key in enumerate(WITNESS_KEYS)
 )
-TRUST = Trust(keys=KEYS, log=LOG, witnesses=(), quorum=0, require_permit=False)
+TRUST = Trust(keys=KEYS, log=(LOG,), witnesses=(), quorum=0, require_permit=False)
 
 
 def _note() -> bytes:
@@ -94,8 +94,8 @@ def test_vf1_require_permit_takes_nothing_else(statement: dict[str, object], rea
 def test_vf2_a_proof_of_another_receipt_log_or_key_is_refused() -> None:
     assert "not of this receipt" in judge(LEAVES[1], TRUST, _proof(0)).reason
     for log in (replace(LOG, name="other.example"), replace(LOG, key=OTHER_KEY.public)):
-        assert not judge(LEAVES[0], replace(TRUST, log=log), _proof()).ok
-    assert "no log key" in judge(LEAVES[0], replace(TRUST, log=None), _proof()).reason
+        assert not judge(LEAVES[0], replace(TRUST, log=(log,)), _proof()).ok
+    assert "no log key" in judge(LEAVES[0], replace(TRUST, log=()), _proof()).reason
 
 
 def test_vf2_a_receipt_in_a_log_that_it_was_not_issued_for_is_refused() -> None:
@@ -121,3 +121,25 @@ def test_vf4_a_quorum_is_of_different_witnesses_that_are_trusted() -> None:
     assert "0 of 2" in judge(LEAVES[0], both, None).reason
     one = replace(TRUST, witnesses=WITNESSES[:1], quorum=1)
     assert not judge(LEAVES[0], one, _proof(0, _cosigned(_note(), 1))).ok
+
+
+# --- VF5 ---
+
+
+def test_vf5_a_receipt_out_of_the_range_of_its_key_needs_no_second_look() -> None:
+    ranged = replace(TRUST, keys=key_set([replace(RECEIPT_KEY.public, first_index=1, end_index=2)]))
+    assert judge(LEAVES[1], ranged, _proof(1)).ok
+    assert "signs from index 1 to 1, and this is 0" in judge(LEAVES[0], ranged, _proof(0)).reason
+    assert "signs from index 1 to 1, and this is 2" in judge(LEAVES[2], ranged, _proof(2)).reason
+    assert judge(LEAVES[0], ranged, None).ok  # nobody can say where it is
+
+
+def test_vf5_a_checkpoint_out_of_the_range_of_its_log_key_counts_for_nothing() -> None:
+    for key, ok in (
+        (replace(LOG_KEY.public, end_index=3), True),
+        (replace(LOG_KEY.public, end_index=2), False),
+        (replace(LOG_KEY.public, first_index=2), True),
+        (replace(LOG_KEY.public, first_index=3), False),
+    ):
+        trust = replace(TRUST, log=(replace(LOG, key=key),))
+        assert judge(LEAVES[0], trust, _proof(0)).ok == ok

@@ -29,7 +29,7 @@ from .counters import Use, budget_ids, budget_part, fill, meters_of, uses_of_all
 from .errors import Outcome, Reason
 from .gate import Decision
 from .jcs import dumps_input
-from .keys import SigningKey
+from .keys import Signer
 from .ledger import (
     CONFLICT_SOURCE,
     NO_BUDGETS,
@@ -65,7 +65,7 @@ _REFUSED: Final[Mapping[Verdict, tuple[Outcome, Reason]]] = {
 class Evidence:
     """Who signs, and under which names."""
 
-    signer: SigningKey
+    signer: Signer  # asked in the ledger's serial step only: another key may sign from the next one on
     issuer: str  # the log's origin
     node: str
     fleet_key: bytes  # keys every hash of something guessable
@@ -126,15 +126,35 @@ class TimedGate:
 class Adjudication:
     """One Judge (ledger.py) for one Case under one bundle."""
 
-    __slots__ = ("_bundle", "_case", "_claims", "_decide", "_evidence", "_uses", "_void", "keys", "meters")
+    __slots__ = (
+        "_bundle",
+        "_case",
+        "_claims",
+        "_decide",
+        "_engine",
+        "_evidence",
+        "_uses",
+        "_void",
+        "keys",
+        "meters",
+    )
 
-    def __init__(self, case: Case, bundle: Bundle, evidence: Evidence, decide: Gate | None = None) -> None:
-        """`decide` is the gate, given by callers that measure it."""
+    def __init__(
+        self,
+        case: Case,
+        bundle: Bundle,
+        evidence: Evidence,
+        decide: Gate | None = None,
+        engine: str = gate.ENGINE,
+    ) -> None:
+        """`decide` is the gate, of callers that measure it or have asked another one; `engine` names it."""
         self._case, self._bundle, self._evidence = case, bundle, evidence
-        self._decide = decide or gate.decide
+        self._decide, self._engine = decide or gate.decide, engine
         self._void = False
         self._claims = () if case.refusal else _claims(case, evidence.fleet_key)
-        self._uses = () if case.refusal else _uses(case, bundle, evidence.fleet_key)
+        # Counters belong to the policies here: where another gate decides they have nothing to say.
+        counting = case.refusal is None and engine == gate.ENGINE
+        self._uses = _uses(case, bundle, evidence.fleet_key) if counting else ()
         self.keys = tuple(claim.key for claim in self._claims)
         self.meters = meters_of(self._uses)
 
@@ -235,7 +255,7 @@ class Adjudication:
             request=_request_part(case) | committed,
             idempotency=self._idempotency_part(),
             policy=bundle.statement,
-            engine=gate.ENGINE,
+            engine=self._engine if inputs is not None else gate.ENGINE,
             input_digest="" if inputs is None else input_digest(inputs, sealed.salt if sealed else b""),
             exp_us=now_us + PERMIT_USE_BY_US if permit else 0,
             replay_of=prior if permit and replay else "",

@@ -15,6 +15,8 @@ Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budge
   A8  Any single byte changed in a receipt, its row, a tile or the checkpoint is a problem.
   A9  A counter's row that the permits' charges do not add up to is a problem, and so is a charge that its
       receipt or recorded input does not bear out.
+  A10  A receipt by another key than the one that the log itself names for its index is a problem, and so is
+      a list of keys that says otherwise than the log.
 
 It does not see: a roll-back of ledger and checkpoint together (keep an earlier checkpoint elsewhere
 and pass it as `earlier`), and what is in no receipt: when a claim expires, what was charged where an
@@ -30,11 +32,12 @@ from typing import Any, Final
 
 from .audit_budgets import BudgetAudit, CounterRow
 from .audit_inputs import InputAudit
+from .audit_keys import KeyAudit
 from .audit_tiles import StoredTiles, TileAudit
 from .errors import Outcome
-from .keys import KeySet, PublicKey
-from .ledger import SOURCES, Charge, ClaimRow, OutcomeStatus, State
-from .note import Checkpoint, verify_checkpoint
+from .keys import KeySet
+from .ledger import RELEASING, SOURCES, Charge, ClaimRow, OutcomeStatus, State
+from .note import Checkpoint, verify_log
 from .receipt import ReceiptError, verify
 from .sealing import Stored
 from .statement import parse_us
@@ -125,6 +128,17 @@ class _Permit:
     key_hash: str
     source: str
     row: PermitRow | None
+    found: OutcomeStatus = OutcomeStatus.EXECUTED  # by whoever reconciled it
+
+    @property
+    def states(self) -> frozenset[State]:
+        """What the store may say of it, and of a claim that it holds."""
+        is_reconciled = self.status is OutcomeStatus.RECONCILED and self.found is not OutcomeStatus.EXECUTED
+        return _STATES_AFTER[self.found if is_reconciled else self.status]
+
+    @property
+    def without_effect(self) -> bool:
+        return self.states <= RELEASING
 
 
 def audit(
@@ -132,15 +146,15 @@ def audit(
     *,
     origin: str,
     receipt_keys: KeySet,
-    log_key: PublicKey,
+    log_keys: KeySet,
     earlier: Checkpoint | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> AuditReport:
     """Verify everything; problems are found, never raised. `progress` is told how many leaves were read."""
-    auditor = _Auditor(origin, receipt_keys, given.tiles)
+    auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles)
     checkpoints = [] if earlier is None else [earlier]
     try:
-        checkpoint = verify_checkpoint(given.checkpoint, origin, log_key)
+        checkpoint = verify_log(given.checkpoint, origin, log_keys)
         checkpoints.append(checkpoint)
         auditor.tiles.signed = checkpoint.size
     except TlogError as error:
@@ -154,6 +168,7 @@ def audit(
     auditor.tiles.end()
     for left in checkpoints:
         auditor.problem(f"the log ends at {auditor.edge.size}, but {left.size} leaves were signed")
+    auditor.keys.end()
     auditor.head(given.head)
     auditor.inputs_end()
     auditor.claims(given.claims)
@@ -163,11 +178,12 @@ def audit(
 
 
 class _Auditor:
-    def __init__(self, origin: str, keys: KeySet, tiles: StoredTiles) -> None:
+    def __init__(self, origin: str, keys: KeySet, log_keys: KeySet, tiles: StoredTiles) -> None:
         self._problems: list[str] = []
+        self.keys = KeyAudit(keys, log_keys, self.problem)
         self.tiles = TileAudit(tiles, self.problem)
         self.edge = self.tiles.edge
-        self._origin, self._keys = origin, keys
+        self._origin, self._receipt_keys = origin, keys
         self._permits: dict[str, _Permit] = {}
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
         self.budgets = BudgetAudit()
@@ -207,12 +223,12 @@ class _Auditor:
         if record.index != index:
             self._at(record, f"missing, the next one is {record.index}")
         try:
-            found = verify(record.jws, self._keys)
+            found = verify(record.jws, self._receipt_keys)
         except ReceiptError as error:
             self._at(record, str(error))
             return
-        if index >= self._keys[found.kid].revoked_from_index:
-            self._at(record, f"signed with a key that was revoked from leaf {self._revoked(found.kid)} on")
+        if refusal := self.keys.leaf(index, found):
+            self._at(record, refusal)
         statement = found.statement
         if statement["type"] == "decision":
             self._columns(record, statement, statement["outcome"], statement["reason"], statement["agent"])
@@ -221,9 +237,6 @@ class _Auditor:
             what = statement.get("status") or statement.get("action", "")
             self._columns(record, statement, "", what, "")
             self._after(record, statement)
-
-    def _revoked(self, kid: str) -> int:
-        return self._keys[kid].revoked_from_index
 
     def _columns(
         self, record: LogRecord, statement: Mapping[str, Any], outcome: str, reason: str, agent: str
@@ -306,8 +319,10 @@ class _Auditor:
         if (permit.status is OutcomeStatus.UNKNOWN) != is_reconciled or (permit.status and not is_reconciled):
             before = permit.status or "a PERMIT"
             self._at(record, f"{status} cannot follow {before} of leaf {permit.index}")
-        self.budgets.outcome(permit.id, _without_effect(status))
-        permit.status, permit.http_status = status, statement.get("http_status", 0)
+        permit.found = OutcomeStatus(statement.get("found", OutcomeStatus.EXECUTED))
+        permit.status = status
+        self.budgets.outcome(permit.id, permit.without_effect)
+        permit.http_status = statement.get("http_status", 0)
 
     def claims(self, rows: Iterable[ClaimRow]) -> None:
         """Compare the claims, and the permits' rows, with what the receipts add up to."""
@@ -326,7 +341,7 @@ class _Auditor:
 
     def _permit_row(self, permit: _Permit, row: PermitRow) -> None:
         name = f"leaf {permit.index}: the ledger's permit"
-        if row.state not in _STATES_AFTER[permit.status]:
+        if row.state not in permit.states:
             self.problem(f"{name} state is not what its outcomes say ({permit.id})")
         if row.id != permit.id:
             self.problem(f"{name} id is not the receipt's ({permit.id})")
@@ -343,7 +358,7 @@ class _Auditor:
             return
         if row.digest != permit.digest:
             self.problem(f"{name}: not for the request of leaf {permit.index}")
-        if row.state not in _STATES_AFTER[permit.status]:
+        if row.state not in permit.states:
             self.problem(f"{name}: {row.state}, which leaf {permit.index} and its outcome do not say")
         if row.source == permit.source and permit.key_hash and row.key != permit.key_hash:
             self.problem(f"{name}: not the key of leaf {permit.index}")
@@ -360,12 +375,7 @@ class _Auditor:
     def _fell_back(self, row: ClaimRow, newest: str | None) -> bool:
         """Whether the newest PERMIT was a replay without effect, so that the first one stands again."""
         later = self._permits[newest] if newest else None
-        without_effect = (OutcomeStatus.NOT_SENT, OutcomeStatus.FAILED)
-        return later is not None and later.status in without_effect and later.digest == row.digest
-
-
-def _without_effect(status: OutcomeStatus) -> bool:
-    return status in (OutcomeStatus.NOT_SENT, OutcomeStatus.FAILED)
+        return later is not None and later.without_effect and later.digest == row.digest
 
 
 _STATES_AFTER: Final[Mapping[OutcomeStatus | None, frozenset[State]]] = {
@@ -374,5 +384,5 @@ _STATES_AFTER: Final[Mapping[OutcomeStatus | None, frozenset[State]]] = {
     OutcomeStatus.NOT_SENT: frozenset({State.NOT_SENT}),
     OutcomeStatus.FAILED: frozenset({State.FAILED}),
     OutcomeStatus.UNKNOWN: frozenset({State.UNKNOWN}),
-    OutcomeStatus.RECONCILED: frozenset({State.EXECUTED}),
+    OutcomeStatus.RECONCILED: frozenset({State.EXECUTED, State.UNDELIVERED}),  # found executed
 }

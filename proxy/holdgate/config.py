@@ -1,7 +1,7 @@
 """One strict YAML file in, one frozen Config out; everything that is wrong is a ConfigError with file:line.
 
 CONTRACT 5 lists the keys. Relative paths are relative to the file. What this version does not build
-(`gate` other than embedded, `store` other than sqlite) is refused, not ignored. No environment variable is
+(`store` other than sqlite) is refused, not ignored. No environment variable is
 read. Whether the names in `connect_to` are mapped hosts is checked by whoever loads the surface maps; each
 entry keeps its line for that. With `bundle.mode: signed` the folders `surfaces` and `policies` may be left
 out: they are what `holdgate bundle build` reads, and decide nothing.
@@ -26,6 +26,7 @@ from .config_admin import Admin, AdminToken, OpenDoor, read_admin
 from .config_agents import read_agents
 from .config_bundle import Files, Signed, read_bundle_mode
 from .config_doctor import Doctor, read_doctor
+from .config_gate import RemoteGate, read_gate
 from .config_values import (
     Address,
     Ca,
@@ -118,6 +119,7 @@ class Config:
     upstream: Upstream
     ca: Ca
     doctor: Doctor
+    gate: RemoteGate | None  # None: the policies here decide
 
     @property
     def issuer(self) -> str:
@@ -182,13 +184,12 @@ def load_config(path: Path) -> Config:
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
         ca=read_ca(keys.get("ca")),
         doctor=read_doctor(keys.get("doctor")),
+        gate=read_gate(keys.get("gate"), base),
     )
 
 
 def _refuse_unbuilt(keys: dict[str, Node]) -> None:
     """Settings that the contract has and this version does not build: an error, never a silent default."""
-    if (gate := keys.get("gate")) is not None and gate.value != "embedded":
-        raise gate.fail("only `gate: embedded` is built in this version; remote gates are not")
     if (store := keys.get("store")) is not None and store.value != "sqlite":
         raise store.fail("only `store: sqlite` is built in this version; PostgreSQL is not")
 

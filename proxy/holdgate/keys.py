@@ -1,13 +1,15 @@
 """Ed25519 keys: a seed becomes a signer with a stable name, and documents that publish its public half.
 
 The name (`kid`) is the RFC 7638 thumbprint, so a key cannot be published under another key's name. A JWK
-may have one member of ours, `revoked_from_index`.
+may have three members of ours, which say where in the log its signatures count (keyhistory.py):
+`valid_from_index`, `valid_before_index`, `revoked_from_index`.
 One key per purpose: receipts, log checkpoints. Files are in adapters/keyfiles.py.
 
 Invariants (tests/test_keys.py has one test named after each):
   K1  A kid is the thumbprint of its key; a document that says otherwise is refused.
   K2  Only OKP/Ed25519 keys come out of a JWKS, whatever `alg` says.
   K3  No repr or document holds a secret.
+  K4  What a key signed counts from its first index, below its last and below its revocation, never beyond.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from nacl import bindings
 from nacl.exceptions import CryptoError
@@ -31,6 +33,7 @@ __all__ = [
     "KeyDocumentError",
     "KeySet",
     "PublicKey",
+    "Signer",
     "SigningKey",
     "b64url",
     "jwks",
@@ -76,16 +79,18 @@ def unb64url(text: bytes) -> bytes:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicKey:
     raw: bytes
-    # What it signed counts below this index of the log only: after a key was lost, only the log can say
-    # which receipts are older, not the time that they claim.
-    revoked_from_index: int = NEVER
+    # Where in the log its signatures count: the log says which key was in use where, not the time that a
+    # receipt claims.
+    first_index: int = 0
+    end_index: int = NEVER  # the first one that is another key's
+    revoked_from_index: int = NEVER  # it was lost: what it signed from here on counts no more
     kid: str = field(init=False)
 
     def __post_init__(self) -> None:
         if len(self.raw) != 32:
             raise KeyDocumentError("an Ed25519 public key has 32 bytes")
-        if not 0 <= self.revoked_from_index <= NEVER:
-            raise KeyDocumentError("revoked_from_index is an index of the log")
+        if not 0 <= self.first_index < self.end_index <= NEVER or not 0 <= self.revoked_from_index <= NEVER:
+            raise KeyDocumentError("where a key is valid is not a range of the log's indices")
         object.__setattr__(self, "kid", _thumbprint(self.raw))
 
     def verifies(self, message: bytes, signature: bytes) -> bool:
@@ -98,6 +103,15 @@ class PublicKey:
             return False
         return True
 
+    def refuses(self, index: int) -> str:
+        """Why its signature does not count at this index of the log; "" when it does."""
+        if index >= self.revoked_from_index:
+            return f"its key was revoked from index {self.revoked_from_index} on, and this is {index}"
+        if not self.first_index <= index < self.end_index:
+            last = "" if self.end_index == NEVER else f" to {self.end_index - 1}"
+            return f"its key signs from index {self.first_index}{last}, and this is {index}"
+        return ""
+
     @property
     def jwk(self) -> dict[str, str | int]:
         x = b64url(self.raw).decode()
@@ -109,14 +123,33 @@ class PublicKey:
             "use": "sig",
             "x": x,
         }
-        if self.revoked_from_index != NEVER:
-            row["revoked_from_index"] = self.revoked_from_index
+        for name, value, default in (
+            ("valid_from_index", self.first_index, 0),
+            ("valid_before_index", self.end_index, NEVER),
+            ("revoked_from_index", self.revoked_from_index, NEVER),
+        ):
+            if value != default:
+                row[name] = value
         return row
 
     @property
     def pem(self) -> str:
         body = base64.b64encode(_SPKI_ED25519 + self.raw).decode()
         return f"-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n"
+
+
+class Signer(Protocol):
+    """A key that signs: in this process (SigningKey), or held by another one (adapters/signer_socket.py)."""
+
+    @property
+    def public(self) -> PublicKey: ...
+
+    @property
+    def kid(self) -> str: ...
+
+    def sign(self, message: bytes) -> bytes:
+        """The 64-byte Ed25519 signature. Raises BackendError when it cannot be had now."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,8 +190,17 @@ def jwks(keys: Iterable[PublicKey]) -> dict[str, Any]:
 
 def trigguard_keys(authority: str, keys: Iterable[PublicKey]) -> dict[str, Any]:
     """The TrigGuard key document, `/.well-known/trigguard/keys.json`."""
-    rows = [{"keyId": key.kid, "algorithm": "Ed25519", "publicKeyPem": key.pem} for key in keys]
+    rows = [
+        {"keyId": key.kid, "algorithm": "Ed25519", "publicKeyPem": key.pem, "status": _status(key)}
+        for key in keys
+    ]
     return {"protocol": "TrigGuard", "authority": authority, "keys": rows}
+
+
+def _status(key: PublicKey) -> str:
+    if key.revoked_from_index != NEVER:
+        return "revoked"
+    return "active" if key.end_index == NEVER else "retired"
 
 
 def parse_jwks(document: bytes) -> KeySet:
@@ -176,10 +218,13 @@ def parse_jwks(document: bytes) -> KeySet:
 def _parse_jwk(row: Mapping[str, Any]) -> PublicKey:
     if row.get("alg", "EdDSA") not in ("EdDSA", "Ed25519") or row.get("use", "sig") != "sig":
         raise KeyDocumentError("an Ed25519 key that is not for EdDSA signatures")
+    first, end = row.get("valid_from_index", 0), row.get("valid_before_index", NEVER)
     revoked = row.get("revoked_from_index", NEVER)
-    if type(revoked) is not int:
-        raise KeyDocumentError("revoked_from_index is an index of the log")
-    key = PublicKey(raw=unb64url(row["x"].encode("ascii")), revoked_from_index=revoked)
+    if not all(type(value) is int for value in (first, end, revoked)):
+        raise KeyDocumentError("revoked_from_index and valid_..._index are indices of the log")
+    key = PublicKey(
+        raw=unb64url(row["x"].encode("ascii")), first_index=first, end_index=end, revoked_from_index=revoked
+    )
     if row.get("kid", key.kid) != key.kid:
         raise KeyDocumentError("a kid is not the thumbprint of its key")
     return key

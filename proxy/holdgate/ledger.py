@@ -28,13 +28,14 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from .errors import BackendError, Outcome, Reason
+from .errors import BackendError, HoldgateError, Outcome, Reason
 from .sealing import Sealed
 
 __all__ = [
     "ARRIVALS",
     "CONFLICT_SOURCE",
     "DISPATCHABLE",
+    "FINDINGS",
     "NO_BUDGETS",
     "OUTCOMES",
     "RELEASING",
@@ -48,10 +49,12 @@ __all__ = [
     "ClaimRow",
     "Entry",
     "Event",
+    "Finding",
     "Judge",
     "Ledger",
     "Noted",
     "OutcomeStatus",
+    "ReconcileError",
     "Recorded",
     "State",
     "Superseded",
@@ -206,8 +209,22 @@ class AdminNote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What became of a permit whose outcome is `unknown`, as somebody found out."""
+
+    of: str
+    found: OutcomeStatus  # one of FINDINGS
+    by: str
+    note: str  # for the log; "" when there is nothing to say
+
+
+class ReconcileError(HoldgateError):
+    """There is no such permit, or its outcome is not unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Noted:
-    """An AdminNote that is durable. Only stores make one."""
+    """An AdminNote or a Finding that is durable. Only stores make one."""
 
     receipt_id: str
     iat_us: int
@@ -285,8 +302,20 @@ class Event(StrEnum):
     FAILED = "failed"
     NOT_SENT = "not_sent"
     UNKNOWN = "unknown"
-    RECONCILED = "reconciled"
+    RECONCILED = "reconciled"  # found executed
+    RECONCILED_FAILED = "reconciled_failed"
+    RECONCILED_NOT_SENT = "reconciled_not_sent"
 
+
+# What somebody who looked found out about an `unknown` outcome. The answer never reached the agent, so an
+# action that was executed counts as undelivered: its repeat is told, not sent again.
+FINDINGS: Final[Mapping[OutcomeStatus, Event]] = MappingProxyType(
+    {
+        OutcomeStatus.EXECUTED: Event.RECONCILED,
+        OutcomeStatus.FAILED: Event.RECONCILED_FAILED,
+        OutcomeStatus.NOT_SENT: Event.RECONCILED_NOT_SENT,
+    }
+)
 
 _A, _D, _E, _U, _F, _N, _X = (
     State.ABSENT,
@@ -324,13 +353,14 @@ ARRIVALS: Final[Mapping[tuple[State, Arrival], Verdict]] = MappingProxyType(
     {(state, who): row[i] for who, row in _ROWS.items() for i, state in enumerate(_STATES)}
 )
 
-# A permit has one outcome; only `unknown` may later be reconciled. Reconciled counts as executed: the
-# operator has looked, and a repeat needs a new key.
+# A permit has one outcome; only `unknown` may later be reconciled, once.
 OUTCOMES: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
     {
         **{(state, event): state for state in _STATES for event in Event},
-        **{(_D, event): State(event.value) for event in Event if event is not Event.RECONCILED},
-        (_X, Event.RECONCILED): _E,
+        **{(_D, event): State(event.value) for event in Event if event not in FINDINGS.values()},
+        (_X, Event.RECONCILED): _U,
+        (_X, Event.RECONCILED_FAILED): _F,
+        (_X, Event.RECONCILED_NOT_SENT): _N,
     }
 )
 
@@ -444,30 +474,45 @@ def _is_repeat(row: ClaimRow, binding: Binding, now_us: int) -> bool:
     return row.state in (_E, _U) and row.digest == binding.digest and now_us < row.expires_us
 
 
-def settle(state: State, status: OutcomeStatus, delivered: bool) -> State:
-    """The state of a permit, or of a claim that it holds, after its outcome."""
-    event = Event(status.value)
+def settle(
+    state: State, status: OutcomeStatus, delivered: bool, found: OutcomeStatus = OutcomeStatus.EXECUTED
+) -> State:
+    """The state of a permit, or of a claim that it holds, after its outcome; `found` is of `reconciled`."""
+    event = FINDINGS[found] if status is OutcomeStatus.RECONCILED else Event(status.value)
     if event is Event.EXECUTED and not delivered:
         event = Event.UNDELIVERED
     return OUTCOMES[state, event]
 
 
 def settle_claim(
-    row: ClaimRow, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
+    row: ClaimRow,
+    receipt_id: str,
+    status: OutcomeStatus,
+    http_status: int,
+    *,
+    delivered: bool,
+    found: OutcomeStatus = OutcomeStatus.EXECUTED,
 ) -> ClaimRow:
     """The claim after the outcome of the permit `receipt_id`, which bound it at some time."""
     if row.receipt_id == receipt_id:
-        return settle_row(row, status, http_status, delivered=delivered)
+        return settle_row(row, status, http_status, delivered=delivered, found=found)
     if row.before is not None and row.before[1] == receipt_id:
         # The first dispatch is reconciled while a replay of it is under way.
-        state = settle(row.before[0], status, delivered)
+        state = settle(row.before[0], status, delivered, found)
         return row if state is row.before[0] else replace(row, before=(state, receipt_id, http_status))
     return row
 
 
-def settle_row(row: ClaimRow, status: OutcomeStatus, http_status: int, *, delivered: bool) -> ClaimRow:
+def settle_row(
+    row: ClaimRow,
+    status: OutcomeStatus,
+    http_status: int,
+    *,
+    delivered: bool,
+    found: OutcomeStatus = OutcomeStatus.EXECUTED,
+) -> ClaimRow:
     """The claim after the outcome of the permit that holds it."""
-    state = settle(row.state, status, delivered)
+    state = settle(row.state, status, delivered, found)
     if row.before is not None and state in (_F, _N):
         # The replay changed nothing at the vendor, so what the first dispatch left still holds.
         first, receipt_id, first_status = row.before

@@ -9,6 +9,7 @@ Invariants (tests/test_note.py has one test named after each):
   N1  A checkpoint verifies only under its origin's log key; every byte of its text is signed.
   N2  A verifier key text is accepted only if its key id is that of its name and key.
   N3  A witness counts once, and only for a cosignature over exactly this checkpoint's text.
+  N4  Of several log keys, one after the other, each counts only for the tree sizes that it was there for.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from .keys import PublicKey, SigningKey
+from .keys import KeySet, PublicKey, Signer
 from .tlog import TlogError, Tree
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "parse_vkey",
     "sign_checkpoint",
     "verify_checkpoint",
+    "verify_log",
     "vkey",
 ]
 
@@ -111,14 +113,20 @@ def _text(origin: str, size: int, root: bytes) -> bytes:
     return f"{origin}\n{size}\n{base64.b64encode(root).decode()}\n".encode()
 
 
-def sign_checkpoint(origin: str, tree: Tree, key: SigningKey) -> bytes:
-    """The signed note that commits the log to `tree` (c2sp.org/tlog-checkpoint)."""
+def sign_checkpoint(origin: str, tree: Tree, *keys: Signer) -> bytes:
+    """The signed note that commits the log to `tree` (c2sp.org/tlog-checkpoint).
+
+    Two keys sign the one checkpoint with which a log key hands over to the next.
+    """
     if not _ORIGIN(origin):
         raise TlogError("a log origin has no white space, no control character and no +")
     text = _text(origin, tree.size, tree.root())
-    key_id = _key_id(origin, SignatureType.ED25519, key.public)
-    signature = base64.b64encode(key_id + key.sign(text)).decode()
-    return text + f"\n\u2014 {origin} {signature}\n".encode()
+    lines = []
+    for key in keys:
+        key_id = _key_id(origin, SignatureType.ED25519, key.public)
+        signature = base64.b64encode(key_id + key.sign(text)).decode()
+        lines.append(f"\u2014 {origin} {signature}\n")
+    return text + f"\n{''.join(lines)}".encode()
 
 
 def verify_checkpoint(note: bytes, origin: str, key: PublicKey) -> Checkpoint:
@@ -131,6 +139,25 @@ def verify_checkpoint(note: bytes, origin: str, key: PublicKey) -> Checkpoint:
     if len(mine) != 1 or not key.verifies(text, mine[0]):
         raise TlogError("the checkpoint is not signed by the log key")
     return checkpoint
+
+
+def verify_log(note: bytes, origin: str, keys: KeySet) -> Checkpoint:
+    """The checkpoint in `note`, if the log signed it with the key that it had at this size. Raises TlogError.
+
+    For a log key, an index means the last leaf of a tree.
+    """
+    checkpoint, _, lines = _parse(note)
+    if checkpoint.origin != origin:
+        raise TlogError("the checkpoint is of another log, or not canonical")
+    refusal = "the checkpoint is not signed by the log key"
+    for name, key_id, _ in lines:
+        for key in keys.values():
+            if name == origin and key_id == _key_id(origin, SignatureType.ED25519, key):
+                refusal = key.refuses(max(checkpoint.size - 1, 0))
+                if not refusal:
+                    return verify_checkpoint(note, origin, key)
+                refusal = f"the checkpoint does not count: {refusal}"
+    raise TlogError(refusal)
 
 
 def cosigners(note: bytes, witnesses: Iterable[Verifier]) -> frozenset[str]:

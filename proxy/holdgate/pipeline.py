@@ -40,6 +40,7 @@ from .receipt import ReceiptError
 from .refusal import Refusal, refuse
 from .relay import Flight, Permit, Said, answer_exchange, failed_exchange, share
 from .release import Release
+from .remote_gate import Asked, Gatekeeper, Remote
 from .surface.model import Effect, Recognised
 
 __all__ = ["Client", "Meter", "Pipeline"]
@@ -79,6 +80,7 @@ class Pipeline:
     limits: Limits
     meter: Meter
     clock: Callable[[], float]  # monotonic seconds
+    gatekeeper: Gatekeeper | None = None  # asked in place of the policies here
     canonicalise: Callable[[Message], CanonicalRequest] = canonicalise
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep
     vouches_for: Callable[[str], bool] | None = None  # the hosts of a constrained CA; None: of any
@@ -282,7 +284,13 @@ class Pipeline:
     async def _decide(self, held: Held) -> Recorded:
         """Steps 4 to 7. A decision that the deadline overtakes is void, whenever it arrives."""
         timed = TimedGate(self.clock, self.limits.decide_ms / 1000)
-        judge = Adjudication(held.case(None, self.evidence.fleet_key), held.bundle, self.evidence, timed)
+        case, started = held.case(None, self.evidence.fleet_key), self.clock()
+        remote = await self._asked_elsewhere(held)
+        if remote is None:
+            judge = Adjudication(case, held.bundle, self.evidence, timed)
+        else:
+            timed.seconds = self.clock() - started
+            judge = Adjudication(case, held.bundle, self.evidence, remote.answer, remote.engine)
         started = self.clock()
         try:
             recorded = await self.ledger.record(judge)
@@ -294,11 +302,22 @@ class Pipeline:
         if not isinstance(recorded, Recorded):
             raise BackendError(Reason.INTERNAL_ERROR, "the store returned no record")
         entry = recorded.entry
+        if remote is not None and self.gatekeeper is not None:
+            self.gatekeeper.recorded(remote, entry.receipt_id, entry.outcome)
         self.meter.decision(entry.surface, entry.outcome.value, entry.reason.value)
         if entry.would:
             self.meter.shadow(entry.surface, entry.outcome.value, entry.would)
         self.meter.hold(self.clock() - held.arrived)
         return recorded
+
+    async def _asked_elsewhere(self, held: Held) -> Remote | None:
+        """The decision of the remote gate; None: the policies here decide."""
+        if self.gatekeeper is None:
+            return None
+        if held.agent is None or held.request is None or held.recognised is None:
+            raise BackendError(Reason.INTERNAL_ERROR, "a remote gate is asked about requests only")
+        asked = Asked(agent=held.agent, request=held.request, recognised=held.recognised, wire=held.wire)
+        return await self.gatekeeper.decide(asked)
 
     def _release(self, held: Held, recorded: Recorded) -> Release:
         """Step 8. Raises unless this is a recorded PERMIT for exactly this request."""

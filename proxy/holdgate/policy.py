@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Final
 
 from . import policy_words
-from .cel.check import type_of_constant
 from .cel.evaluate import EvalError, compile_program
-from .cel.model import BOOL, INT_MAX, INT_MIN, CelError, Constant, Environment
+from .cel.model import BOOL, INT_MAX, INT_MIN, MAX_STEPS, CelError, Constant, Environment, type_of_constant
 from .counters import Counter
 from .errors import ConfigError
 from .policy_counters import MAX_COUNTERS, counters_of
 from .policy_lint import Finding, lint
 from .policy_model import (
     MAX_RULES,
+    Applicable,
     ParamSource,
     Policy,
     PolicySet,
@@ -78,9 +78,10 @@ def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
         by_kind[kind].append(root)
     attrs = _agent_attrs(by_kind["Bundle"])
     seen: dict[str, Node] = {}
+    shared: _Shared = {}
     policies = []
     for root in by_kind["Policy"]:
-        policy = _policy(root, index, attrs)
+        policy = _policy(root, index, attrs, shared)
         if policy.name in seen:
             first = seen[policy.name]
             raise root.fail(f"a policy named {policy.name!r} exists already: {first.file}:{first.line}")
@@ -93,16 +94,30 @@ def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
     deciding = [root.file for root in (*by_kind["Policy"], *by_kind["Bundle"])]
     loaded = policy_set(policies, index, attrs, deciding)
     for (surface, operation), applicable in loaded.table.items():
-        if len(applicable.with_shadow or applicable.rules) > MAX_RULES:
-            message = (
-                f"{len(applicable.rules)} rules apply to {operation} on {surface}; at most {MAX_RULES} may"
-            )
-            raise ConfigError(message, file=applicable.rules[-1].file, line=applicable.rules[-1].line)
-        if len(applicable.counters) > MAX_COUNTERS:
-            last = applicable.counters[-1]
-            message = f"{len(applicable.counters)} counters apply to {operation} on {surface}"
-            raise ConfigError(f"{message}; at most {MAX_COUNTERS} may", file=last.file, line=last.line)
+        _check_bounds(surface, operation, applicable)
     return loaded
+
+
+def _check_bounds(surface: str, operation: str, applicable: Applicable) -> None:
+    """How many rules one action may meet, and what they may take. Raises ConfigError."""
+    place = f"to {operation} on {surface}"
+    rules = applicable.with_shadow or applicable.rules
+    if len(rules) > MAX_RULES:
+        last = rules[-1]
+        message = f"{len(rules)} rules apply {place}; at most {MAX_RULES} may"
+        raise ConfigError(message, file=last.file, line=last.line)
+    if len(applicable.counters) > MAX_COUNTERS:
+        counter = applicable.counters[-1]
+        message = f"{len(applicable.counters)} counters apply {place}; at most {MAX_COUNTERS} may"
+        raise ConfigError(message, file=counter.file, line=counter.line)
+    worst = applicable.cost.worst
+    if worst > MAX_STEPS:
+        dearest = max(applicable.rules, key=lambda rule: rule.program.cost.worst)
+        message = (
+            f"rule {dearest.name}: rules that apply {place} take up to {worst} steps; at most {MAX_STEPS} "
+            f"may ({dearest.program.cost.worst} are this rule's); use shorter conditions and lists"
+        )
+        raise ConfigError(message, file=dearest.file, line=dearest.line)
 
 
 def _unique_counters(policies: Sequence[Policy]) -> None:
@@ -189,7 +204,10 @@ def _attr(node: Node, what: str) -> ParamSchema:
 # --- kind: Policy -----------------------------------------------------------------------------
 
 
-def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) -> Policy:
+type _Shared = dict[tuple[str, tuple[str, ...] | None], dict[object, object]]
+
+
+def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema], shared: _Shared) -> Policy:
     _, metadata, spec_node = envelope(root)
     if "owner" not in metadata:
         raise metadata["name"].fail_key("metadata needs the key 'owner': who answers for this policy")
@@ -217,7 +235,7 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema]) ->
         ) from error
     constants = _constants(spec.get("constants"))
     counters = counters_of(spec.get("counters"), environment(params, attrs, constants))
-    names = environment(params, attrs, constants, counters)
+    names = environment(params, attrs, constants, counters, shared=shared.setdefault((surface, listed), {}))
     policy_name = metadata["name"].text("metadata.name")
     return Policy(
         name=policy_name,
@@ -324,6 +342,7 @@ def _rules(node: Node, policy: str, names: Environment) -> Iterator[Rule]:
         yield rule
 
 
+_EFFECTS: Final = tuple(RuleEffect)
 _WHEN: Final = {
     list: "one text, not a list; join the conditions with && or ||",
     dict: "one text, not a mapping; join the conditions with && or ||",
@@ -339,7 +358,7 @@ def _rule(node: Node, policy: str, names: Environment) -> Rule:
         hints=policy_words.RULE,
     )
     rule_id = name(parts["id"], "id")
-    effect = RuleEffect(parts["effect"].choice(tuple(RuleEffect), "effect", policy_words.EFFECTS))
+    effect = RuleEffect(parts["effect"].choice(_EFFECTS, "effect", policy_words.EFFECTS))
     when = parts["when"]
     if not isinstance(when.value, str):
         raise when.fail(f"rule {rule_id}: `when` must be {_WHEN.get(type(when.value), _WHEN[bool])}")

@@ -15,6 +15,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Protocol
 
+from .cel.cost import Cost, total
 from .cel.evaluate import Program
 from .cel.model import BOOL, INT, STRING, Constant, Environment, Field, ListOf, Record, Type
 from .counters import Counter
@@ -138,6 +139,11 @@ class Applicable:
     counters: tuple[Counter, ...]  # that every permitted action charges, sorted by name
     with_shadow: tuple[Rule, ...] = ()  # these rules and those of shadow policies; (): there are none
 
+    @property
+    def cost(self) -> Cost:
+        """Of one action, in the worst case."""
+        return total(rule.program.cost for rule in self.rules)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySet:
@@ -181,8 +187,14 @@ def environment(
     agent_attrs: Mapping[str, ParamSchema],
     constants: Mapping[str, Constant],
     counters: Iterable[Counter] = (),
+    *,
+    shared: dict[object, object] | None = None,
 ) -> Environment:
-    """The names that conditions may use, with their types."""
+    """The names that conditions may use, with their types.
+
+    `shared`: one for all policies with these parameters and attributes, so that what several of them say is
+    compiled once.
+    """
     attrs = Record(_fields(agent_attrs))
     agent = Record({"id": Field(STRING), "groups": Field(ListOf(STRING)), "attrs": Field(attrs)})
     roots: dict[str, Type] = {
@@ -194,7 +206,7 @@ def environment(
         "params": Record(_fields(params)),
         "request": _REQUEST,
     }
-    return Environment(roots=roots, constants=constants)
+    return Environment(roots=roots, constants=constants, shared={} if shared is None else shared)
 
 
 def _fields(schemas: Mapping[str, ParamSchema]) -> dict[str, Field]:

@@ -27,8 +27,8 @@ from typing import Any, Final
 from .digest import framed
 from .errors import HoldgateError, Outcome, Reason
 from .jcs import JcsError, dumps, dumps_input, loads_strict
-from .keys import KeySet, SigningKey, b64url, unb64url
-from .ledger import OutcomeStatus
+from .keys import KeySet, Signer, b64url, unb64url
+from .ledger import Finding, OutcomeStatus
 from .statement import StatementError, check_statement, format_us
 from .surface.model import Action
 
@@ -41,6 +41,7 @@ __all__ = [
     "admin_statement",
     "decision_statement",
     "input_digest",
+    "jws_prefix",
     "new_receipt_id",
     "outcome_statement",
     "sign",
@@ -171,6 +172,7 @@ def outcome_statement(
     of: str,
     status: OutcomeStatus,
     http_status: int,  # 0 when there was none
+    finding: Finding | None = None,  # of `reconciled`
 ) -> dict[str, Any]:
     """The statement of what happened after the PERMIT `of`."""
     out: dict[str, Any] = {
@@ -185,6 +187,10 @@ def outcome_statement(
     }
     if http_status:
         out["http_status"] = http_status
+    if finding is not None:
+        out |= {"found": finding.found.value, "by": finding.by}
+        if finding.note:
+            out["note"] = finding.note
     return out
 
 
@@ -270,14 +276,15 @@ def input_digest(inputs: bytes, salt: bytes = b"") -> str:
 
 
 @lru_cache(maxsize=16)
-def _prefix(kid: str) -> bytes:
+def jws_prefix(kid: str) -> bytes:
+    """What every receipt begins with that this key signed: its header, and the dot."""
     return b64url(dumps({"alg": "EdDSA", "kid": kid, "typ": TYP})) + b"."
 
 
-def sign(statement: Mapping[str, Any], key: SigningKey) -> bytes:
+def sign(statement: Mapping[str, Any], key: Signer) -> bytes:
     """The receipt of a statement. Raises ReceiptError when it is too large or not canonical."""
     try:
-        signed = _prefix(key.kid) + b64url(dumps(statement))
+        signed = jws_prefix(key.kid) + b64url(dumps(statement))
     except JcsError as error:
         raise ReceiptError(f"the statement has no canonical form: {error}") from error
     if len(signed) + 87 > MAX_BYTES:  # "." and 86 characters of signature
@@ -326,7 +333,7 @@ def _kid_of(encoded: bytes) -> str:
 # --- the TrigGuard-shaped view ---
 
 
-def trigguard_view(statement: Mapping[str, Any], key: SigningKey) -> dict[str, Any]:
+def trigguard_view(statement: Mapping[str, Any], key: Signer) -> dict[str, Any]:
     """A decision in TrigGuard's receipt form, signed over `receiptHash`.
 
     `receiptHash` is SHA-256 of the canonical JSON of the view without its two signature fields. Its

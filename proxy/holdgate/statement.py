@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from .errors import HoldgateError, Outcome, Reason
-from .ledger import OutcomeStatus
+from .keys import KeyDocumentError, PublicKey, unb64url
+from .ledger import FINDINGS, Finding, OutcomeStatus
 from .surface.model import Effect, KeySource
 
 __all__ = [
@@ -128,6 +129,7 @@ _id: Final = _matches(r"rcpt_[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _sha256: Final = _matches(r"sha256:[0-9a-f]{64}")
 _digest: Final = _matches(r"(?:hmac-)?sha256:[0-9a-f]{64}")
 _commitment: Final = _matches(r"hmac-sha256:[0-9a-f]{64}")
+_kid: Final = _matches(r"[A-Za-z0-9_-]{43}")
 _token: Final = _matches(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 _destination: Final = _matches(r"[^\s/@]{1,255}:[0-9]{1,5}")
 _effect: Final = _one_of(*Effect)
@@ -183,7 +185,11 @@ _OUTCOME: Final[Mapping[str, _Shape]] = {
 }
 _OUTCOME_OPTIONAL: Final[Mapping[str, _Shape]] = {
     "http_status": lambda value: type(value) is int and 100 <= value <= 599,
+    "found": _one_of(*FINDINGS),
+    "by": _is_text,
+    "note": lambda value: _is_text(value) and len(value) <= 256,
 }
+_RECONCILED_ONLY: Final = frozenset({"found", "by", "note"})
 # What an operator's action may say about itself, by action: a new action is a new row here and in SPEC.md.
 _code: Final = _matches(r"[a-z0-9_.]{1,48}")
 _names: Final = _list_of(_code)
@@ -199,6 +205,8 @@ _ADMIN_DETAILS: Final[Mapping[str, _Shape]] = {
         },
         {"required": _names, "agent": _is_text, "rules": _sha256},
     ),
+    "key_rotate": _record({"purpose": _one_of("receipt", "log"), "old": _kid, "new": _kid, "x": _kid}),
+    "key_revoke": _record({"purpose": _one_of("receipt", "log"), "kid": _kid, "from_index": _is_count}),
     # The newest of these is the node's high-water mark: no lower revision is taken after it.
     "policy_activated": _record(
         {"digest": _sha256, "name": _is_text, "epoch": _is_count, "revision": _is_count, "trust": _is_count},
@@ -271,6 +279,16 @@ def check_statement(statement: Any) -> None:
         check_admin(statement["action"], statement["by"], statement["details"])
     elif statement["of"] == statement["id"]:
         raise StatementError("an outcome cannot be its own")
+    elif statement["status"] != OutcomeStatus.RECONCILED and not _RECONCILED_ONLY.isdisjoint(statement):
+        raise StatementError("only a reconciled outcome says what was found")
+
+
+def check_finding(finding: Finding) -> None:
+    """Raise StatementError unless an outcome receipt may say this."""
+    said = {"found": finding.found.value, "by": finding.by} | ({"note": finding.note} if finding.note else {})
+    for name, value in said.items():
+        if not _OUTCOME_OPTIONAL[name](value):
+            raise StatementError(f"{name} is not what a reconciled outcome may say")
 
 
 def check_admin(action: str, by: str, details: Mapping[str, Any]) -> None:
@@ -281,8 +299,19 @@ def check_admin(action: str, by: str, details: Mapping[str, Any]) -> None:
         raise StatementError(f"the details are not those of {action}")
     if action == "coverage":
         _check_coverage(details)
+    elif action == "key_rotate":
+        _check_rotation(details)
     elif action in ("shred", "retention"):
         _check_erasure(details)
+
+
+def _check_rotation(details: Mapping[str, Any]) -> None:
+    try:
+        new = PublicKey(raw=unb64url(details["x"].encode()))
+    except (ValueError, KeyDocumentError) as error:
+        raise StatementError("x is no public key") from error
+    if details["new"] != new.kid or details["old"] == new.kid:
+        raise StatementError("the new key is not the one that it names, or the old one")
 
 
 def _check_coverage(details: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .note import Checkpoint, Verifier, b64_exact, verify_checkpoint
+from .keys import key_set
+from .note import Checkpoint, Verifier, b64_exact, verify_log
 from .tlog import TlogError, leaf_hash, verify_inclusion
 
 __all__ = ["HEADER", "Proof", "format_consistency", "format_proof", "parse_proof", "verify_proof"]
@@ -31,6 +32,7 @@ class Proof:
     index: int
     path: tuple[bytes, ...]  # from the leaf's sibling to the root's child
     checkpoint: bytes  # the signed note, cosignatures included
+    extra: bytes = b""  # what the log's owner adds: the receipt itself, where it hands over a log key
 
 
 def _lines(path: Sequence[bytes]) -> str:
@@ -38,8 +40,9 @@ def _lines(path: Sequence[bytes]) -> str:
 
 
 def format_proof(proof: Proof) -> bytes:
-    """The text of a `.tlog-proof` file; no `extra` line."""
-    return f"{HEADER}\nindex {proof.index}\n{_lines(proof.path)}\n".encode() + proof.checkpoint
+    """The text of a `.tlog-proof` file."""
+    extra = f"extra {base64.b64encode(proof.extra).decode()}\n" if proof.extra else ""
+    return f"{HEADER}\n{extra}index {proof.index}\n{_lines(proof.path)}\n".encode() + proof.checkpoint
 
 
 def format_consistency(old_size: int, path: Sequence[bytes], checkpoint: bytes) -> bytes:
@@ -57,19 +60,23 @@ def parse_proof(data: bytes) -> Proof:
     if not separator or lines[0] != HEADER or len(lines) < 2:
         raise TlogError(f"not a tlog-proof: the first line is {HEADER}")
     del lines[0]
+    extra = b""
     if lines[0].startswith("extra "):
-        b64_exact(lines[0].removeprefix("extra "))
+        extra = b64_exact(lines[0].removeprefix("extra "))
         del lines[0]
     found = _INDEX(lines[0]) if lines else None
     path = tuple(b64_exact(line) for line in lines[1:])
     if found is None or len(path) > _MAX_PATH or any(len(item) != 32 for item in path):
         raise TlogError("not a tlog-proof: an index, then hashes of 32 bytes")
-    return Proof(index=int(found[1]), path=path, checkpoint=checkpoint)
+    return Proof(index=int(found[1]), path=path, checkpoint=checkpoint, extra=extra)
 
 
-def verify_proof(proof: Proof, leaf: bytes, log: Verifier) -> Checkpoint:
-    """The checkpoint under which `leaf` is in the log. Raises TlogError."""
-    checkpoint = verify_checkpoint(proof.checkpoint, log.name, log.key)
+def verify_proof(proof: Proof, leaf: bytes, *log: Verifier) -> Checkpoint:
+    """The checkpoint under which `leaf` is in the log; `log` are its keys, one after the other.
+
+    Raises TlogError.
+    """
+    checkpoint = verify_log(proof.checkpoint, log[0].name, key_set(each.key for each in log))
     if not verify_inclusion(leaf_hash(leaf), proof.index, checkpoint.size, proof.path, checkpoint.root):
         raise TlogError("the proof is not of this receipt")
     return checkpoint

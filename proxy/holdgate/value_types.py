@@ -12,14 +12,10 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, Final
 
-from .cel.model import INT_MAX, INT_MIN
+from .cel.model import INT_MAX, INT_MIN, MAX_LIST, MAX_STRING
 from .surface.model import CelType
 
 __all__ = ["MAX_LIST", "MAX_STRING", "ValueTest", "is_int", "is_string", "is_strings", "type_test"]
-
-# Slack takes texts of 40,000 characters, EC2 user data of 21,848.
-MAX_STRING: Final = 65_536  # characters of one string
-MAX_LIST: Final = 1000  # items of one list
 
 type ValueTest = Callable[[Any], bool]
 

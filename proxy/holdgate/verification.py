@@ -3,12 +3,14 @@
     JWS, Trust, perhaps a proof -> Finding (ok, or the reason why not)
 
 Pure. Without a proof it is the signature and the statement; with one also that the receipt is in the log, at
-an index below the one from which its key was revoked, under a checkpoint that enough witnesses saw.
+an index at which its key was in use and not revoked, under a checkpoint that enough witnesses saw.
 
 Invariants (tests/test_verification.py has one test named after each):
   VF1  ok means that receipt.verify() accepted it, and every condition of the Trust was met.
   VF2  With a proof: the log that `iss` names signed a tree that has exactly these bytes at its index.
   VF3  A receipt by a key that was revoked counts only with a proof of an index below the revocation.
+  VF5  With a proof, a receipt outside the range of its key is refused, and so is a checkpoint of a size for
+       which its log key was not there. Without a proof a range is not looked at.
   VF4  A quorum is of different witnesses that the Trust names, and is never met without a proof.
 """
 
@@ -33,7 +35,7 @@ class Trust:
     """What the reader of a receipt trusts, and what is asked of it."""
 
     keys: KeySet
-    log: Verifier | None  # None: no proof can be verified
+    log: tuple[Verifier, ...]  # the keys of one log, one after the other; empty: no proof can be verified
     witnesses: tuple[Verifier, ...]
     quorum: int  # how many of them must have cosigned
     require_permit: bool
@@ -70,29 +72,33 @@ def judge(jws: bytes, trust: Trust, proof: Proof | None) -> Finding:
         inclusion = None if proof is None else _included(jws, proof, trust, statement)
     except TlogError as error:
         return Finding(reason=str(error), statement=statement, inclusion=None)
-    reason = _revoked(verified, trust.keys, inclusion) or _quorum(trust, inclusion)
+    reason = _out_of_range(verified, trust.keys, inclusion) or _quorum(trust, inclusion)
     if not reason and trust.require_permit:
         reason = _not_a_permit(statement)
     return Finding(reason=reason, statement=statement, inclusion=inclusion)
 
 
 def _included(jws: bytes, proof: Proof, trust: Trust, statement: Mapping[str, Any]) -> Inclusion:
-    if trust.log is None:
+    if not trust.log:
         raise TlogError("a proof, and no log key to verify it with")
-    checkpoint = verify_proof(proof, jws, trust.log)
+    checkpoint = verify_proof(proof, jws, *trust.log)
     if statement["iss"] != checkpoint.origin:
         raise TlogError("the receipt was issued for another log")
     found = cosigners(proof.checkpoint, trust.witnesses)
     return Inclusion(index=proof.index, checkpoint=checkpoint, witnesses=found)
 
 
-def _revoked(verified: Verified, keys: KeySet, inclusion: Inclusion | None) -> str:
-    limit = keys[verified.kid].revoked_from_index
-    if limit == NEVER or (inclusion is not None and inclusion.index < limit):
-        return ""
-    if inclusion is None:
-        return f"its key was revoked: only a proof of an index below {limit} makes it count"
-    return f"its key was revoked from index {limit} on, and this is {inclusion.index}"
+def _out_of_range(verified: Verified, keys: KeySet, inclusion: Inclusion | None) -> str:
+    key = keys[verified.kid]
+    if inclusion is not None:
+        return key.refuses(inclusion.index)
+    # A key that was retired and not lost cannot have signed anything later: nobody has it.
+    limit = key.revoked_from_index
+    return (
+        ""
+        if limit == NEVER
+        else f"its key was revoked: only a proof of an index below {limit} makes it count"
+    )
 
 
 def _quorum(trust: Trust, inclusion: Inclusion | None) -> str:

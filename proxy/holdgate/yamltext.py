@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
@@ -37,16 +37,19 @@ _FIRST_WORDS: Final = {
 TYPOGRAPHIC_QUOTES: Final = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb"
 
 
-@dataclass(frozen=True, slots=True)
 class Source:
-    """One file's name and text, shared by all nodes of it."""
+    """One file's name and text, shared by all nodes of it. `excerpts`: whether errors may quote the text."""
 
-    file: str
-    text: str
-    excerpts: bool = True  # whether errors may quote the text
+    __slots__ = ("_lines", "excerpts", "file", "text")
+
+    def __init__(self, file: str, text: str, excerpts: bool = True) -> None:
+        self.file, self.text, self.excerpts = file, text, excerpts
+        self._lines: list[int] = []  # where each line after the first begins; made when it is asked for
 
     def line(self, at: int) -> int:
-        return self.text.count("\n", 0, at) + 1
+        if not self._lines:
+            self._lines = [found.end() for found in re.finditer("\n", self.text)] or [len(self.text) + 1]
+        return bisect_right(self._lines, at) + 1
 
     def fail(self, message: str, at: int) -> ConfigError:
         """An error at offset `at`, with the line and a caret below it."""

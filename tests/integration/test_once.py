@@ -5,17 +5,20 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
 from behind import Bench
+from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.demo.instance import Instance
 from holdgate.demo.standins import StandIns
 
@@ -140,3 +143,54 @@ def test_the_budget_replays_and_passes_the_audit(
     assert charged
     assert {len(row["budget"]) for row in charged} == {1}
     assert not [row for row in charged if "replay_of" in row]
+
+
+def test_a_crash_leaves_unknown_and_an_operator_settles_it_live_and_offline(
+    vendors: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Instance(tmp_path / "gate", connect_to=vendors.connect_to())
+    bench = Bench(gate, vendors, tmp_path)
+    first, second = vendors.stripe.charged(1000), vendors.stripe.charged(1000)
+    with gate, monkeypatch.context() as slow, ThreadPoolExecutor(2) as pool:
+        slow.setattr(vendors.stripe, "delay_s", 5.0)
+        asked = [
+            pool.submit(post, gate, "/v1/refunds", payment_intent=intent, amount=5)
+            for intent in (first, second)
+        ]
+        _until(lambda: _permits(gate) == 2)
+        gate.kill()
+        assert all(isinstance(each.exception(), OSError | http.client.HTTPException) for each in asked)
+    with gate:
+        waiting = json.loads(bench.holdgate("reconcile", "list", "--json").stdout)
+        assert [each["actions"][0]["params"]["amount"] for each in waiting] == [5, 5]
+        held = post(gate, "/v1/refunds", payment_intent=first, amount=5)
+        assert (held.status, held.reason) == (409, "outcome_unknown")
+        live = bench.holdgate("reconcile", "resolve", _of(waiting, first), "--status", "not_sent")
+        assert live.returncode == 0, live.stderr
+        again = bench.holdgate("reconcile", "resolve", _of(waiting, first), "--status", "executed")
+        assert (again.returncode, "is not_sent, not unknown" in again.stderr) == (1, True)
+        assert post(gate, "/v1/refunds", payment_intent=first, amount=5).decision == "PERMIT"
+    offline = bench.holdgate("reconcile", "resolve", _of(waiting, second), "--status", "executed")
+    assert offline.returncode == 0, offline.stderr
+    assert bench.holdgate("reconcile", "list", "--json").stdout.strip() == "[]"
+    audit = bench.holdgate("log", "audit")
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    with gate:
+        told = post(gate, "/v1/refunds", payment_intent=second, amount=5)
+        assert (told.status, told.reason) == (409, "already_executed")
+
+
+def _permits(gate: Instance) -> int:
+    with SqliteReader(gate.state_dir) as reader:
+        return len(reader.list(outcome="PERMIT").receipts)
+
+
+def _of(waiting: list[Any], intent: str) -> str:
+    found = [each["id"] for each in waiting if each["actions"][0]["params"]["reference"] == intent]
+    return str(found[0])
+
+
+def _until(holds: Callable[[], bool], seconds: float = 15.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen"

@@ -89,7 +89,7 @@ def test_a_key_that_is_not_published_is_refused() -> None:
 def test_a_valid_refusal_authorises_nothing(name: str) -> None:
     # The vendor's verifiers say "ok" to a signed DENY: validity is not permission.
     assert trigguard.verify_receipt_signature(view(name), DOCUMENT)
-    asked = Trust(keys=KEYS, log=None, witnesses=(), quorum=0, require_permit=True)
+    asked = Trust(keys=KEYS, log=(), witnesses=(), quorum=0, require_permit=True)
     refusal = sign(STATEMENTS[name], RECEIPT_KEY)
     assert judge(refusal, asked, None).reason == "a valid receipt, but not of a PERMIT"
     assert judge(sign(STATEMENTS["permit"], RECEIPT_KEY), asked, None).ok

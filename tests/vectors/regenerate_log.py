@@ -123,7 +123,7 @@ def found_in(row: dict[str, Any]) -> Finding:
     """What the verifier says of a vector; a proof that cannot be read is a finding too."""
     trust = Trust(
         keys=key_set(KEYS.values()),
-        log=parse_vkey(row["vkey"]),
+        log=(parse_vkey(row["vkey"]),),
         witnesses=tuple(parse_vkey(text) for text in row["witnesses"]),
         quorum=row["quorum"],
         require_permit=True,

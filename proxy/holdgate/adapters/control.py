@@ -4,13 +4,15 @@ Only the process that owns the ledger may write it, so `holdgate doctor --prove`
 The socket is in a directory of mode 0700 beside the keys: whoever can open it could sign receipts anyway, and
 an agent, which can read none of it, can neither write a coverage nor keep one from being written.
 
-    one JSON line: {"ask": "status"}, {"ask": "reload"} or {"ask": "note", "action": ..., "details": {...}}
-    -> one JSON line back
+    one JSON line -> one JSON line back
+    {"ask": "status"} | {"ask": "reload"} | {"ask": "note", "action": ..., "details": {...}}
+    {"ask": "reconcile", "of": receipt id, "found": "executed|failed|not_sent", "note": ...}
+    {"ask": "rotate", "purpose": ..., "key_id": ...} | {"ask": "revoke", "kid": ..., "from_index": ...}
 
 Invariants (tests/test_control.py has one test named after each):
   CT1  Nobody but root and the user of the process is answered, whatever the file modes say.
   CT2  Whatever cannot be read, is too large or too slow ends with an error and writes nothing.
-  CT3  The answer to a note comes after its receipt is durable.
+  CT3  The answer to a note comes after its receipt is durable; that to a change of keys after the change.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ..errors import BackendError, ConfigError, HoldgateError, Reason
-from ..ledger import AdminNote, Noted
+from ..keyhistory import Purpose
+from ..ledger import AdminNote, Finding, Noted, OutcomeStatus
+from .keyring import KeyChange, Revocation, Rotation
 
 __all__ = ["ControlServer", "ask"]
 
@@ -41,6 +45,8 @@ _RELOAD_S: Final = 120.0  # a bundle is compiled, and its tests are run
 
 class _Ledger(Protocol):
     async def note(self, note: AdminNote) -> Noted: ...
+    async def reconcile(self, finding: Finding) -> Noted: ...
+    async def change_key(self, change: KeyChange) -> Noted: ...
 
 
 class ControlServer:
@@ -111,11 +117,37 @@ class ControlServer:
                     noted = await self._ledger.note(note)
                     self._noted(note, noted)
                     return {"id": noted.receipt_id, "index": noted.index}
+                case "reconcile":
+                    found = OutcomeStatus(asked["found"])
+                    noted = await self._ledger.reconcile(
+                        Finding(of=asked["of"], found=found, by="local", note=asked["note"])
+                    )
+                    return {"id": noted.receipt_id, "index": noted.index}
+                case "rotate" | "revoke":
+                    noted = await self._ledger.change_key(_change(asked))
+                    log.warning("keys: %s, leaf %d", asked["ask"], noted.index)
+                    return {"id": noted.receipt_id, "index": noted.index}
         except HoldgateError as error:
             return {"error": str(error)}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return {"error": f"not a question: {type(error).__name__}"}
         return {"error": "not a question"}
+
+
+def _change(asked: Mapping[str, Any]) -> KeyChange:
+    """Raises ValueError, KeyError."""
+    if asked["ask"] == "rotate":
+        return Rotation(purpose=Purpose(asked["purpose"]), key_id=_text(asked["key_id"]), by="local")
+    from_index = asked["from_index"]
+    if from_index is not None and (type(from_index) is not int or from_index < 0):
+        raise ValueError("from_index is an index")
+    return Revocation(kid=_text(asked["kid"]), from_index=from_index, by="local")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text is needed")
+    return value
 
 
 def _may_ask(uid: int) -> bool:

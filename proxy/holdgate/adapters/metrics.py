@@ -96,6 +96,7 @@ class Metrics:
         self._unmapped = _Bounded(_HOSTS)
         self._in_flight = 0
         self._log_size = 0
+        self._unknown_open = 0
         self._ca_expiry = 0.0
         self._rejected = _Bounded(len(Refusal), [refusal.value for refusal in Refusal])
         self._revision = 0
@@ -144,6 +145,9 @@ class Metrics:
 
     def log_size(self, leaves: int) -> None:
         self._log_size = leaves
+
+    def unknown_open(self, permits: int) -> None:
+        self._unknown_open = permits
 
     def ca_expiry(self, unix_s: float) -> None:
         self._ca_expiry = unix_s
@@ -195,6 +199,11 @@ class Metrics:
         for status, count in list(self._outcomes.counts.items()):
             outcomes.add_metric((status,), count)
         yield outcomes
+        yield GaugeMetricFamily(
+            "holdgate_unknown_open",
+            "Permits whose outcome is unknown until somebody reconciles them.",
+            value=self._unknown_open,
+        )
         barriers = CounterMetricFamily(
             "holdgate_barrier_trips", "Second lines of defence that fired: must stay 0.", labels=("barrier",)
         )

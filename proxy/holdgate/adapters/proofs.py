@@ -11,14 +11,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import ConfigError, HoldgateError
-from ..note import Checkpoint, Verifier, parse_vkey, verify_checkpoint
+from ..keys import key_set
+from ..note import Checkpoint, SignatureType, Verifier, parse_vkey, verify_log
 from ..tiles import consistency_from_tiles, inclusion_from_tiles
 from ..tlog import TlogError, verify_consistency
-from ..tlogproof import Proof, format_consistency, format_proof, verify_proof
-from .sequencer import CHECKPOINT, LOG
+from ..tlogproof import HEADER, Proof, format_consistency, format_proof, parse_proof, verify_proof
+from .keyfiles import load_log_keys
+from .sequencer import CHANGES, CHECKPOINT, LOG, VKEY
 from .tilestore import TileStore
 
-__all__ = ["NotCovered", "log_verifier", "prove", "prove_consistency"]
+__all__ = [
+    "NotCovered",
+    "key_changes",
+    "log_verifier",
+    "log_verifiers",
+    "prove",
+    "prove_consistency",
+    "read_changes",
+]
 
 
 class NotCovered(HoldgateError):
@@ -35,6 +45,33 @@ def log_verifier(path: Path) -> Verifier:
         raise ConfigError(str(error), file=str(path)) from error
 
 
+def log_verifiers(state_dir: Path) -> tuple[Verifier, ...]:
+    """Every key that this node's log ever had. Raises ConfigError."""
+    newest = log_verifier(state_dir / VKEY)
+    if not (state_dir / "keys").is_dir():
+        return (newest,)
+    keys = load_log_keys(state_dir).values()
+    return tuple(Verifier(name=newest.name, type=SignatureType.ED25519, key=key) for key in keys)
+
+
+def key_changes(state_dir: Path) -> bytes:
+    """The proofs of every change of the log key, one behind the other. Raises ConfigError."""
+    folder = state_dir / CHANGES
+    try:
+        return b"".join(path.read_bytes() for path in sorted(folder.glob("*.tlog-proof")))
+    except OSError as error:
+        raise ConfigError(f"cannot read: {error.strerror}", file=str(folder)) from error
+
+
+def read_changes(data: bytes) -> tuple[Proof, ...]:
+    """The inverse of key_changes(). Raises TlogError."""
+    head = HEADER.encode() + b"\n"
+    before, *texts = data.split(head)
+    if before:
+        raise TlogError("not a list of tlog-proofs")
+    return tuple(parse_proof(head + text) for text in texts)
+
+
 def prove(state_dir: Path, index: int, leaf: bytes) -> bytes:
     """The text of a `.tlog-proof` of leaf `index`. Raises NotCovered, ConfigError."""
     note, checkpoint, log = _signed(state_dir)
@@ -43,7 +80,7 @@ def prove(state_dir: Path, index: int, leaf: bytes) -> bytes:
     try:
         path = inclusion_from_tiles(index, checkpoint.size, TileStore(state_dir / LOG).read)
         proof = Proof(index=index, path=path, checkpoint=note)
-        verify_proof(proof, leaf, log)
+        verify_proof(proof, leaf, *log)
     except (TlogError, OSError) as error:
         raise ConfigError(f"the log is damaged: {error}", file=str(state_dir / LOG)) from error
     return format_proof(proof)
@@ -55,7 +92,7 @@ def prove_consistency(state_dir: Path, earlier: bytes) -> bytes:
     Raises ConfigError, and TlogError when it does not: the log was forked.
     """
     note, checkpoint, log = _signed(state_dir)
-    old = verify_checkpoint(earlier, log.name, log.key)
+    old = verify_log(earlier, log[0].name, key_set(each.key for each in log))
     if old.size > checkpoint.size:
         raise TlogError(f"{old.size} receipts were signed earlier, and now there are {checkpoint.size}")
     path: tuple[bytes, ...] = ()
@@ -69,11 +106,12 @@ def prove_consistency(state_dir: Path, earlier: bytes) -> bytes:
     return format_consistency(old.size, path, note)
 
 
-def _signed(state_dir: Path) -> tuple[bytes, Checkpoint, Verifier]:
-    log, path = log_verifier(state_dir / LOG / "key.vkey"), state_dir / CHECKPOINT
+def _signed(state_dir: Path) -> tuple[bytes, Checkpoint, tuple[Verifier, ...]]:
+    path = state_dir / CHECKPOINT
     try:
-        note = path.read_bytes()
-        return note, verify_checkpoint(note, log.name, log.key), log
+        note = path.read_bytes()  # first: the key that signed it was listed before
+        log = log_verifiers(state_dir)
+        return note, verify_log(note, log[0].name, key_set(each.key for each in log)), log
     except OSError as error:
         raise ConfigError(f"cannot read: {error.strerror}", file=str(path)) from error
     except TlogError as error:

@@ -9,9 +9,11 @@ the checkpoint; the next start makes the same ones again.
 
 Invariants (tests/test_sequencer.py has one test named after each):
   SQ1  A checkpoint is published only after every tile of its tree is durable.
-  SQ2  Nothing is signed that is not larger than the last signed tree and does not begin with it.
+  SQ2  Nothing is signed that is not larger than the last signed tree and does not begin with it; the same
+       tree again only to hand over to another key.
   SQ3  A checkpoint that is not the one written last is never overwritten.
   SQ4  Killed at any step, the next start gets to the same log.
+  SQ5  A log key hands over with one checkpoint that both sign; the proof of it is kept in `log/changes/`.
 """
 
 from __future__ import annotations
@@ -25,18 +27,21 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
-from ..keys import SigningKey
-from ..note import Checkpoint, sign_checkpoint
-from ..tiles import Edge, Tile, new_tiles
+from ..keys import Signer
+from ..note import Checkpoint, sign_checkpoint, vkey
+from ..tiles import Edge, Tile, inclusion_from_tiles, new_tiles
 from ..tlog import TlogError, Tree
+from ..tlogproof import Proof, format_proof
 from .durable import replace_file
 from .sqlite_schema import DB_NAME, connect_reader
 from .tilestore import TileMissing, TileStore
 
-__all__ = ["CHECKPOINT", "LOG", "Sequencer", "edge_of"]
+__all__ = ["CHANGES", "CHECKPOINT", "LOG", "VKEY", "Sequencer", "edge_of"]
 
 LOG: Final = Path("log")
 CHECKPOINT: Final = LOG / "checkpoint"
+VKEY: Final = LOG / "key.vkey"
+CHANGES: Final = LOG / "changes"
 _INTERVAL_S: Final = 0.5  # between two checkpoints: half of what we promise
 _CHUNK: Final = 64  # leaves at once: under a millisecond of the interpreter, and no long read of SQLite's
 _PAUSE_S: Final = 0.001  # between two chunks, while others have work: the event loop comes first
@@ -74,7 +79,7 @@ class Sequencer:
         *,
         state_dir: Path,
         origin: str,
-        key: SigningKey,
+        key: Signer,
         edge: Edge,
         signed: int,
         head: Callable[[], Tree],
@@ -85,6 +90,7 @@ class Sequencer:
         self._tiles = TileStore(state_dir / LOG)
         self._note = _read(state_dir / CHECKPOINT)
         self._signed = signed
+        self._lock = threading.Lock()  # one publication at a time
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._abandon = False
@@ -125,18 +131,43 @@ class Sequencer:
 
     def publish(self) -> None:
         """Bring tiles and checkpoint up to what is committed. Raises TlogError, OSError, sqlite3.Error."""
+        with self._lock:
+            self._publish(None)
+
+    def hand_over(self, key: Signer, index: int) -> None:
+        """Publish the tree that ends with leaf `index`, signed by the log key and by `key`, which is the log
+        key from then on. Nothing may be committed meanwhile. Repeatable. Raises as publish() does."""
+        with self._lock:
+            if self._head().size != index + 1:
+                raise TlogError(f"the log went on after leaf {index}, which names another log key")
+            self._publish(key)
+            self._keep_change(index)
+            replace_file(self._state_dir / VKEY, vkey(self._origin, key.public).encode() + b"\n")
+            self._key = key
+
+    def _keep_change(self, index: int) -> None:
+        """Keep what leads from the old key to the new one: the leaf, and its proof under both."""
+        with contextlib.closing(connect_reader(self._state_dir / DB_NAME)) as db:
+            leaf = db.execute("SELECT jws FROM receipts WHERE idx = ?", (index,)).fetchone()[0]
+        path = inclusion_from_tiles(index, index + 1, self._tiles.read)
+        proof = Proof(index=index, path=path, checkpoint=self._note or b"", extra=leaf)
+        folder = self._state_dir / CHANGES
+        folder.mkdir(mode=0o755, exist_ok=True)
+        replace_file(folder / f"{index:019d}.tlog-proof", format_proof(proof))
+
+    def _publish(self, coming: Signer | None) -> None:
         head, start = self._head(), self._edge.size
         if head.size < self._signed:
             raise TlogError(f"{self._signed} receipts were signed, and the ledger has {head.size}")
-        if head.size == start == self._signed and self._note is not None:
+        if head.size == start == self._signed and self._note is not None and coming is None:
             return
         with contextlib.closing(connect_reader(self._state_dir / DB_NAME)) as db:
             self._extend(db, head.size)
         if self._edge.tree != head:
             raise TlogError(f"the first {head.size} receipts on disk are not those that were committed")
         self._tiles.write(self._edge.partials())
-        if head.size > self._signed or self._note is None:
-            self._sign(head)
+        if head.size > self._signed or self._note is None or coming is not None:
+            self._sign(head, coming)
         self._tiles.prune(new_tiles(start, head.size))
 
     def _extend(self, db: sqlite3.Connection, size: int) -> None:
@@ -157,11 +188,11 @@ class Sequencer:
                 time.sleep(_PAUSE_S)
         self._tiles.write(filled)
 
-    def _sign(self, head: Tree) -> None:
+    def _sign(self, head: Tree, coming: Signer | None) -> None:
         path = self._state_dir / CHECKPOINT
         if _read(path) != self._note:
             raise TlogError("the checkpoint on disk is not the one written last")
-        note = sign_checkpoint(self._origin, head, self._key)
+        note = sign_checkpoint(self._origin, head, self._key, *([coming] if coming else []))
         replace_file(path, note)
         self._note, self._signed = note, head.size
 

@@ -54,6 +54,7 @@ from .engine import build_engine
 from .exec_door import ExecDoor
 from .fitness import check_ca, check_connect_to
 from .forced import build_door, build_stub, know_users, serve_handed
+from .gate_client import GateClient, ReportingLedger
 from .handed import take
 from .keyfiles import Keys, load_keys
 from .metrics import Metrics
@@ -182,6 +183,7 @@ class Server:
             try:
                 await self.addon.sweep()
                 self.metrics.log_size(self.ledger.size)
+                self.metrics.unknown_open(self.ledger.unknown)
             except Exception:
                 log.exception("sweep failed")
 
@@ -237,6 +239,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
             task.cancel()
         await control.stop()
         await server.pipeline.dispatcher.close()
+        if isinstance(server.pipeline.gatekeeper, GateClient):
+            await server.pipeline.gatekeeper.close()
         await server.admin.stop()
         await asyncio.to_thread(server.ledger.close)
 
@@ -286,6 +290,7 @@ async def _build(config: Config) -> Server:
         else:
             metrics.bundle_active(bundle.revision, math.inf)
         pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
+        _ask_elsewhere(config, pipeline)
         pipeline.vouches_for = _vouching(authority)
         if activator is not None:
             activator.activate = partial(setattr, pipeline, "bundle")
@@ -355,6 +360,14 @@ def _around(
     )
 
 
+def _ask_elsewhere(config: Config, pipeline: Pipeline) -> None:
+    """Where `gate:` names one, it decides in place of the policies here. Raises ConfigError."""
+    if config.gate is not None:
+        client = GateClient.open(config.gate, clock_us)
+        pipeline.gatekeeper = client
+        pipeline.ledger = ReportingLedger(ledger=pipeline.ledger, client=client)
+
+
 def _keep(config: Config, bundle: Bundle) -> None:
     keep_bundle(config.state_dir, bundle, surfaces=config.surfaces, policies=config.policies)
 
@@ -368,7 +381,7 @@ def _pipeline(
         ledger=ledger,
         dispatcher=_dispatcher(config),
         evidence=Evidence(
-            signer=keys.receipt,
+            signer=ledger.signer,
             issuer=config.issuer,
             node=config.node,
             fleet_key=keys.fleet,

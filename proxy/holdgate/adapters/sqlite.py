@@ -5,6 +5,7 @@
 The thread commits whatever queued while the last commit ran; nobody waits for company. Outcomes
 alone wait up to `linger_s` for a decision to share its commit with, since nobody waits for them.
 Tiles and checkpoint follow a commit within a second, in a thread of their own (sequencer.py).
+One class for two threads, a little over 400 lines: they are read together or not at all.
 
 Invariants (tests/test_sqlite.py has one test named after each):
   S1  A future gets its Recorded only after the COMMIT that holds it returned, in leaf order.
@@ -15,6 +16,7 @@ Invariants (tests/test_sqlite.py has one test named after each):
   S6  A permit whose caller went away before it could dispatch becomes not_sent.
   S7  Nothing is recorded in a file that has not been the one in the state directory for 20 ms.
   S8  After a fence, or the receipt of an activation, no PERMIT under another bundle is recorded.
+  S9  Another key signs from the leaf after the one that names it, and only by way of rotate().
 """
 
 from __future__ import annotations
@@ -33,13 +35,16 @@ from typing import Any, Final
 
 from ..erasure import EraseOrder
 from ..errors import BackendError, ConfigError, HoldgateError, Outcome, Reason
-from ..keys import SigningKey
-from ..ledger import AdminNote, Judge, Noted, OutcomeStatus, Recorded, State
+from ..keyhistory import ACTIONS
+from ..keys import Signer
+from ..ledger import AdminNote, Finding, Judge, Noted, OutcomeStatus, Recorded, State
 from ..note import vkey
-from ..statement import check_admin
+from ..statement import StatementError, check_admin, check_finding
 from ..tlog import TlogError, Tree
 from .durable import replace_file
-from .sequencer import LOG, Sequencer
+from .keyfiles import Device
+from .keyring import ActiveSigner, KeyChange, KeyRing, Revocation, Rotation
+from .sequencer import VKEY, Sequencer
 from .sqlite_batch import Batch, Fence, Node, OutcomeNote, Permit, Written
 from .sqlite_erase import Eraser
 from .sqlite_open import Prepared, files_of, free_bytes, lock_directory, prepare, read_permits
@@ -58,7 +63,7 @@ type _Result = tuple[_Pending, Recorded | Noted | HoldgateError]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pending:
-    work: Judge | AdminNote | EraseOrder
+    work: Judge | AdminNote | EraseOrder | KeyChange | Finding
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]  # of Recorded for a Judge, of Noted for a note
 
@@ -81,12 +86,13 @@ class SqliteLedger:
         state_dir: Path,
         lock: int,
         node: Node,
-        log_key: SigningKey,
+        keys: KeyRing,
         linger_s: float,
         headroom_bytes: int,
         free: Callable[[Path], int],
     ) -> None:
         self._db, self._dir, self._lock, self._node = prepared.db, state_dir, lock, node
+        self._keys = keys
         self._head, self._linger_s, self._headroom_bytes, self._free = (
             prepared.head,
             linger_s,
@@ -95,6 +101,7 @@ class SqliteLedger:
         )
         self._queue: queue.SimpleQueue[_Pending | OutcomeNote | object] = queue.SimpleQueue()
         self._live: dict[str, Permit] = {}
+        self._unknown = len(read_permits(prepared.db, State.UNKNOWN))
         self._active = ""  # the bundle that PERMITs need: see fence()
         self._dead = ""  # why nothing is recorded any more
         self._is_full = False  # found so at the last commit
@@ -105,7 +112,7 @@ class SqliteLedger:
         self._sequencer = Sequencer(
             state_dir=state_dir,
             origin=node.origin,
-            key=log_key,
+            key=keys.log.now,
             edge=prepared.edge,
             signed=prepared.signed,
             head=self._tree,
@@ -117,8 +124,8 @@ class SqliteLedger:
         cls,
         state_dir: Path,
         *,
-        receipt_key: SigningKey,
-        log_key: SigningKey,
+        receipt_key: Signer,
+        log_key: Signer,
         origin: str,
         node: str,
         clock_us: Callable[[], int],
@@ -126,10 +133,12 @@ class SqliteLedger:
         linger_s: float = 0.002,
         headroom_bytes: int = 64 << 20,
         free: Callable[[Path], int] = free_bytes,
+        device: Device | None = None,
     ) -> SqliteLedger:
         """Open or create the ledger, audit its tail, close what a crash left open. Raises ConfigError."""
+        keys = KeyRing(state_dir, receipt_key, log_key, device)
         where = Node(
-            key=receipt_key,
+            key=keys.receipt,
             origin=origin,
             name=node,
             owner=nonce16().hex(),
@@ -145,12 +154,13 @@ class SqliteLedger:
                 state_dir=state_dir,
                 lock=lock,
                 node=where,
-                log_key=log_key,
+                keys=keys,
                 linger_s=linger_s,
                 headroom_bytes=headroom_bytes,
                 free=free,
             )
-            ledger._recover(vkey(origin, log_key.public))
+            keys.settle(ledger._db, ledger._sequencer)
+            ledger._recover(vkey(origin, keys.log.public))
         except (sqlite3.Error, OSError, TlogError) as error:
             os.close(lock)
             raise ConfigError(f"cannot open the ledger: {error}", file=str(state_dir / DB_NAME)) from error
@@ -162,9 +172,19 @@ class SqliteLedger:
         return ledger
 
     @property
+    def signer(self) -> ActiveSigner:
+        """The receipt key in use. A judge signs with it, in the serial step."""
+        return self._keys.receipt
+
+    @property
     def size(self) -> int:
         """How many receipts are durable."""
         return self._head.tree.size
+
+    @property
+    def unknown(self) -> int:
+        """How many permits have an outcome that nobody knows."""
+        return self._unknown
 
     @property
     def healthy(self) -> bool:
@@ -189,7 +209,22 @@ class SqliteLedger:
         """Write an admin receipt; durable when it returns. Raises StatementError before anything is queued
         when no receipt may say this, BackendError as record() does."""
         check_admin(note.action, note.by, note.details)
+        if note.action in ACTIONS:
+            raise StatementError("a receipt about keys is written by a change of keys only")
         noted: Noted = await self._ask(note)
+        return noted
+
+    async def reconcile(self, finding: Finding) -> Noted:
+        """Write what was found out about an unknown outcome; its keys and budgets follow. Raises
+        StatementError before anything is queued, ReconcileError when that permit's outcome is not unknown."""
+        check_finding(finding)
+        noted: Noted = await self._ask(finding)
+        return noted
+
+    async def change_key(self, change: KeyChange) -> Noted:
+        """Rotate or revoke a key. When it returns, the change is in the log, and has been made. Raises
+        ConfigError for a change that cannot be, BackendError as record() does."""
+        noted: Noted = await self._ask(change)
         return noted
 
     async def erase(self, order: EraseOrder) -> Erased:
@@ -202,7 +237,7 @@ class SqliteLedger:
             await asyncio.sleep(0.01)
         return Erased(noted=noted, out_of_files=self._eraser.done(noted.index))
 
-    async def _ask(self, work: Judge | AdminNote | EraseOrder) -> Any:
+    async def _ask(self, work: Judge | AdminNote | EraseOrder | KeyChange | Finding) -> Any:
         loop = asyncio.get_running_loop()
         pending = _Pending(work=work, loop=loop, future=loop.create_future())
         self._queue.put(pending)
@@ -299,7 +334,7 @@ class SqliteLedger:
                 while isinstance(group[-1], OutcomeNote) and len(group) < _GROUP:
                     group.append(self._queue.get(timeout=max(0.0, until - time.monotonic())))
         with contextlib.suppress(queue.Empty):
-            while len(group) < _GROUP:
+            while len(group) < _GROUP and not _changes_key(group[-1]):
                 group.append(self._queue.get_nowait())
         return group
 
@@ -330,7 +365,7 @@ class SqliteLedger:
                 batch.active = item.digest
             elif isinstance(item, _Pending):
                 # What is left of the disk is for outcomes: they were promised.
-                verdict = _full() if is_full else batch.attempt(item.work)
+                verdict = _full() if is_full else self._attempt(batch, item.work)
                 if isinstance(verdict, HoldgateError):
                     refused.append((item, verdict))
                 else:
@@ -342,7 +377,22 @@ class SqliteLedger:
         batch.write()
         self._db.execute("COMMIT")
         self._advance(batch)
+        self._keys.finish(batch.size - 1, self._sequencer)
         return [(item, _durable(written)) for item, written in worked] + refused
+
+    def _attempt(
+        self, batch: Batch, work: Judge | AdminNote | EraseOrder | KeyChange | Finding
+    ) -> Written | HoldgateError:
+        if not isinstance(work, Rotation | Revocation):
+            return batch.attempt(work)
+        # The last of its group, so that every other receipt of the group is the old key's.
+        try:
+            written = batch.attempt(self._keys.plan(work, batch.size))
+        except HoldgateError as error:
+            written = error
+        if isinstance(written, HoldgateError):
+            self._keys.discard()
+        return written
 
     def _check_files(self) -> None:
         # SQLite goes on writing to a file that was deleted or moved away; nobody would ever find it again.
@@ -355,6 +405,7 @@ class SqliteLedger:
 
     def _advance(self, batch: Batch) -> None:
         self._head, self._active = batch.head, batch.active
+        self._unknown += batch.unknown
         self._sequencer.wake()
         for index, erasure in batch.erasing:
             self._eraser.start(index, erasure)
@@ -397,7 +448,7 @@ class SqliteLedger:
 
     def _recover(self, log_vkey: str) -> None:
         """Give every permit of a dead owner its `unknown` receipt: it may have been dispatched."""
-        replace_file(self._dir / LOG / "key.vkey", log_vkey.encode() + b"\n")
+        replace_file(self._dir / VKEY, log_vkey.encode() + b"\n")
         orphans = read_permits(self._db, State.DISPATCHING)
         if orphans:
             self._commit_group(
@@ -413,6 +464,10 @@ class SqliteLedger:
             )
         self._sequencer.publish()
         self._eraser.resume()
+
+
+def _changes_key(item: object) -> bool:
+    return isinstance(item, _Pending) and isinstance(item.work, Rotation | Revocation)
 
 
 def _durable(written: Written) -> Recorded | Noted:

@@ -13,8 +13,9 @@ from typing import Final
 
 from ..erasure import EraseOrder, Erasure
 from ..errors import BackendError, HoldgateError, InputError, Outcome, Reason
-from ..keys import SigningKey
+from ..keys import Signer
 from ..ledger import (
+    FINDINGS,
     NO_BUDGETS,
     RELEASING,
     SOURCES,
@@ -23,9 +24,11 @@ from ..ledger import (
     Charge,
     ClaimRow,
     Entry,
+    Finding,
     Judge,
     Noted,
     OutcomeStatus,
+    ReconcileError,
     State,
     Superseded,
     Total,
@@ -35,7 +38,7 @@ from ..ledger import (
     settle,
     settle_claim,
 )
-from ..receipt import MAX_BYTES, admin_statement, new_receipt_id, outcome_statement, sign
+from ..receipt import MAX_BYTES, admin_statement, jws_prefix, new_receipt_id, outcome_statement, sign
 from ..sealing import Sealed
 from ..tlog import Tree, leaf_hash
 from .sqlite_schema import (
@@ -64,7 +67,7 @@ type Written = tuple[Entry, int] | Noted  # in a transaction that is still open
 class Node:
     """What a ledger signs with, and where time and randomness come from."""
 
-    key: SigningKey
+    key: Signer
     origin: str
     name: str
     owner: str  # this process's run: permits of another owner are nobody's
@@ -127,6 +130,7 @@ class Batch:
         self._changes: dict[tuple[str, int], Charge] = {}  # to the counters' rows; amounts may be negative
         self._sealed: list[tuple[int, Sealed]] = []
         self.permits: dict[str, Permit] = {}
+        self.unknown = 0  # by how much the number of unknown outcomes changes
         self.erasing: list[tuple[int, Erasure]] = []  # orders, each under the index of its receipt
 
     @property
@@ -134,18 +138,25 @@ class Batch:
         return Head(tree=self._tree, iat_us=self._iat_us)
 
     @property
+    def size(self) -> int:
+        """The index of the next leaf."""
+        return self._tree.size
+
+    @property
     def is_empty(self) -> bool:
         return not self._receipts
 
-    def attempt(self, work: Judge | AdminNote | EraseOrder) -> Written | HoldgateError:
+    def attempt(self, work: Judge | AdminNote | EraseOrder | Finding) -> Written | HoldgateError:
         """What the COMMIT will make durable, or why nothing will be. Raises sqlite3.Error only."""
         try:
             if isinstance(work, EraseOrder):
                 return self.erase(work)
+            if isinstance(work, Finding):
+                return self.reconcile(work)
             return self.note(work) if isinstance(work, AdminNote) else self.judge(work)
         except sqlite3.Error:
             raise
-        except (InputError, BackendError) as error:
+        except (InputError, BackendError, ReconcileError) as error:
             return error
         except Exception as error:  # noqa: BLE001  (a judge is ours, but one bug must not stop the store)
             return BackendError(Reason.INTERNAL_ERROR, f"judge: {type(error).__name__}: {error}")
@@ -249,14 +260,31 @@ class Batch:
                     self._change(charge, -1)
         return replace(permit, charges=())
 
+    def reconcile(self, finding: Finding) -> Noted:
+        """What was found out about an unknown outcome. Whatever is raised concerns this finding only."""
+        permit = self._permit(_text(finding.of))
+        if permit is None:
+            raise ReconcileError(f"no PERMIT has the id {finding.of}")
+        if permit.state is not State.UNKNOWN:
+            raise ReconcileError(f"the outcome of {finding.of} is {permit.state}, not unknown")
+        if finding.found not in FINDINGS:
+            raise ReconcileError(f"{finding.found} is nothing that can be found out")
+        note = OutcomeNote(
+            receipt_id=finding.of, status=OutcomeStatus.RECONCILED, http_status=0, delivered=False
+        )
+        index = self.head.tree.size
+        receipt_id = self._outcome(permit, note, finding)
+        return Noted(receipt_id=receipt_id, iat_us=self._iat_us, index=index)
+
     def outcome(self, note: OutcomeNote) -> None:
         """Write the outcome receipt of a permit; nothing when it already has this or a final one."""
         permit = self._permit(note.receipt_id)
-        if permit is None:
-            return
-        state = settle(permit.state, note.status, note.delivered)
-        if state is permit.state:
-            return
+        if permit is not None and settle(permit.state, note.status, note.delivered) is not permit.state:
+            self._outcome(permit, note, None)
+
+    def _outcome(self, permit: Permit, note: OutcomeNote, finding: Finding | None) -> str:
+        found = finding.found if finding else OutcomeStatus.EXECUTED
+        state = settle(permit.state, note.status, note.delivered, found)
         http_status = note.http_status if 100 <= note.http_status <= 599 else 0
         now_us = self._now_us()
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
@@ -268,9 +296,11 @@ class Batch:
             of=note.receipt_id,
             status=note.status,
             http_status=http_status,
+            finding=finding,
         )
         jws = sign(statement, self._node.key)
         self._append(receipt_id, ("outcome", "", note.status.value, "", ""), now_us, jws)
+        before = permit.state
         if permit.charges and state in RELEASING:
             permit = self._release(permit, now_us)
         self.permits[permit.receipt_id] = replace(permit, state=state, http_status=http_status)
@@ -278,8 +308,10 @@ class Batch:
             row = self._claim(key)
             if row is not None:
                 self._claims[key] = settle_claim(
-                    row, permit.receipt_id, note.status, http_status, delivered=note.delivered
+                    row, permit.receipt_id, note.status, http_status, delivered=note.delivered, found=found
                 )
+        self.unknown += (state is State.UNKNOWN) - (before is State.UNKNOWN)
+        return receipt_id
 
     def note(self, note: AdminNote) -> Noted:
         """Write an admin receipt. Whatever is raised concerns this note only."""
@@ -374,6 +406,8 @@ class Batch:
         _text(entry.agent), _text(entry.surface)
         if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, bytes | None):
             raise BackendError(Reason.INTERNAL_ERROR, "the entry's receipt and inputs must be bytes")
+        if not entry.jws.startswith(jws_prefix(self._node.key.kid)):
+            raise BackendError(Reason.INTERNAL_ERROR, "the entry is not signed with the key in use")
         sealed = entry.sealed
         if not isinstance(sealed, Sealed | None) or (sealed is not None and entry.inputs is not None):
             raise BackendError(Reason.INTERNAL_ERROR, "what is sealed is not kept in clear")

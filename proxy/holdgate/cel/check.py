@@ -12,10 +12,10 @@ Invariants (tests/test_cel_check.py):
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Final, assert_never
+from typing import Any, Final, NamedTuple
 
 from .foreign import NAMES
 from .model import (
@@ -27,7 +27,6 @@ from .model import (
     Call,
     CelError,
     Conditional,
-    Constant,
     Environment,
     Field,
     Has,
@@ -47,7 +46,7 @@ from .model import (
     Unary,
 )
 
-__all__ = ["Checked", "check", "path_of", "type_of_constant"]
+__all__ = ["Checked", "check", "path_of"]
 
 _NOTHING: Final[frozenset[str]] = frozenset()
 
@@ -56,10 +55,10 @@ _NOTHING: Final[frozenset[str]] = frozenset()
 class Checked:
     type: Type
     paths: frozenset[str]  # every input and constant that is named: "params.amount", "approvals"
+    if_true: frozenset[str]  # fields that are present when the expression is true
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
+class _Result(NamedTuple):
     """A type, and the fields that are present if the expression is true, and if it is false."""
 
     type: Type
@@ -67,13 +66,13 @@ class _Result:
     if_false: frozenset[str] = _NOTHING
 
 
-def check(node: Node, environment: Environment, source: str) -> Checked:
-    """Type `node` against `environment`. Raises CelError."""
+def check(node: Node, environment: Environment, source: str, present: frozenset[str] = _NOTHING) -> Checked:
+    """Type `node` against `environment`. Raises CelError. `present`: fields that are known to be there."""
     checker = _Checker(environment, source)
-    result = checker.check(node, _NOTHING)
+    result = checker.check(node, present)
     if isinstance(result.type, Record):
         raise checker.fail(node, "this is a record; name one of its fields")
-    return Checked(type=result.type, paths=frozenset(checker.paths))
+    return Checked(type=result.type, paths=frozenset(checker.paths), if_true=result.if_true)
 
 
 def path_of(node: Node) -> str | None:
@@ -86,29 +85,15 @@ def path_of(node: Node) -> str | None:
     return None
 
 
-def type_of_constant(value: Constant) -> Type:
-    """The type of a policy's constant. Raises ValueError with what is wrong."""
-    if isinstance(value, bool):
-        return BOOL
-    if isinstance(value, int):
-        return INT
-    if isinstance(value, str):
-        return STRING
-    items = list(value.values()) if isinstance(value, dict) else value
-    types = {type_of_constant(item) for item in items}
-    if len(types) != 1:
-        raise ValueError("needs at least one item" if not types else "mixes items of different types")
-    item = types.pop()
-    if not isinstance(item, Scalar):
-        raise ValueError("may hold integers, strings and booleans only")
-    return MapOf(item) if isinstance(value, dict) else ListOf(item)
+_LITERALS: Final = {bool: _Result(BOOL), int: _Result(INT), str: _Result(STRING)}
+_BOOL_RESULT: Final = _LITERALS[bool]
+_INT_RESULT: Final = _LITERALS[int]
 
 
 class _Checker:
     def __init__(self, environment: Environment, source: str) -> None:
         self._source = source
-        constants = {name: Field(type_of_constant(value)) for name, value in environment.constants.items()}
-        self._roots: dict[str, Type] = {**environment.roots, "constants": Record(constants)}
+        self._roots = environment.types
         self._variables: dict[str, Type] = {}
         self.paths: set[str] = set()
 
@@ -117,31 +102,10 @@ class _Checker:
 
     def check(self, node: Node, present: frozenset[str]) -> _Result:
         """`present`: fields known to be there when this node's value matters."""
-        match node:
-            case Literal():
-                return _Result(_type_of_literal(node))
-            case Ident() | Select():
-                return self._name(node, present)
-            case Has():
-                return self._has(node, present)
-            case Index():
-                return self._index(node, present)
-            case ListLiteral():
-                return self._list(node, present)
-            case Unary():
-                return self._unary(node, present)
-            case Binary():
-                return self._binary(node, present)
-            case Logic():
-                return self._logic(node, present)
-            case Conditional():
-                return self._conditional(node, present)
-            case Call():
-                return self._call(node, present)
-            case Quantifier():
-                return self._quantifier(node, present)
-            case _:
-                assert_never(node)
+        return _CHECKS[type(node)](self, node, present)
+
+    def _literal(self, node: Literal, _present: frozenset[str]) -> _Result:
+        return _LITERALS[type(node.value)]
 
     def _want(self, node: Node, present: frozenset[str], want: Type, what: str) -> _Result:
         result = self.check(node, present)
@@ -235,7 +199,7 @@ class _Checker:
     def _unary(self, node: Unary, present: frozenset[str]) -> _Result:
         if node.op == "-":
             self._want(node.operand, present, INT, "-")
-            return _Result(INT)
+            return _INT_RESULT
         inner = self._want(node.operand, present, BOOL, "!")
         return _Result(BOOL, if_true=inner.if_false, if_false=inner.if_true)
 
@@ -249,7 +213,7 @@ class _Checker:
             for side, kind in ((node.left, left), (node.right, right)):
                 if kind != INT:
                     raise self.fail(side, f"{op} needs int, found {kind}{_hint(INT, kind)}")
-            return _Result(INT)
+            return _INT_RESULT
         if op == "in":
             self._check_in(node, left, right)
         elif left != right:
@@ -261,7 +225,7 @@ class _Checker:
                 raise self.fail(node, f"{op} cannot compare {left}; compare single fields")
         elif left not in (INT, STRING):
             raise self.fail(node, f"{op} orders integers or strings, found {left}")
-        return _Result(BOOL)
+        return _BOOL_RESULT
 
     def _check_in(self, node: Binary, left: Type, right: Type) -> None:
         if isinstance(right, MapOf):
@@ -320,13 +284,13 @@ class _Checker:
             kind = self.check(node.args[0], present).type
             if kind != STRING and not isinstance(kind, ListOf | MapOf):
                 raise self.fail(node.args[0], f"size() needs a string, list or map, found {kind}")
-            return _Result(INT)
+            return _INT_RESULT
         receiver = self.check(node.args[0], present).type
         if node.function == "contains" and isinstance(receiver, ListOf):
             raise self.fail(node, "for a list write `item in list`; contains() is for strings")
         for arg in node.args:
             self._want(arg, present, STRING, f"{node.function}()")
-        return _Result(BOOL)
+        return _BOOL_RESULT
 
     def _quantifier(self, node: Quantifier, present: frozenset[str]) -> _Result:
         over = self.check(node.over, present).type
@@ -343,13 +307,24 @@ class _Checker:
         self._variables[node.variable] = over.item
         self._want(node.predicate, present, BOOL, f"the condition of {node.function}()")
         del self._variables[node.variable]
-        return _Result(BOOL)
+        return _BOOL_RESULT
 
 
-def _type_of_literal(node: Literal) -> Scalar:
-    if isinstance(node.value, bool):
-        return BOOL
-    return INT if isinstance(node.value, int) else STRING
+# One method for each kind of node; the names of the kinds are those of model.Node.
+_CHECKS: Final[Mapping[type, Callable[[_Checker, Any, frozenset[str]], _Result]]] = {
+    Literal: _Checker._literal,
+    Ident: _Checker._name,
+    Select: _Checker._name,
+    Has: _Checker._has,
+    Index: _Checker._index,
+    ListLiteral: _Checker._list,
+    Unary: _Checker._unary,
+    Binary: _Checker._binary,
+    Logic: _Checker._logic,
+    Conditional: _Checker._conditional,
+    Call: _Checker._call,
+    Quantifier: _Checker._quantifier,
+}
 
 
 def _hint(wanted: Type, found: Type) -> str:

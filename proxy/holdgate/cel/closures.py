@@ -10,10 +10,9 @@ Invariants: V1 to V4 of evaluate.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from operator import eq, ge, gt, le, lt, ne
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .model import INT_MAX, INT_MIN, MAX_ITERATIONS
 
@@ -80,8 +79,7 @@ class Budget:
         self.left = steps
 
 
-@dataclass(frozen=True, slots=True)
-class Compiled:
+class Compiled(NamedTuple):
     run: Run
     constant: bool = False
     value: Any = None  # when constant

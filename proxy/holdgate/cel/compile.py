@@ -7,7 +7,8 @@ Invariants: V1 to V4 of evaluate.py.
 
 from __future__ import annotations
 
-from typing import assert_never
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from .closures import (
     ARITHMETIC,
@@ -55,40 +56,31 @@ class Compiler:
     """Knows which slot of a frame each root has, and which variables are in scope."""
 
     def __init__(self, environment: Environment) -> None:
-        self._slots = environment.slots()
+        self._slots = environment.slots
         self._constants = environment.constants
         self._variables: dict[str, int] = {}
         self._budget_slot = len(self._slots) + MAX_COMPREHENSIONS
 
     def compile(self, node: Node) -> Compiled:
-        match node:
-            case Literal(value=value):
-                return constant_value(value)
-            case Ident():
-                return self._ident(node)
-            case Select():
-                return self._select(node)
-            case Has():
-                return self._has(node)
-            case Index():
-                return folded(load_index, self.compile(node.operand), self.compile(node.key))
-            case ListLiteral():
-                return make_list([self.compile(item) for item in node.items])
-            case Unary():
-                return folded(negation if node.op == "!" else minus, self.compile(node.operand))
-            case Binary():
-                return self._binary(node)
-            case Logic():
-                return logic(node.op == "&&", [self.compile(part) for part in node.parts])
-            case Conditional():
-                parts = (self.compile(node.test), self.compile(node.then), self.compile(node.other))
-                return folded(choose, *parts)
-            case Call():
-                return folded(CALLS[node.function], *(self.compile(arg) for arg in node.args))
-            case Quantifier():
-                return self._quantifier(node)
-            case _:
-                assert_never(node)
+        return _COMPILES[type(node)](self, node)
+
+    def _index(self, node: Index) -> Compiled:
+        return folded(load_index, self.compile(node.operand), self.compile(node.key))
+
+    def _list(self, node: ListLiteral) -> Compiled:
+        return make_list([self.compile(item) for item in node.items])
+
+    def _unary(self, node: Unary) -> Compiled:
+        return folded(negation if node.op == "!" else minus, self.compile(node.operand))
+
+    def _logic(self, node: Logic) -> Compiled:
+        return logic(node.op == "&&", [self.compile(part) for part in node.parts])
+
+    def _conditional(self, node: Conditional) -> Compiled:
+        return folded(choose, self.compile(node.test), self.compile(node.then), self.compile(node.other))
+
+    def _call(self, node: Call) -> Compiled:
+        return folded(CALLS[node.function], *(self.compile(arg) for arg in node.args))
 
     # --- names ---
 
@@ -135,3 +127,20 @@ class Compiler:
         del self._variables[node.variable]
         # Not folded even without inputs: its steps count against the budget like all others.
         return Compiled(quantified(node.function == "exists", over, predicate, slot, self._budget_slot))
+
+
+# One method for each kind of node; the names of the kinds are those of model.Node.
+_COMPILES: Final[Mapping[type, Callable[[Compiler, Any], Compiled]]] = {
+    Literal: lambda _compiler, node: constant_value(node.value),
+    Ident: Compiler._ident,
+    Select: Compiler._select,
+    Has: Compiler._has,
+    Index: Compiler._index,
+    ListLiteral: Compiler._list,
+    Unary: Compiler._unary,
+    Binary: Compiler._binary,
+    Logic: Compiler._logic,
+    Conditional: Compiler._conditional,
+    Call: Compiler._call,
+    Quantifier: Compiler._quantifier,
+}

@@ -13,14 +13,16 @@ Invariants (tests/test_cel_evaluate.py, V2 in tests/test_cel_differential.py):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from .check import check
-from .closures import Budget, EvalFault, Fault, Frame, Run, logic
+from .closures import Budget, Compiled, EvalFault, Fault, Frame, Run, logic
 from .compile import Compiler
-from .model import CelError, Environment, Logic, Type
+from .cost import Cost, cost_of, total
+from .model import BOOL, MAX_DEPTH, MAX_SOURCE, PER_POLICY, CelError, Environment, Logic, Type
 from .parse import parse
 
 __all__ = ["Budget", "Conjunct", "EvalError", "Fault", "Frame", "Program", "compile_program", "explain"]
@@ -52,10 +54,11 @@ class Program:
     source: str
     type: Type
     paths: frozenset[str]  # inputs and constants that it names: "params.amount"
+    cost: Cost  # of its worst case
     constant: object  # its value (or EvalError) when no input can change it, else None
     roots: tuple[str, ...]  # what the first slots of a frame hold
     run: Run
-    conjuncts: tuple[tuple[str, Run], ...]
+    conjuncts: tuple[tuple[int, int, Run], ...]  # of the top-level &&: where it stands in the source
 
     def frame(self, values: Mapping[str, Any], budget: Budget | None = None) -> Frame:
         """A frame for any program of the same environment."""
@@ -66,38 +69,129 @@ class Program:
         return _evaluate(self.run, frame)
 
 
+class _Part(NamedTuple):
+    """One conjunct, compiled: what a rule needs of it, wherever it stands."""
+
+    type: Type
+    paths: frozenset[str]
+    if_true: frozenset[str]
+    cost: Cost
+    compiled: Compiled
+    start: int
+    end: int
+
+
 def compile_program(source: str, environment: Environment, *, expect: Type | None = None) -> Program:
     """Parse, check and compile one expression. Raises CelError."""
-    node = parse(source)
-    checked = check(node, environment, source)
-    if expect is not None and checked.type != expect:
-        raise CelError(f"the whole expression must be {expect}, found {checked.type}", source, node.start)
-    compiler = Compiler(environment)
-    parts = node.parts if isinstance(node, Logic) and node.op == "&&" else (node,)
-    pieces = [compiler.compile(part) for part in parts]
+    try:
+        parts = _parts(source, environment)
+    except CelError:
+        parts = None  # said again below, with its place in the whole
+    if parts is None:
+        parts = _whole(source, environment)
+    kind = parts[0].type if len(parts) == 1 else BOOL
+    if expect is not None and kind != expect:
+        message = f"the whole expression must be {expect}, found {kind}"
+        raise CelError(message, source, parts[0].start)
     # One program of the whole rule, not one for each conjunct: `error && false` is false.
-    compiled = pieces[0] if len(pieces) == 1 else logic(True, pieces)
-    texts = (" ".join(source[part.start : part.end].split()) for part in parts)
-    slots = environment.slots()
+    compiled = parts[0].compiled if len(parts) == 1 else logic(True, [part.compiled for part in parts])
+    paths = frozenset().union(*(part.paths for part in parts))
     program = Program(
         source=source,
-        type=checked.type,
-        paths=checked.paths,
+        type=kind,
+        paths=paths,
+        cost=total(part.cost for part in parts),
         constant=compiled.value,
-        roots=tuple(slots),
+        roots=tuple(environment.slots),
         run=compiled.run,
-        conjuncts=tuple(zip(texts, (piece.run for piece in pieces), strict=True)),
+        conjuncts=tuple([(part.start, part.end, part.compiled.run) for part in parts]),
     )
-    if not compiled.constant and all(path.startswith("constants.") for path in checked.paths):
+    if not compiled.constant and all(path.startswith("constants.") for path in paths):
         # Nothing but constants, yet not folded: exists/all over literals, or a certain failure.
         return replace(program, constant=program.evaluate(program.frame({})))
     return program
 
 
+def _whole(source: str, environment: Environment) -> list[_Part]:
+    node = parse(source)
+    checked = check(node, environment, source)
+    compiler = Compiler(environment)
+    conjunction = isinstance(node, Logic) and node.op == "&&"
+    return [
+        _Part(
+            type=checked.type,
+            paths=checked.paths,
+            if_true=checked.if_true,
+            cost=cost_of(part, environment),
+            compiled=compiler.compile(part),
+            start=part.start,
+            end=part.end,
+        )
+        for part in (node.parts if isinstance(node, Logic) and conjunction else (node,))
+    ]
+
+
+# Where conjuncts end: && outside brackets and strings. With || or ?: beside it, it binds otherwise.
+_BREAKS: Final = re.compile(r""""(?:[^"\\\n\r]|\\.)*+"|'(?:[^'\\\n\r]|\\.)*+'|&&|\|\||[()\[\]?"'/]""")
+
+
+def _parts(source: str, environment: Environment) -> list[_Part] | None:
+    """The conjuncts of `source`, each compiled once however many rules have it; None: read it as a whole.
+
+    Rules of one bundle repeat each other's conjuncts, and reading text is what loading takes its time for.
+    A conjunct means the same in every rule where the same fields are known to be present, so these are the
+    key. The result is what _whole() gives (tests/test_cel_evaluate.py compares them).
+    """
+    pieces = _pieces(source)
+    if pieces is None or len(source) > MAX_SOURCE:
+        return None
+    found: list[_Part] = []
+    present: frozenset[str] = frozenset()
+    for start, text in pieces:
+        known = environment.own if any(root in text for root in PER_POLICY) else environment.shared
+        part = known.get((text, present))
+        if not isinstance(part, _Part):
+            node = parse(text)
+            checked = check(node, environment, text, present)
+            if checked.type != BOOL or node.depth >= MAX_DEPTH:
+                return None
+            compiled = Compiler(environment).compile(node)
+            cost = cost_of(node, environment)
+            part = _Part(checked.type, checked.paths, checked.if_true, cost, compiled, node.start, node.end)
+            known[text, present] = part
+        present |= part.if_true
+        found.append(part._replace(start=start + part.start, end=start + part.end))
+    return found
+
+
+def _pieces(source: str) -> list[tuple[int, str]] | None:
+    """Offset and text of every conjunct; None where && is not the outermost operator."""
+    found: list[tuple[int, str]] = []
+    begin = depth = 0
+    for match in _BREAKS.finditer(source):
+        sign = match[0]
+        if sign in ("(", "["):
+            depth += 1
+        elif sign in (")", "]"):
+            depth -= 1
+        elif len(sign) == 1 or (depth == 0 and sign == "||"):  # an open quote, a comment, ?:
+            return None
+        elif depth == 0 and sign == "&&":
+            found.append((begin, source[begin : match.start()]))
+            begin = match.end()
+    if depth != 0 or not found:
+        return None
+    found.append((begin, source[begin:]))
+    return found
+
+
 def explain(program: Program, frame: Frame) -> tuple[Conjunct, ...]:
     """Every top-level conjunct with its own value. The rule's result is evaluate()'s, not theirs:
     a conjunct that fails alone may not matter beside one that is false."""
-    return tuple(Conjunct(text=text, value=_evaluate(run, frame)) for text, run in program.conjuncts)
+    return tuple(
+        Conjunct(text=" ".join(program.source[start:end].split()), value=_evaluate(run, frame))
+        for start, end, run in program.conjuncts
+    )
 
 
 def _evaluate(run: Run, frame: Frame) -> Any:

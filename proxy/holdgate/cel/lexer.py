@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from functools import partial
+from itertools import accumulate
+from operator import itemgetter, sub
 from typing import Final, NamedTuple
 
 from ..yamltext import TYPOGRAPHIC_QUOTES, character
@@ -78,10 +81,54 @@ _NOT_SUPPORTED: Final = {
 _ESCAPES: Final = {"\\": "\\", '"': '"', "'": "'", "n": "\n", "r": "\r", "t": "\t"}
 
 
+# What nearly every expression consists of. Anything else, and whatever could be taken for something else
+# (comments, fractions, prefixed and triple quotes, large numbers), is left to the slower reader below.
+_PLAIN: Final = re.compile(
+    r"""
+    [ \t\n\r]*+
+    (?: [A-Za-z_][A-Za-z_0-9]*+(?!["'])
+      | (?:0|[1-9][0-9]{0,17}+)(?![A-Za-z_0-9.])
+      | (?:"[^"\\\n\r]*+"|'[^'\\\n\r]*+')(?!["'])
+      | (?:&&|\|\||==|!=|<=|>=|[!<>+\-*%()\[\],?:]|/(?!/)|\.(?![0-9])) )
+    """,
+    re.VERBOSE,
+)
+_OPERATORS: Final = {text: text for text in "&& || == != <= >= ! < > + - * / % ( ) [ ] . , ? :".split()}
+_KIND_OF: Final = {
+    **dict.fromkeys("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_", TokenKind.NAME),
+    **dict.fromkeys("0123456789", TokenKind.INT),
+    **dict.fromkeys("\"'", TokenKind.STRING),
+    **{text[0]: TokenKind.OP for text in _OPERATORS},
+}
+_first: Final = itemgetter(0)
+_token: Final = partial(tuple.__new__, Token)
+
+
 def tokens(source: str) -> list[Token]:
     """All tokens, then one END token. Raises CelError."""
     if len(source) > MAX_SOURCE:
         raise CelError(f"longer than {MAX_SOURCE} characters; write several rules", source, MAX_SOURCE)
+    # A bundle has tens of thousands of tokens: no step of this is a loop in Python.
+    pieces = _PLAIN.findall(source)
+    ends = list(accumulate(map(len, pieces)))
+    length = ends[-1] if ends else 0
+    if source[length:].strip(" \t\n\r") or "".join(pieces) != source[:length] or not source.isascii():
+        return _tokens(source)
+    texts = [piece.strip(" \t\n\r") for piece in pieces]
+    kinds = list(map(_KIND_OF.__getitem__, map(_first, texts)))
+    starts = map(sub, ends, map(len, texts))
+    values = texts if not {'"', "'"} & set(map(_first, texts)) else _unquoted(texts)
+    found: list[Token] = list(map(_token, zip(kinds, values, starts, ends, strict=True)))
+    found.append(Token(TokenKind.END, "", len(source), len(source)))
+    return found
+
+
+def _unquoted(texts: list[str]) -> list[str]:
+    return [text[1:-1] if text[0] in "\"'" else text for text in texts]
+
+
+def _tokens(source: str) -> list[Token]:
+    """The same for any text, with the reasons why something is no token. Raises CelError."""
     found: list[Token] = []
     at = 0
     while True:

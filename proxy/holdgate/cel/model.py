@@ -7,8 +7,8 @@ types it, evaluate.py turns it into closures. Values at run time are int, str, b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, assert_never
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, assert_never
 
 from ..errors import HoldgateError
 
@@ -20,7 +20,11 @@ __all__ = [
     "MAX_COMPREHENSIONS",
     "MAX_DEPTH",
     "MAX_ITERATIONS",
+    "MAX_LIST",
     "MAX_SOURCE",
+    "MAX_STEPS",
+    "MAX_STRING",
+    "PER_POLICY",
     "PROFILE",
     "STRING",
     "Binary",
@@ -46,6 +50,7 @@ __all__ = [
     "Type",
     "Unary",
     "parts_of",
+    "type_of_constant",
 ]
 
 PROFILE: Final = "cel-strict/1"
@@ -53,6 +58,10 @@ MAX_SOURCE: Final = 4096  # characters of one expression
 MAX_DEPTH: Final = 32  # nesting of one expression
 MAX_COMPREHENSIONS: Final = 2  # exists/all inside exists/all
 MAX_ITERATIONS: Final = 1000  # steps of exists/all in one decision, all rules together
+MAX_LIST: Final = 1000  # items of one list
+# Slack takes texts of 40,000 characters, EC2 user data of 21,848.
+MAX_STRING: Final = 65_536  # characters of one string
+MAX_STEPS: Final = 250_000  # worst case of all rules of one operation, see cost.py
 INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**63 - 1
 
@@ -111,16 +120,47 @@ INT: Final = Scalar("int")
 STRING: Final = Scalar("string")
 
 
+def type_of_constant(value: Constant) -> Type:
+    """The type of a policy's constant. Raises ValueError with what is wrong."""
+    if isinstance(value, bool):
+        return BOOL
+    if isinstance(value, int):
+        return INT
+    if isinstance(value, str):
+        return STRING
+    items = list(value.values()) if isinstance(value, dict) else value
+    types = {type_of_constant(item) for item in items}
+    if len(types) != 1:
+        raise ValueError("needs at least one item" if not types else "mixes items of different types")
+    item = types.pop()
+    if not isinstance(item, Scalar):
+        raise ValueError("may hold integers, strings and booleans only")
+    return MapOf(item) if isinstance(value, dict) else ListOf(item)
+
+
+# The roots in which two policies of the same operations may differ.
+PER_POLICY: Final = ("constants", "counters", "facts")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """What an expression may name: inputs with their types, and constants with their values."""
 
     roots: Mapping[str, Type]
     constants: Mapping[str, Constant]
+    # Made once for all expressions of a policy: the roots with the types of the constants, and where each
+    # root stands in a frame. Sorted, so that the layout does not depend on who built it.
+    types: Mapping[str, Type] = field(init=False)
+    slots: Mapping[str, int] = field(init=False)
+    # Conjuncts that have been compiled already, by text; filled by evaluate.py, never part of a meaning. The
+    # first is of this environment, the second of all that differ from it in PER_POLICY only.
+    own: dict[object, object] = field(default_factory=dict, init=False, repr=False, compare=False)
+    shared: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
 
-    def slots(self) -> dict[str, int]:
-        """Where each root stands in a frame: sorted, so the layout does not depend on who built it."""
-        return {name: index for index, name in enumerate(sorted(self.roots))}
+    def __post_init__(self) -> None:
+        constants = {name: Field(type_of_constant(value)) for name, value in self.constants.items()}
+        object.__setattr__(self, "types", {**self.roots, "constants": Record(constants)})
+        object.__setattr__(self, "slots", {name: index for index, name in enumerate(sorted(self.roots))})
 
 
 # --- errors -----------------------------------------------------------------------------------
@@ -139,82 +179,100 @@ class CelError(HoldgateError):
 
 # --- syntax tree ------------------------------------------------------------------------------
 # `start` and `end` are offsets into the source, `depth` is 1 + the deepest child: it bounds the
-# recursion of every later step, whatever shape the source has.
+# recursion of every later step, whatever shape the source has. Tuples, because a bundle has tens of
+# thousands of them.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Base:
+class Literal(NamedTuple):
     start: int
     end: int
     depth: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Literal(_Base):
     value: bool | int | str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ident(_Base):
+class Ident(NamedTuple):
+    start: int
+    end: int
+    depth: int
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Select(_Base):
+class Select(NamedTuple):
+    start: int
+    end: int
+    depth: int
     operand: Node
     field: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Has(_Base):
+class Has(NamedTuple):
+    start: int
+    end: int
+    depth: int
     target: Select
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Index(_Base):
+class Index(NamedTuple):
+    start: int
+    end: int
+    depth: int
     operand: Node
     key: Node
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListLiteral(_Base):
+class ListLiteral(NamedTuple):
+    start: int
+    end: int
+    depth: int
     items: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unary(_Base):
+class Unary(NamedTuple):
+    start: int
+    end: int
+    depth: int
     op: str  # "!" | "-"
     operand: Node
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Binary(_Base):
+class Binary(NamedTuple):
+    start: int
+    end: int
+    depth: int
     op: str  # == != < <= > >= in + - * / %
     left: Node
     right: Node
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Logic(_Base):
+class Logic(NamedTuple):
+    start: int
+    end: int
+    depth: int
     op: str  # "&&" | "||"
     parts: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conditional(_Base):
+class Conditional(NamedTuple):
+    start: int
+    end: int
+    depth: int
     test: Node
     then: Node
     other: Node
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call(_Base):
+class Call(NamedTuple):
+    start: int
+    end: int
+    depth: int
     function: str  # size | startsWith | endsWith | contains
     args: tuple[Node, ...]  # the receiver first
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quantifier(_Base):
+class Quantifier(NamedTuple):
+    start: int
+    end: int
+    depth: int
     function: str  # exists | all
     over: Node
     variable: str

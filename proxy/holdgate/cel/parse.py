@@ -19,7 +19,7 @@ Invariants (tests/test_cel_parse.py):
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Final
 
@@ -51,6 +51,9 @@ _STRENGTH: Final = {
     **dict.fromkeys(["+", "-"], 2),
     **dict.fromkeys(["*", "/", "%"], 3),
 }
+_OP, _NAME = TokenKind.OP, TokenKind.NAME
+_NO_FIELDS: Final = frozenset(("in", "true", "false", "null"))
+_NO_NAMES: Final = frozenset(("true", "false", "in", "not", *LITERALS, *RESERVED))
 _METHODS: Final = {"startsWith": 1, "endsWith": 1, "contains": 1, "exists": 2, "all": 2}
 
 
@@ -69,27 +72,30 @@ class _Parser:
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._tokens = tokens(source)
-        self._at = -1
+        self._tokens = found = tokens(source)
+        # "" for anything that is not an operator, so that a string "(" is not a parenthesis.
+        self._ops = [
+            text if kind is _OP or (text == "in" and kind is _NAME) else "" for kind, text, _, _ in found
+        ]
+        self._at = 0
         self._nesting = 0
-        self._advance()
+        self._token = found[0]
+        self._op = self._ops[0]
 
     # --- reading tokens ---
 
-    def _advance(self) -> None:
-        self._at += 1
-        self._token = token = self._tokens[min(self._at, len(self._tokens) - 1)]
-        # "" for anything that is not an operator, so that a string "(" is not a parenthesis.
-        operator = token.kind is TokenKind.OP or (token.kind is TokenKind.NAME and token.text == "in")
-        self._op = token.text if operator else ""
+    def _next(self) -> Token:
+        """The token here; then the one after it is here. The last one, END, stays."""
+        token = self._token
+        at = self._at + 1
+        if at < len(self._ops):
+            self._at = at
+            self._token = self._tokens[at]
+            self._op = self._ops[at]
+        return token
 
     def _is(self, text: str) -> bool:
         return self._op == text
-
-    def _next(self) -> Token:
-        token = self._token
-        self._advance()
-        return token
 
     def _fail(self, message: str, offset: int | None = None) -> CelError:
         return CelError(message, self._source, self._token.start if offset is None else offset)
@@ -124,11 +130,11 @@ class _Parser:
         self._nesting += 1
         if self._nesting > MAX_DEPTH:
             raise self._fail(f"nested deeper than {MAX_DEPTH} levels; write several rules")
-        test = self._logic("||")
+        test = self._disjunction()
         if self._is("?"):
             self._next()
             # As in CEL: no bare ?: between ? and :, which two readers could pair differently.
-            then = self._logic("||")
+            then = self._disjunction()
             self._expect(":", "of the ?: expression")
             other = self.expression()
             depth = 1 + max(test.depth, then.depth, other.depth)
@@ -138,35 +144,35 @@ class _Parser:
         self._nesting -= 1
         return test
 
-    def _logic(self, op: str) -> Node:
-        # One flat node for a whole chain: long rules stay shallow.
-        operand = self._relation if op == "&&" else self._conjunction
-        parts = [operand()]
-        while self._is(op):
-            self._next()
-            parts.append(operand())
-        if len(parts) == 1:
-            return parts[0]
-        depth = 1 + max(part.depth for part in parts)
-        return self._check_depth(
-            Logic(start=parts[0].start, end=parts[-1].end, depth=depth, op=op, parts=tuple(parts))
-        )
+    def _disjunction(self) -> Node:
+        node = self._conjunction()
+        return self._chain("||", node, self._conjunction) if self._op == "||" else node
 
     def _conjunction(self) -> Node:
-        return self._logic("&&")
+        node = self._relation()
+        return self._chain("&&", node, self._relation) if self._op == "&&" else node
 
-    def _binary(self, left: Node, op: str, right: Node) -> Node:
-        depth = 1 + max(left.depth, right.depth)
+    def _chain(self, op: str, first: Node, operand: Callable[[], Node]) -> Node:
+        # One flat node for a whole chain: long rules stay shallow.
+        parts = [first]
+        while self._op == op:
+            self._next()
+            parts.append(operand())
+        depth = 1 + max(part.depth for part in parts)
         return self._check_depth(
-            Binary(start=left.start, end=right.end, depth=depth, op=op, left=left, right=right)
+            Logic(start=first.start, end=parts[-1].end, depth=depth, op=op, parts=tuple(parts))
         )
 
     def _relation(self, level: int = 1) -> Node:
         """Relations (level 1), sums (2) and products (3): left to right, tighter levels first."""
-        node = self._unary()
+        node = self._unary() if self._op else self._member()
         while (strength := _STRENGTH.get(self._op, 0)) >= level:
             op = self._next().text
-            node = self._binary(node, op, self._relation(strength + 1))
+            right = self._relation(strength + 1)
+            depth = 1 + (node.depth if node.depth > right.depth else right.depth)
+            node = Binary(node.start, right.end, depth, op, node, right)
+            if depth > MAX_DEPTH:
+                self._check_depth(node)
         return node
 
     def _unary(self) -> Node:
@@ -196,10 +202,11 @@ class _Parser:
         )
 
     def _member(self) -> Node:
-        return self._members(self._primary())
+        node = self._primary()
+        return self._members(node) if self._op == "." or self._op == "[" else node
 
     def _members(self, node: Node) -> Node:
-        while self._op in (".", "["):
+        while self._op == "." or self._op == "[":
             if self._next().text == "[":
                 if self._is("?"):
                     raise self._fail("optional values ([?...]) are not in cel-strict/1; use has()")
@@ -209,20 +216,19 @@ class _Parser:
                 node = Index(start=node.start, end=end, depth=depth, operand=node, key=key)
             else:
                 node = self._dotted(node)
-            self._check_depth(node)
+            if node.depth > MAX_DEPTH:
+                self._check_depth(node)
         return node
 
     def _dotted(self, operand: Node) -> Node:
         if self._is("?"):
             raise self._fail("optional values (.?) are not in cel-strict/1; use has()")
         token = self._next()
-        if token.kind is not TokenKind.NAME or token.text in ("in", "true", "false", "null"):
+        if token.kind is not TokenKind.NAME or token.text in _NO_FIELDS:
             raise self._fail(f"expected a field name after '.', found {_shown(token)}", token.start)
-        if self._is("("):
+        if self._op == "(":
             return self._method(operand, token)
-        return Select(
-            start=operand.start, end=token.end, depth=operand.depth + 1, operand=operand, field=token.text
-        )
+        return Select(operand.start, token.end, operand.depth + 1, operand, token.text)
 
     def _method(self, operand: Node, name: Token) -> Node:
         if name.text == "size":
@@ -267,16 +273,19 @@ class _Parser:
 
     def _primary(self) -> Node:
         token = self._next()
-        if token.kind is TokenKind.INT:
+        kind = token.kind
+        if kind is TokenKind.NAME:
+            if self._op == "(" or token.text in _NO_NAMES:
+                return self._name(token)
+            return Ident(token.start, token.end, 1, token.text)
+        if kind is TokenKind.STRING:
+            return Literal(token.start, token.end, 1, token.text)
+        if kind is TokenKind.INT:
             return self._integer(token, token.start)
-        if token.kind is TokenKind.STRING:
-            return Literal(start=token.start, end=token.end, depth=1, value=token.text)
-        if token.kind is TokenKind.NAME:
-            return self._name(token)
         if token.text == "(":
             node = self.expression()
             # The node covers its parentheses, so that a slice of the source is an expression again.
-            return replace(node, start=token.start, end=self._expect(")", "to close '('").end)
+            return node._replace(start=token.start, end=self._expect(")", "to close '('").end)
         if token.text == "[":
             return self._list(token)
         if token.text == ".":

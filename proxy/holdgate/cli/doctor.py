@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import secrets
 import shlex
-import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -18,8 +16,7 @@ from ..adapters.control import ask
 from ..adapters.doctor.host import look, rules_digest, secret_files
 from ..adapters.doctor.prover import HERE, Options, Report, Run
 from ..adapters.doctor.restarts import fail_and_restart
-from ..adapters.keyfiles import load_keys
-from ..adapters.sqlite import SqliteLedger
+from ..adapters.offline import now_us, offline_ledger
 from ..config import Config
 from ..coverage import details, is_closed
 from ..errors import ConfigError
@@ -135,7 +132,7 @@ def _doctor(args: argparse.Namespace) -> int:
     )
     failures = partial(fail_and_restart, config, args.with_restarts) if args.with_restarts else None
     report = Run(config, options, required).examine(
-        partial(look, config, clock_us=_now_us, status=status), failures
+        partial(look, config, clock_us=now_us, status=status), failures
     )
     receipt = _sign(config, report) if args.prove else ""
     _print(args, report, receipt)
@@ -168,24 +165,8 @@ def _sign(config: Config, report: Report) -> str:
     answer = ask(config.state_dir, {"ask": "note", "action": COVERAGE, "details": said})
     if answer is not None:
         return str(answer["id"])
-    keys = load_keys(config.state_dir)
-    ledger = SqliteLedger.open(
-        config.state_dir,
-        receipt_key=keys.receipt,
-        log_key=keys.log,
-        origin=config.issuer,
-        node=config.node,
-        clock_us=_now_us,
-        nonce16=partial(secrets.token_bytes, 16),
-    )
-    try:
+    with offline_ledger(config) as ledger:
         return asyncio.run(ledger.note(AdminNote(action=COVERAGE, by="local", details=said))).receipt_id
-    finally:
-        ledger.close()
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
 
 
 def _print(args: argparse.Namespace, report: Report, receipt: str) -> None:

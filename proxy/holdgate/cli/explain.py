@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from ..adapters.fitness import active_bundle
-from ..adapters.keyfiles import load_keys
+from ..adapters.keyfiles import load_fleet_key
 from ..adapters.sqlite_reader import SqliteReader
 from ..agents import Agent, identify
 from ..config import Config
@@ -63,7 +63,7 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _fleet_key(config: Config) -> bytes:
     try:
-        return load_keys(config.state_dir).fleet
+        return load_fleet_key(config.state_dir)
     except ConfigError as error:
         print(f"note: {error}; digests of sensitive operations are not the proxy's", file=sys.stderr)
         return bytes(32)

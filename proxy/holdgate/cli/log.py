@@ -8,13 +8,13 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..adapters.keyfiles import load_keys, load_public_keys
+from ..adapters.keyfiles import load_log_keys, load_public_keys
 from ..adapters.proofs import NotCovered, prove, prove_consistency
 from ..adapters.sqlite_reader import SqliteReader
 from ..audit import AuditReport, audit
 from ..errors import ConfigError
-from ..keys import PublicKey
-from ..note import Checkpoint, verify_checkpoint
+from ..keys import KeySet
+from ..note import Checkpoint, verify_log
 from ..tlog import TlogError
 from .progress import Progress
 from .shared import Commands, add, config_of, group, print_json
@@ -94,14 +94,14 @@ def _when_covered(state_dir: Path, index: int, jws: bytes) -> bytes:
 
 def _audit(args: argparse.Namespace) -> int:
     config = config_of(args)
-    origin, log_key = config.issuer, load_keys(config.state_dir).log.public
-    earlier = _earlier(args.since_checkpoint, origin, log_key) if args.since_checkpoint else None
+    origin, log_keys = config.issuer, load_log_keys(config.state_dir)
+    earlier = _earlier(args.since_checkpoint, origin, log_keys) if args.since_checkpoint else None
     with SqliteReader(config.state_dir) as reader, Progress("audit", reader.size, "receipts") as progress:
         report = audit(
             reader.audit_input(),
             origin=origin,
             receipt_keys=load_public_keys(config.state_dir),
-            log_key=log_key,
+            log_keys=log_keys,
             earlier=earlier,
             progress=progress.show,
         )
@@ -129,9 +129,9 @@ def _print(report: AuditReport, notes: tuple[str, ...]) -> None:
     print("clean" if report.is_clean else f"{len(report.problems)} problems")
 
 
-def _earlier(path: Path, origin: str, log_key: PublicKey) -> Checkpoint:
+def _earlier(path: Path, origin: str, log_keys: KeySet) -> Checkpoint:
     try:
-        return verify_checkpoint(_bytes(path), origin, log_key)
+        return verify_log(_bytes(path), origin, log_keys)
     except TlogError as error:
         raise ConfigError(str(error), file=str(path)) from error
 

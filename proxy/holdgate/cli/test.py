@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..adapters.keyfiles import load_keys
+from ..adapters.keyfiles import load_fleet_key
 from ..config import load_config
 from ..errors import ConfigError
 from ..explain import recognised_input
@@ -129,6 +129,6 @@ def _recognise(index: SurfaceIndex, limits: Limits, fleet_key: bytes, path: Path
 def _fleet_key(config: Path) -> bytes:
     # Tests compare decisions, not digests, so they run where there is no state (CI) as well.
     try:
-        return load_keys(load_config(config).state_dir).fleet
+        return load_fleet_key(load_config(config).state_dir)
     except ConfigError:
         return bytes(32)

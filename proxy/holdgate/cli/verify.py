@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..adapters.keyfiles import load_public_keys
-from ..adapters.proofs import log_verifier
-from ..adapters.sequencer import LOG
+from ..adapters.proofs import log_verifier, log_verifiers, read_changes
 from ..errors import ConfigError
+from ..keyhistory import follow
 from ..keys import KeyDocumentError, KeySet, parse_jwks
 from ..note import SignatureType, Verifier, parse_vkey
 from ..tlog import TlogError
@@ -66,6 +66,12 @@ def register(commands: Commands) -> None:
         "--log-key", metavar="VKEY|FILE", help="the log's key (default: log/key.vkey in the state directory)"
     )
     parser.add_argument(
+        "--log-changes",
+        type=Path,
+        metavar="FILE",
+        help="`keys export --format changes`: leads from --log-key to the keys that the log had later",
+    )
+    parser.add_argument(
         "--witness", action="append", default=[], metavar="VKEY|FILE", help="a witness of the log; repeatable"
     )
     parser.add_argument(
@@ -96,12 +102,25 @@ def _trust(args: argparse.Namespace, keys: KeySet) -> Trust:
     quorum = len(witnesses) if args.quorum is None else args.quorum
     if not 0 <= quorum <= len(witnesses):
         raise ConfigError(f"--quorum {quorum} of {len(witnesses)} witnesses (--witness)")
-    log = None
+    log: tuple[Verifier, ...] = ()
     if args.log_key:
-        log = _verifier(args.log_key)
+        log = follow(_verifier(args.log_key), _changes(args.log_changes), keys)
+    elif args.log_changes:
+        raise ConfigError("--log-changes begins with the key that you trust: give --log-key too")
     elif args.proof:
-        log = log_verifier(config_of(args).state_dir / LOG / "key.vkey")
+        log = log_verifiers(config_of(args).state_dir)
     return Trust(keys=keys, log=log, witnesses=witnesses, quorum=quorum, require_permit=args.require_permit)
+
+
+def _changes(path: Path | None) -> tuple[Proof, ...]:
+    return () if path is None else read_changes(_content(path))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read: {error.strerror}", file=str(path)) from error
 
 
 def _verifier(text: str) -> Verifier:
@@ -115,11 +134,8 @@ def _verifier(text: str) -> Verifier:
 
 
 def _proof(path: Path) -> Proof:
-    try:
-        return parse_proof(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot read: {error.strerror}", file=str(path)) from error
     # A proof that is none is an invalid receipt's, exit code 1: TlogError goes up to main().
+    return parse_proof(_content(path))
 
 
 def _row(result: _Result) -> dict[str, Any]:

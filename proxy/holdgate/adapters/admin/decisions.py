@@ -20,7 +20,7 @@ from aiohttp import web
 from ...config import AdminToken
 from ...content.strictjson import parse_json
 from ...errors import REASONS, InputError, Outcome
-from ...keys import SigningKey
+from ...keys import Signer
 from ...ledger import OutcomeStatus
 from ...questions import AUTHZEN, DECIDE, TRIGGUARD, QuestionError, read
 from ...receipt import trigguard_view
@@ -49,7 +49,7 @@ class Doorkeeper(Protocol):
     @property
     def decider(self) -> Decider | None: ...
     @property
-    def signer(self) -> SigningKey: ...
+    def signer(self) -> Signer: ...
     @property
     def public_url(self) -> str | None: ...
     @property

@@ -11,9 +11,10 @@ from aiohttp import web
 
 from ...config import Address, Config
 from ...errors import ConfigError
-from ...keys import SigningKey, jwks, trigguard_keys
+from ...keys import Signer, jwks, trigguard_keys
 from ..decider import Decider
 from ..keyfiles import load_public_keys
+from ..keyring import ActiveSigner
 from ..metrics import Metrics
 from .guard import Rules
 from .views import build_app
@@ -30,7 +31,7 @@ class _Ledger(Protocol):
 
 class _Evidence(Protocol):
     @property
-    def signer(self) -> SigningKey: ...
+    def signer(self) -> Signer: ...
     @property
     def issuer(self) -> str: ...
 
@@ -69,8 +70,9 @@ class AdminServer:
         self._runner: web.AppRunner | None = None
 
     @property
-    def signer(self) -> SigningKey:
-        return self._evidence.signer
+    def signer(self) -> Signer:
+        signer = self._evidence.signer  # one key for the whole view, also while another takes over
+        return signer.now if isinstance(signer, ActiveSigner) else signer
 
     @property
     def address(self) -> Address | None:

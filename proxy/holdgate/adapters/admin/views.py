@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from aiohttp import web
 
 from ... import __version__
-from ...errors import ConfigError, Outcome
+from ...errors import BackendError, ConfigError, Outcome
 from ...receipt import ReceiptError, trigguard_view
 from ...tiles import parse_tile
 from ...tlog import TlogError
@@ -134,9 +134,12 @@ class _Views:
         view = request.query.get("view")
         if view == "trigguard":
             try:
-                return json_answer(trigguard_view(decode_jws(stored.jws), self._state.signer))
+                said, signer = decode_jws(stored.jws), self._state.signer
+                return json_answer(await asyncio.to_thread(trigguard_view, said, signer))
             except ReceiptError as error:
                 raise Problem(HTTPStatus.NOT_FOUND, str(error)) from None
+            except BackendError as error:
+                raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "The signer does not answer.") from error
         if view is not None:
             raise Problem(HTTPStatus.BAD_REQUEST, "view: trigguard is the only other view.")
         if "application/json" in request.headers.get("Accept", ""):
