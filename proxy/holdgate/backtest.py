@@ -164,7 +164,8 @@ def backtest(
 ) -> Report:
     """`without_effect`: receipts of permits that ended not_sent or failed, which charge nothing."""
     frozen, simulated = _Tally(), _Tally()
-    meters = _Meters()
+    meters, unchanged = _Meters(), _Unchanged(new.policies)
+    counting = any(each.counters for each in new.policies.table.values())
     seen = replayed = not_asked = 0
     for record in records:
         seen += 1
@@ -174,16 +175,22 @@ def backtest(
         if "input_digest" not in said:
             not_asked += 1
             continue
-        inputs, old = _again(record, policies_of)
-        if old is None:
+        inputs, old, policies = _again(record, policies_of)
+        if old is None or policies is None:
             nothing = {"actions": [], "agent": {"id": ""}}
             for each in (frozen, simulated):
                 each.add(record, nothing, _SILENT, str(inputs))
             continue
         replayed += 1
-        now = _decide(new, inputs)
+        # The gate is a pure function of what it reads: where that is the same, so is what it says.
+        same = unchanged.all(said["policy"]["digest"], policies, inputs)
+        now = old if same else _decide(new, inputs)
         frozen.add(record, inputs, old, now)
-        again = _resimulated(new, inputs, said, meters, now, free=said["id"] in without_effect)
+        again = (
+            now
+            if not counting
+            else _resimulated(new, inputs, said, meters, now, free=said["id"] in without_effect)
+        )
         simulated.add(record, inputs, old, again)
     return Report(
         records=seen,
@@ -198,13 +205,15 @@ def backtest(
 _SILENT: Final = Decision(outcome=Outcome.SILENCE, reason=Reason.INTERNAL_ERROR, rules=())
 
 
-def _again(record: Record, policies_of: Callable[[str], PolicySet | None]) -> tuple[Any, Decision | None]:
-    """The input and the decision that it had; or why it cannot be decided again, and None. BT1."""
+def _again(
+    record: Record, policies_of: Callable[[str], PolicySet | None]
+) -> tuple[Any, Decision | None, PolicySet | None]:
+    """Input, decision and policies of its time; or why it cannot be decided again, and nothing. BT1."""
     said = record.statement
     if record.inputs is None:
-        return "the input was destroyed or not kept", None
+        return "the input was destroyed or not kept", None, None
     if said["reason"] == Reason.GATE_TIMEOUT.value:
-        return "decided too late", None
+        return "decided too late", None, None
     if input_digest(record.inputs, record.salt) != said["input_digest"]:
         raise NotReplayed(f"{said['id']}: the stored input is not the one that was decided")
     policies = policies_of(said["policy"]["digest"]) if said["engine"] == gate.ENGINE else None
@@ -214,7 +223,35 @@ def _again(record: Record, policies_of: Callable[[str], PolicySet | None]) -> tu
     old = gate.decide(policies, inputs)
     if (old.outcome, old.reason, list(old.rules)) != (said["outcome"], said["reason"], said.get("rules", [])):
         raise NotReplayed(f"{said['id']}: recorded {said['outcome']} {said['reason']}, now {old.outcome}")
-    return inputs, old
+    return inputs, old, policies
+
+
+class _Unchanged:
+    """Which operations both bundles decide by the same rules over the same values."""
+
+    def __init__(self, new: PolicySet) -> None:
+        self._new = new
+        self._known: dict[tuple[str, str, str], bool] = {}
+
+    def all(self, digest: str, old: PolicySet, inputs: Mapping[str, Any]) -> bool:
+        for action in inputs["actions"]:
+            key = digest, action["surface"], action["operation"]
+            same = self._known.get(key)
+            if same is None:
+                same = self._known[key] = self._reads(old, *key[1:]) == self._reads(self._new, *key[1:])
+            if not same:
+                return False
+        return True
+
+    @staticmethod
+    def _reads(policies: PolicySet, surface: str, operation: str) -> Any:
+        applicable = policies.table.get((surface, operation))
+        if applicable is None:
+            return object()  # like nothing else: whether it is mapped at all is another question
+        constants = {policy.name: dict(policy.constants) for policy in policies.policies}
+        rules = [(r.name, r.effect, r.when, constants[r.name.partition("/")[0]]) for r in applicable.rules]
+        counters = [(each.name, each.key, each.window_s, each.measure) for each in applicable.counters]
+        return rules, counters, dict(applicable.params), dict(policies.agent_attrs)
 
 
 def _decide(new: Bundle, inputs: Mapping[str, Any]) -> Decision | str:
