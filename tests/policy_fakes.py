@@ -53,7 +53,7 @@ class FakeIndex:
     def operations(self, surface: str) -> tuple[str, ...]:
         return tuple(sorted(self._schemas[surface]))
 
-    def effects(self, surface: str) -> frozenset[Effect]:
+    def effects(self, surface: str, operation: str | None = None) -> frozenset[Effect]:
         return frozenset({Effect.READ if surface.endswith(".read") else Effect.COMMIT})
 
     def param_schema(self, surface: str, operations: tuple[str, ...] | None) -> Mapping[str, ParamSchema]:

@@ -202,20 +202,9 @@ def test_q2_every_command_has_help_with_an_example(run, words):
 
 def test_q2_only_what_is_built_is_there():
     assert {words[0] for words in EVERY} == {
-        *("init", "demo", "run", "exec", "network", "doctor", "check", "test", "explain", "verify"),
-        *(
-            "receipts",
-            "log",
-            "replay",
-            "backtest",
-            "diff",
-            "reconcile",
-            "bundle",
-            "trust",
-            "keys",
-            "surfaces",
-            "ca",
-        ),
+        *("init", "demo", "run", "gate", "exec", "network", "doctor", "check", "test", "explain", "verify"),
+        *("receipts", "log", "replay", "backtest", "diff", "reconcile", "bundle", "trust", "keys"),
+        *("surfaces", "ca"),
     }
 
 
@@ -316,7 +305,7 @@ def test_what_init_writes_passes_check_and_test(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("init")
     said = run("check")
-    assert (said.code, said.out) == (0, "no findings\n"), said.out
+    assert said.code == 0 and said.out.endswith("\nno findings\n"), said.out
     said = run("test")
     assert said.code == 0, said.out
 
@@ -325,7 +314,9 @@ def test_what_init_writes_passes_check_and_test(run, tmp_path, monkeypatch):
 
 
 def test_check_accepts_a_sound_folder(run, shop):
-    assert run("check").out == "no findings\n"
+    said = run("check").out.splitlines()
+    assert said[0].startswith("worst case: ") and said[0].endswith("payments.charge shop.buy, 2 rules")
+    assert said[1:] == ["no findings"]
     assert run("check", "surfaces", "policies").code == 0
     assert run("check", "holdgate.yaml").code == 0
 
@@ -464,7 +455,7 @@ def test_explain_shows_surface_parameters_and_rule(run, shop):
 
 def test_explain_json_has_the_documented_shape(run, shop):
     said = json.loads(run("explain", "--agent", "local-agent", "--json", "buy.http").out)
-    assert said.keys() == {"request", "actions", "agent", "decision", "trace", "input"}
+    assert said.keys() == {"request", "actions", "agent", "decision", "trace", "flips", "input"}
     assert said["request"].keys() == {"canonical", "digest", "preimage"}
     assert said["decision"] == {"outcome": "PERMIT", "reason": "permit_rule", "rules": ["orders/small"]}
     assert said["actions"][0]["params"] == {"amount": 50}
@@ -478,6 +469,9 @@ def test_explain_marks_a_near_miss(run, shop):
     assert said.code == 1
     assert "SILENCE no_rule_matched" in said.out and "permit: false  <- near miss" in said.out
     assert "false: params.amount <= constants.most" in said.out
+    assert "would be   PERMIT if params.amount were 100 (is 101)" in said.out
+    flip = json.loads(run("explain", "--json", "buy.http").out)["flips"][0]
+    assert flip["changes"] == [{"action": 0, "path": "params.amount", "from": 101, "to": 100}]
 
 
 @pytest.mark.parametrize(

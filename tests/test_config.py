@@ -16,6 +16,7 @@ from holdgate.agents import CertificateRule
 from holdgate.config import Address, Config, ConnectTo, OpenDoor, ReceiptsHeader, load_config
 from holdgate.config_bundle import Files, Signed
 from holdgate.config_doctor import Doctor
+from holdgate.config_retention import Retention
 from holdgate.config_values import read_address, read_ca, read_networks
 from holdgate.errors import ConfigError
 from holdgate.escape import REQUIRED
@@ -378,6 +379,22 @@ def test_ca_says_how_the_ca_is_made_and_rotated(text: str, expected: tuple[bool,
     else:
         made = read_ca(node)
         assert (made.constrain, made.overlap_h) == expected
+
+
+# --- retention ---
+
+
+def test_rt1_inputs_are_kept_for_a_number_of_days_or_for_ever(folder: Path) -> None:
+    assert load(folder, SMALLEST).retention == Retention(inputs_days=400)
+    assert load(folder, SMALLEST + "retention: {inputs_days: 30}\n").retention.inputs_days == 30
+    assert load(folder, SMALLEST + "retention: {inputs_days: null}\n").retention.inputs_days is None
+
+
+@pytest.mark.parametrize(
+    "text", ["{inputs_days: 0}", "{inputs_days: -1}", "{inputs_days: 1.5}", "{}", "30", "{days: 3}"]
+)
+def test_rt1_anything_else_is_refused(folder: Path, text: str) -> None:
+    assert "retention" in str(refused(folder, SMALLEST + f"retention: {text}\n"))
 
 
 # --- doctor ---

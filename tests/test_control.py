@@ -9,6 +9,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import pytest
 from evidence import RefundJudge, coverage_details, open_ledger
 from holdgate.adapters import control
 from holdgate.adapters.control import ControlServer, ask
+from holdgate.adapters.forgetting import Forgetter
 from holdgate.adapters.keyfiles import load_log_keys, load_public_keys
+from holdgate.adapters.sqlite import SqliteReader
 from holdgate.errors import BackendError, ConfigError
 from holdgate.ledger import AdminNote, Noted, OutcomeStatus
 
@@ -29,7 +32,11 @@ LIE = NOTE | {"details": coverage_details(closed=False)}
 async def serving(folder: Path, ledger: Any) -> AsyncIterator[list[tuple[AdminNote, Noted]]]:
     noted: list[tuple[AdminNote, Noted]] = []
     server = ControlServer(
-        folder, ledger=ledger, status=lambda: {"admin": "127.0.0.1:1"}, noted=lambda *pair: noted.append(pair)
+        folder,
+        ledger=ledger,
+        status=lambda: {"admin": "127.0.0.1:1"},
+        noted=lambda *pair: noted.append(pair),
+        forget=partial(Forgetter(folder, ledger).forget, by="local"),
     )
     await server.start()
     try:
@@ -137,6 +144,42 @@ async def test_a_socket_that_cannot_be_made_ends_the_start(tmp_path: Path) -> No
         async with serving(tmp_path, ledger):
             pass
     ledger.close()
+
+
+async def test_an_order_to_forget_is_carried_out_and_answered(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    async with serving(tmp_path, ledger) as noted:
+        recorded = await ledger.record(RefundJudge("a", sealed=True))
+        order = {"ask": "forget", "ids": [recorded.entry.receipt_id]}
+        first = await asked(tmp_path, order)
+        again = await asked(tmp_path, order)
+        assert (first["count"], first["out_of_files"], again["count"]) == (1, True, 0)
+        assert noted == []
+        with SqliteReader(tmp_path) as reader:
+            stored = reader.stored(recorded.entry.receipt_id)
+        assert stored is not None and not stored.has_salt
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        pytest.param({"ask": "forget"}, id="everything"),
+        pytest.param({"ask": "forget", "ids": "rcpt"}, id="ids are no list"),
+        pytest.param({"ask": "forget", "ids": [1]}, id="ids are no texts"),
+        pytest.param({"ask": "forget", "agent": "a", "before_us": "x"}, id="no time"),
+        pytest.param(
+            {"ask": "note", "action": "shred", "details": {"count": 1, "agent": "a"}}, id="a claim of it"
+        ),
+        pytest.param({"ask": "note", "action": "retention", "details": {}}, id="a claim of retention"),
+    ],
+)
+async def test_ct2_an_order_that_is_none_destroys_nothing(tmp_path: Path, question: dict[str, Any]) -> None:
+    ledger = open_ledger(tmp_path)
+    async with serving(tmp_path, ledger):
+        await ledger.record(RefundJudge("a", sealed=True))
+        with pytest.raises(BackendError):
+            await asked(tmp_path, question)
+        assert ledger.size == 1
 
 
 async def test_ct3_a_finding_is_answered_when_its_receipt_is_durable(tmp_path: Path) -> None:

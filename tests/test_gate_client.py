@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ from evidence import T0
 from fakes import MemoryLedger
 from holdgate.adapters.gate_client import GateClient, ReportingLedger
 from holdgate.config_gate import RemoteGate
-from holdgate.demo.instance import Instance
+from holdgate.demo.instance import Instance, InstanceError
 from holdgate.demo.standins import StandIns
 from holdgate.errors import BackendError, Outcome, Reason
 from holdgate.gate import Decision
@@ -186,6 +187,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     folder = tmp_path_factory.mktemp("pair")
     with StandIns() as vendors:
         decider = Instance(folder / "decider", connect_to=vendors.connect_to())
+        decider.run_words = ("gate",)
         digest = hashlib.sha256(TOKEN.encode()).hexdigest()
         tokens = f"tokens: {{proxy: {{sha256: {digest}, roles: [decider], agents: [demo-agent]}}}}"
         with socket.create_server(
@@ -247,6 +249,18 @@ def test_both_logs_pass_the_audit_and_replay_says_who_decided(pair: SimpleNamesp
         pair.proxy.command("replay"), capture_output=True, text=True, timeout=60, check=False
     )
     assert "remote/holdgate" in done.stdout + done.stderr
+
+
+def test_the_gate_alone_listens_for_askers_and_for_nobody_else(pair: SimpleNamespace) -> None:
+    assert pair.decider.addresses.keys() == {"admin"}
+    assert not (pair.decider.state_dir / "run/exec.sock").exists()
+
+
+def test_a_gate_that_nobody_may_ask_does_not_start(tmp_path: Path) -> None:
+    nobody = Instance(tmp_path / "gate", connect_to={})
+    nobody.run_words = ("gate",)
+    with pytest.raises(InstanceError, match="nobody may ask"):
+        nobody.start()
 
 
 def test_nothing_goes_out_when_the_other_instance_denies(pair: SimpleNamespace) -> None:

@@ -26,7 +26,9 @@ from policy_fakes import (
 )
 
 DATA = Path(__file__).parent / "data" / "policies"
-REFUNDS_ONLY = FakeIndex({"payments.refund": SCHEMAS["payments.refund"]})
+REFUNDS_ONLY = FakeIndex(
+    {"payments.refund": {"stripe.PostRefunds": SCHEMAS["payments.refund"]["stripe.PostRefunds"]}}
+)
 PERMIT = rule("small", "permit", "params.amount > 0 && params.amount <= 5000")
 
 
@@ -37,9 +39,7 @@ def error_of(folder: Path, *texts: str, **options: Any) -> ConfigError:
 
 
 def findings(folder: Path, *texts: str, **options: Any) -> list[str]:
-    found = lint(
-        load_texts(folder, *texts, **options), FakeIndex({"payments.refund": SCHEMAS["payments.refund"]})
-    )
+    found = lint(load_texts(folder, *texts, **options), REFUNDS_ONLY)
     assert all(each.file and each.line > 0 for each in found)
     return [each.message for each in found]
 
@@ -305,9 +305,54 @@ def test_o5_findings(tmp_path: Path, rules: str, extra: str, words: str) -> None
     assert words in message
 
 
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        pytest.param(
+            [rule("a", "permit", "params.amount <= 50")],
+            "rule p/a: bounds params.amount from above only; add `params.amount >= 1`",
+            id="no lower bound",
+        ),
+        pytest.param(
+            [rule("a", "permit", "50 > params.amount && params.live")],
+            "from above only",
+            id="the other way round",
+        ),
+        pytest.param(
+            [rule("a", "review", "params.amount > 50")],
+            "an approval would release nothing",
+            id="review alone",
+        ),
+    ],
+)
+def test_o5_findings_about_amounts_and_reviews(tmp_path: Path, rules: list[str], words: str) -> None:
+    (message,) = findings(tmp_path, policy_text("\n".join(rules)))
+    assert words in message
+
+
+def test_o5_a_review_that_an_approval_releases_is_fine(tmp_path: Path) -> None:
+    approved = (
+        "params.amount > 50 && approvals.exists(a, a.role == 'r' && a.request_digest == request.digest)"
+    )
+    rules = [rule("a", "review", "params.amount > 50"), rule("b", "permit", approved)]
+    assert findings(tmp_path, policy_text("\n".join(rules))) == []
+
+
+def test_o5_a_listed_operation_that_no_rule_can_release(tmp_path: Path) -> None:
+    listed = "[stripe.PostRefunds, stripe.PostChargesRefund]"
+    wider = FakeIndex({"payments.refund": {**SCHEMAS["payments.refund"], "stripe.Other": {}}})
+    text = policy_text(rule("a", "permit", "has(params.live) && params.live"), operations=listed)
+    found = [each.message for each in lint(load_texts(tmp_path, text, index=wider), wider)]
+    assert found[0].startswith("no policy of payments.refund speaks of: stripe.Other")
+    assert "p/a: is never true for stripe.PostChargesRefund, which has no params.live" in found[1]
+
+
 def test_o5_a_surface_without_a_policy_is_found_unless_it_only_reads(tmp_path: Path) -> None:
     found = lint(load_texts(tmp_path, policy_text(PERMIT)), FakeIndex())
-    assert [each.message.split(";")[0] for each in found] == ["no policy speaks of: data.delete"]
+    assert [each.message.split(";")[0] for each in found] == [
+        "no policy of payments.refund speaks of: stripe.PostChargesRefund",
+        "no policy speaks of: data.delete",
+    ]
 
 
 def test_o5_permits_without_parameters_are_fine_on_read_surfaces(tmp_path: Path) -> None:
@@ -332,4 +377,4 @@ def test_o5_findings_are_sorted_and_repeatable(tmp_path: Path) -> None:
     rules = "\n".join(rule(f"r{n}", "permit", "agent.id == 'x'") for n in range(5))
     policies: PolicySet = load_texts(tmp_path, policy_text(rules, extra="constants: {a: 1, b: 2}"))
     first, second = lint(policies, FakeIndex()), lint(policies, FakeIndex())
-    assert first == second == tuple(sorted(first)) and len(first) == 8
+    assert first == second == tuple(sorted(first)) and len(first) == 9

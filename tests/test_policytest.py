@@ -318,5 +318,5 @@ def test_the_examples_of_the_readme_work(tmp_path: Path) -> None:
     params = {"amount": optional(CelType.INT), "reference": required(CelType.STRING)}
     index = FakeIndex({"payments.refund": {"stripe.PostRefunds": params}})
     report = run_tests([tmp_path], load_policies([tmp_path], index), index)
-    assert len(report.results) == 5 and report.ok and report.uncovered == ()
+    assert len(report.results) == 6 and report.ok and report.uncovered == ()
     assert lint(load_policies([tmp_path], index), index) == ()

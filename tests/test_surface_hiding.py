@@ -63,7 +63,7 @@ def keyed(name: str, text: str, map_name: str = "ehr") -> str:
 BODY = {"dose": 5, "note": "n", "ssn": "1", "tags": ["a", "b"], "urgent": True, "internal": "x"}
 
 
-def test_sm33_what_the_map_does_not_show_is_keyed() -> None:
+def test_sm35_what_the_map_does_not_show_is_keyed() -> None:
     assert public(action("/Patient/mrn-1", BODY)) == {
         "kind": "Patient",
         "id": keyed("id", "mrn-1"),
@@ -92,13 +92,13 @@ def test_sm33_what_the_map_does_not_show_is_keyed() -> None:
         ),
     ],
 )
-def test_sm33_values_that_are_not_listed_are_keyed(
+def test_sm35_values_that_are_not_listed_are_keyed(
     target: str, body: object, name: str, expected: str
 ) -> None:
     assert public(action(target, body))[name] == expected
 
 
-def test_sm33_equal_values_stay_equal_within_a_map_and_a_parameter() -> None:
+def test_sm35_equal_values_stay_equal_within_a_map_and_a_parameter() -> None:
     first, second = action("/Patient/1", {"dose": 1}), action("/Observation/1", {"dose": 2})
     assert public(first)["id"] == public(second)["id"] != public(first)["dose"]
     assert (
@@ -108,12 +108,12 @@ def test_sm33_equal_values_stay_equal_within_a_map_and_a_parameter() -> None:
     )
 
 
-def test_sm33_an_operation_may_show_more() -> None:
+def test_sm35_an_operation_may_show_more() -> None:
     assert public(action("/Patient/1", {}, own="in_clear: {id: true}"))["id"] == "1"
     assert public(action("/Jane/1", {}, own="in_clear: {kind: true}"))["kind"] == "Jane"
 
 
-def test_sm34_policies_and_keys_see_the_values() -> None:
+def test_sm36_policies_and_keys_see_the_values() -> None:
     found = action("/Patient/1", BODY)
     read = {"kind": "Patient", "id": "1"} | BODY | {"tags": ("a", "b")}
     assert {param.name: param.value for param in found.params} == read

@@ -27,6 +27,7 @@ from .config_agents import read_agents
 from .config_bundle import Files, Signed, read_bundle_mode
 from .config_doctor import Doctor, read_doctor
 from .config_gate import RemoteGate, read_gate
+from .config_retention import Retention, read_retention
 from .config_values import (
     Address,
     Ca,
@@ -119,6 +120,7 @@ class Config:
     upstream: Upstream
     ca: Ca
     doctor: Doctor
+    retention: Retention
     gate: RemoteGate | None  # None: the policies here decide
 
     @property
@@ -148,7 +150,7 @@ def load_config(path: Path) -> Config:
                 "receipts",
                 "upstream",
             ),
-            "doctor",
+            *("doctor", "retention"),
         ),
         what="the configuration",
     )
@@ -184,6 +186,7 @@ def load_config(path: Path) -> Config:
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
         ca=read_ca(keys.get("ca")),
         doctor=read_doctor(keys.get("doctor")),
+        retention=read_retention(keys.get("retention")),
         gate=read_gate(keys.get("gate"), base),
     )
 

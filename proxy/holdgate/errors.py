@@ -8,10 +8,12 @@ becomes SILENCE and an alarm).
 Invariants (tests/test_errors.py):
   E1  Every Reason has exactly one row: status, public text, whether a retry can help.
   E2  No row's status is a success or a redirect, and only retryable rows are 503.
+  E3  loggable() leaves nothing that a request quoted, but names that are a map's own.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -26,6 +28,7 @@ __all__ = [
     "Outcome",
     "Reason",
     "ReasonRow",
+    "loggable",
 ]
 
 
@@ -175,3 +178,15 @@ class BackendError(HoldgateError):
     def __init__(self, reason: Reason, detail: str = "") -> None:
         self.reason, self.detail = reason, detail
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
+
+
+# What repr() made of a text. A parameter or path variable is named by the map; every other name by the agent.
+_QUOTED: Final = re.compile(r"""(parameter |variable )?('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
+
+
+def loggable(detail: str) -> str:
+    """A detail without what the request said: an agent may have put a patient where a name belongs.
+
+    `holdgate explain` shows it in full, to whoever has the request.
+    """
+    return _QUOTED.sub(lambda found: found[0] if found[1] else "'...'", detail)[:300]

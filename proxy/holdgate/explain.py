@@ -26,6 +26,7 @@ from .cel.evaluate import EvalError
 from .counters import fill, meters_of, uses_of_all
 from .digest import CREDENTIAL_HEADERS, fingerprint
 from .errors import InputError, Outcome, Reason
+from .flips import Flip, flips
 from .gate import RuleTrace
 from .ledger import Budgets, Total
 from .limits import Limits
@@ -51,6 +52,7 @@ class Explained:
     inputs: dict[str, Any] | None = None
     decision: gate.Decision
     trace: tuple[RuleTrace, ...] = ()
+    flips: tuple[Flip, ...] = ()  # the smallest changes that would decide otherwise
     detail: str = ""
 
 
@@ -93,6 +95,7 @@ def explain(
         inputs=inputs,
         decision=gate.decide(bundle.policies, inputs),
         trace=gate.trace(bundle.policies, inputs),
+        flips=flips(bundle.policies, inputs),
     )
 
 
@@ -130,7 +133,20 @@ def document(explained: Explained) -> dict[str, Any]:
         }
         | ({"detail": explained.detail} if explained.detail else {}),
         "trace": [_rule(rule) for rule in explained.trace],
+        "flips": [_flip(flip) for flip in explained.flips],
         "input": explained.inputs,
+    }
+
+
+def _flip(flip: Flip) -> dict[str, Any]:
+    return {
+        "outcome": flip.decision.outcome.value,
+        "reason": flip.decision.reason.value,
+        "rules": list(flip.decision.rules),
+        "changes": [
+            {"action": each.action, "path": each.path, "from": each.before, "to": each.after}
+            for each in flip.changes
+        ],
     }
 
 

@@ -29,7 +29,7 @@ from .answer import Answer, Dispatcher, DispatchError, Exchange
 from .bundle import Bundle
 from .canonical import CanonicalRequest, canonicalise
 from .digest import wire_digest
-from .errors import REASONS, BackendError, InputError, Outcome, Reason
+from .errors import REASONS, BackendError, InputError, Outcome, Reason, loggable
 from .floods import FLOOD_S, Flood, Floods
 from .headers import Verdicts, decision_headers
 from .held import Client, Gone, Held, claimed_host
@@ -378,7 +378,7 @@ class Pipeline:
         self, held: Held, reason: Reason, detail: str, *, status: int | None = None, close: bool = False
     ) -> Answer:
         """Record a SILENCE and answer it; without a store the answer says so and has no receipt id."""
-        log.info("SILENCE %s: %.300s", reason.value, detail)  # a detail may quote a key of megabytes
+        log.info("SILENCE %s: %s", reason.value, loggable(detail))
         if reason is Reason.UNKNOWN_DESTINATION and held.request is not None:
             self.meter.unmapped(held.request.host)
         recorded = await self._receipt_of(held, reason)

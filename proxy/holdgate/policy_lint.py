@@ -12,12 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .cel.check import path_of
+from .cel.model import Binary, Has, Logic, Node, parts_of
 from .cel.parse import parse
 from .cel.unparse import unparse
 from .policy_model import ParamSource, Policy, PolicySet, Rule, RuleEffect
 from .surface.model import Effect
 
 __all__ = ["Finding", "lint"]
+
+_ORDER = frozenset(("<", "<=", ">", ">="))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -39,10 +43,15 @@ def lint(policies: PolicySet, index: ParamSource) -> tuple[Finding, ...]:
     for policy in policies.policies:
         found.update(_unused_constants(policy))
         found.update(_unused_counters(policy))
+        if policy.surface in index.surfaces():
+            found.update(_unreachable(policy, policies, index))
         for rule in policy.rules:
             found.update(_weak_rule(policy, rule, index))
+            found.update(_no_lower_bound(rule))
     found.update(_shadowed(policies))
+    found.update(_unreleased(policies))
     found.update(_uncovered(policies, index))
+    found.update(_uncovered_operations(policies, index))
     return tuple(sorted(found))
 
 
@@ -82,6 +91,77 @@ def _weak_rule(policy: Policy, rule: Rule, index: ParamSource) -> Iterator[Findi
             yield _at(rule, "permits without looking at any parameter of the action; name at least one")
 
 
+def _no_lower_bound(rule: Rule) -> Iterator[Finding]:
+    """A permit that bounds an amount from above only lets zero and less through."""
+    if rule.effect is not RuleEffect.PERMIT:
+        return
+    bounded: dict[str, set[bool]] = {}
+    for node in _nodes(parse(rule.program.source)):
+        if not isinstance(node, Binary):
+            continue
+        for side, other, above in (
+            (node.left, node.right, ("<", "<=")),
+            (node.right, node.left, (">", ">=")),
+        ):
+            name = path_of(side) or ""
+            if (
+                node.op in _ORDER
+                and "amount" in name
+                and name.startswith("params.")
+                and path_of(other) != name
+            ):
+                bounded.setdefault(name, set()).add(node.op in above)
+    for name, sides in sorted(bounded.items()):
+        if sides == {True}:
+            yield _at(rule, f"bounds {name} from above only; add `{name} >= 1`")
+
+
+def _unreachable(policy: Policy, policies: PolicySet, index: ParamSource) -> Iterator[Finding]:
+    """Listed operations that no rule can release, because each needs a parameter that they never have."""
+    if len(policy.operations) == len(index.operations(policy.surface)):
+        return  # a policy for the whole surface is written for operations that differ
+    for operation in policy.operations:
+        declared = index.param_schema(policy.surface, (operation,))
+        rules = policies.table[policy.surface, operation].rules
+        releasing = [rule for rule in rules if rule.effect is not RuleEffect.DENY]
+        needed = [_needs(rule) - declared.keys() for rule in releasing]
+        if needed and all(needed):
+            name = min(needed[0])
+            yield _at(
+                releasing[0],
+                f"is never true for {operation}, which has no params.{name}; nor is any other rule",
+            )
+
+
+def _needs(rule: Rule) -> set[str]:
+    """Parameters that must be there for the rule to be true: `has(params.x) && ...`."""
+    tree = parse(rule.program.source)
+    parts = tree.parts if isinstance(tree, Logic) and tree.op == "&&" else (tree,)
+    paths = (path_of(part.target) or "" for part in parts if isinstance(part, Has))
+    return {path.removeprefix("params.") for path in paths if path.startswith("params.")}
+
+
+def _unreleased(policies: PolicySet) -> Iterator[Finding]:
+    """Review rules whose approval would change nothing, because no permit rule asks for one."""
+    for applicable in policies.table.values():
+        permits = (rule for rule in applicable.rules if rule.effect is RuleEffect.PERMIT)
+        if any("approvals" in rule.program.paths for rule in permits):
+            continue
+        for rule in applicable.rules:
+            if rule.effect is RuleEffect.REVIEW:
+                yield _at(
+                    rule,
+                    "no permit rule of this operation reads approvals, so an approval would release nothing; "
+                    'add one with approvals.exists(a, a.role == "...")',
+                )
+
+
+def _nodes(node: Node) -> Iterator[Node]:
+    yield node
+    for part in parts_of(node):
+        yield from _nodes(part)
+
+
 def _shadowed(policies: PolicySet) -> Iterator[Finding]:
     """Rules whose condition a deny rule on the same operations repeats: they can never decide."""
     text: dict[str, str] = {}
@@ -109,3 +189,20 @@ def _uncovered(policies: PolicySet, index: ParamSource) -> Iterator[Finding]:
         )
         first = policies.policies[0]
         yield Finding(file=first.file, line=first.line, message=message)
+
+
+def _uncovered_operations(policies: PolicySet, index: ParamSource) -> Iterator[Finding]:
+    """Operations that change something, on a surface that has policies, none of which speaks of them."""
+    for surface in sorted({policy.surface for policy in policies.policies} & index.surfaces()):
+        missing = [
+            name
+            for name in index.operations(surface)
+            if (surface, name) not in policies.table and not index.effects(surface, name) <= {Effect.READ}
+        ]
+        if missing:
+            first = min(
+                (policy for policy in policies.policies if policy.surface == surface), key=lambda p: p.file
+            )
+            shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+            message = f"no policy of {surface} speaks of: {shown}; every request to them ends in SILENCE"
+            yield Finding(file=first.file, line=first.line, message=message)

@@ -85,8 +85,8 @@ class ParamSource(Protocol):
         """Full names of the operations of `surface`, such as `stripe.PostRefunds`."""
         ...
 
-    def effects(self, surface: str) -> frozenset[Effect]:
-        """What the operations of `surface` do: only `read`, or more."""
+    def effects(self, surface: str, operation: str | None = None) -> frozenset[Effect]:
+        """What the operations of `surface`, or one of them, do: only `read`, or more."""
         ...
 
     def param_schema(self, surface: str, operations: tuple[str, ...] | None) -> Mapping[str, ParamSchema]:

@@ -4,6 +4,10 @@ Only the process that owns the ledger may write it, so `holdgate doctor --prove`
 The socket is in a directory of mode 0700 beside the keys: whoever can open it could sign receipts anyway, and
 an agent, which can read none of it, can neither write a coverage nor keep one from being written.
 
+    one JSON line: {"ask": "status"}, {"ask": "reload"}, {"ask": "note", "action": ..., "details": {...}},
+    {"ask": "forget", "ids": [...] or "agent", "surface", "before_us": ...},
+    {"ask": "rotate", "purpose": ..., "key_id": ...} or {"ask": "revoke", "kid": ..., "from_index": ...}
+    -> one JSON line back
     one JSON line -> one JSON line back
     {"ask": "status"} | {"ask": "reload"} | {"ask": "note", "action": ..., "details": {...}}
     {"ask": "reconcile", "of": receipt id, "found": "executed|failed|not_sent", "note": ...}
@@ -25,12 +29,15 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from ..erasure import RETENTION, SHRED, Erasure
 from ..errors import BackendError, ConfigError, HoldgateError, Reason
 from ..keyhistory import Purpose
 from ..ledger import AdminNote, Finding, Noted, OutcomeStatus
+from .forgetting import Forgotten
 from .keyring import KeyChange, Revocation, Rotation
 
 __all__ = ["ControlServer", "ask"]
@@ -40,7 +47,9 @@ log = logging.getLogger("holdgate.control")
 _PLACE: Final = Path("run") / "control.sock"
 _MAX_BYTES: Final = 65_536
 _DEADLINE_S: Final = 10.0
+_LONG_S: Final = 600.0  # a large erasure
 _RELOAD_S: Final = 120.0  # a bundle is compiled, and its tests are run
+_WAITS: Final = {"reload": _RELOAD_S, "forget": _LONG_S}
 
 
 class _Ledger(Protocol):
@@ -59,10 +68,12 @@ class ControlServer:
         ledger: _Ledger,
         status: Callable[[], Mapping[str, Any]],
         noted: Callable[[AdminNote, Noted], None],
+        forget: Callable[[Erasure], Awaitable[Forgotten]],
         reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
     ) -> None:
         self._reload = reload
         self._dir, self._ledger, self._status, self._noted = state_dir, ledger, status, noted
+        self._forget = forget
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -109,10 +120,14 @@ class ControlServer:
             match asked["ask"]:
                 case "status":
                     return {"pid": os.getpid(), **self._status()}
+                case "forget":
+                    # What was ordered is carried out whether or not anybody still waits for the answer.
+                    deadline.reschedule(asyncio.get_running_loop().time() + _LONG_S)
+                    return asdict(await self._forget(_erasure(asked)))
                 case "reload" if self._reload is not None:
                     deadline.reschedule(asyncio.get_running_loop().time() + _RELOAD_S)
                     return await self._reload()
-                case "note":
+                case "note" if asked["action"] not in (SHRED, RETENTION):
                     note = AdminNote(action=asked["action"], by="local", details=asked["details"])
                     noted = await self._ledger.note(note)
                     self._noted(note, noted)
@@ -132,6 +147,17 @@ class ControlServer:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return {"error": f"not a question: {type(error).__name__}"}
         return {"error": "not a question"}
+
+
+def _erasure(asked: Mapping[str, Any]) -> Erasure:
+    """Raises ErasureError, TypeError, ValueError."""
+    texts = {name: asked.get(name, "") for name in ("agent", "surface")}
+    ids, before_us = asked.get("ids", []), asked.get("before_us", 0)
+    if type(ids) is not list or type(before_us) is not int:
+        raise TypeError("not an order")
+    if not all(isinstance(item, str) for item in (*texts.values(), *ids)):
+        raise TypeError("not an order")
+    return Erasure(action=SHRED, ids=frozenset(ids), before_us=before_us, **texts)
 
 
 def _change(asked: Mapping[str, Any]) -> KeyChange:
@@ -158,7 +184,7 @@ def ask(state_dir: Path, question: Mapping[str, Any]) -> dict[str, Any] | None:
     """Ask the running process; None when none runs. Raises BackendError when it refuses, OSError."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(_RELOAD_S if question.get("ask") == "reload" else _DEADLINE_S * 2)
+            sock.settimeout(_WAITS.get(question.get("ask", ""), _DEADLINE_S) * 2)
             with _short(state_dir / _PLACE) as name:
                 sock.connect(name)
             sock.sendall(json.dumps(question).encode() + b"\n")

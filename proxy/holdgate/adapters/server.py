@@ -54,6 +54,7 @@ from .engine import build_engine
 from .exec_door import ExecDoor
 from .fitness import check_ca, check_connect_to
 from .forced import build_door, build_stub, know_users, serve_handed
+from .forgetting import Forgetter
 from .gate_client import GateClient, ReportingLedger
 from .handed import take
 from .keyfiles import Keys, load_keys
@@ -201,8 +202,12 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         loop.add_signal_handler(number, lambda: server.spawn(server.drain()))
     loop.add_signal_handler(signal.SIGHUP, lambda: server.spawn(server.reload()))
 
+    forgetter = Forgetter(config.state_dir, server.ledger)
+
     def running() -> None:
         server.spawn(server.sweep())
+        if config.retention.inputs_days is not None:
+            server.spawn(forgetter.retain(config.retention.inputs_days, clock_us))
         server.spawn(server.watch())
         server.admin.ready = True
         if ready is not None:
@@ -214,6 +219,7 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         ledger=server.ledger,
         status=server.status,
         noted=server.boundary.noted,
+        forget=partial(forgetter.forget, by="local"),
         reload=server.reload,
     )
     gc.collect()
@@ -223,7 +229,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await server.admin.start()
         await control.start()
         end_stub = await _listen_dns(server)
-        server.door.open()
+        if config.listen.all:  # `holdgate gate` has no agents
+            server.door.open()
         server.serving = await serve_handed(
             server.handed, config.listen.transparent, (server.engine, server.proxy)
         )
@@ -245,8 +252,9 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await asyncio.to_thread(server.ledger.close)
 
 
-def _allow_open_files() -> None:
-    """As many connections as the system lets us have: a soft limit of 1,024 is two agents' worth."""
+def _limit_process() -> None:
+    """As many connections as the system lets us have, and no core file: it would hold keys and requests."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -265,7 +273,7 @@ async def _listen_dns(server: Server) -> Callable[[], None]:
 
 async def _build(config: Config) -> Server:
     os.umask(0o077)
-    _allow_open_files()
+    _limit_process()
     handed = take(config)
     keys = load_keys(config.state_dir)
     authority = load_ca(config.state_dir)

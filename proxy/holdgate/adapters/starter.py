@@ -63,6 +63,7 @@ agents:
 # network: {{interfaces: [agents0]}}  # agents behind an interface of this machine: `holdgate network up`
 {ca}# limits: {{hold_s: 55, in_flight: 512}}
 # receipts: {{header: reference}}   # only the receipt's id in answers, not the receipt itself
+# retention: {{inputs_days: 400}}   # recorded inputs are destroyed then; null = never
 # upstream:
 #   connect_to: {{"fhir.example.org:443": {{address: "10.0.0.7:8443"}}}}   # dial there; names stay
 """

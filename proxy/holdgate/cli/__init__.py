@@ -6,9 +6,9 @@ One small module per group of commands; what they do is in the modules that they
 Invariants (tests/test_cli.py has one test named after each):
   Q1  A ConfigError is shown as `file:line: message` on standard error, without a traceback, exit code 2.
   Q2  Every command has --help with an example, and only commands that work are there.
-  Q3  Only `init`, `demo`, `trust`, `ca`, `run`, `exec`, `bundle`, `doctor --prove`, `reconcile resolve` and
-      `receipts export --output` or `--cursor` write files; only `demo`, `run`, `doctor`, `verify --keys URL`
-      and `receipts export --syslog` or `--http` use the network.
+  Q3  Only `init`, `demo`, `trust`, `ca`, `run`, `gate`, `exec`, `bundle`, `doctor --prove`, `reconcile
+      resolve` and `receipts export --output` or `--cursor` write files; only `demo`, `run`, `gate`, `doctor`,
+      `verify --keys URL` and `receipts export --syslog` or `--http` use the network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["build_parser", "main"]
 
 # Every command, each in a module of its name, in the order of --help.
 _COMMANDS: Final = (
-    *("init", "demo", "run", "exec", "network", "doctor", "check", "test", "explain"),
+    *("init", "demo", "run", "gate", "exec", "network", "doctor", "check", "test", "explain"),
     *("verify", "receipts", "log", "replay", "backtest", "diff", "reconcile", "bundle"),
     *("trust", "ca", "keys", "surfaces"),
 )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from ..bundle import load_bundle
+from ..cel.model import MAX_ITERATIONS, MAX_STEPS
 from ..config import Config, load_config
 from ..errors import ConfigError
-from ..policy import Finding, lint, load_policies
+from ..policy import Finding, PolicySet, envelope, lint, load_policies, policy_files
+from ..policytest_case import read_suite
+from ..strictyaml import load_file
 from ..surface.index import SurfaceIndex
 from ..surface.load import load_maps
 from .shared import Commands, add, config_of, print_json
@@ -35,14 +39,16 @@ def register(commands: Commands) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     if args.paths:
-        errors, findings = _check_paths(args)
+        errors, findings, costs = _check_paths(args)
     else:
-        errors, findings = _check_config(config_of(args))
+        errors, findings, costs = _check_config(config_of(args))
     if args.json:
         rows = [asdict(each) | {"severity": "error"} for each in errors]
         rows += [asdict(each) | {"severity": "warning" if args.warn else "error"} for each in findings]
         print_json(rows)
     else:
+        for line in costs:
+            print(line)
         for each in (*errors, *findings):
             print(each)
         if not errors and not findings:
@@ -50,7 +56,7 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if errors or (findings and not args.warn) else 0
 
 
-type _Result = tuple[list[Finding], tuple[Finding, ...]]  # what does not load, and lint
+type _Result = tuple[list[Finding], tuple[Finding, ...], list[str]]  # what does not load, lint, costs
 
 
 def _check_config(config: Config) -> _Result:
@@ -58,20 +64,45 @@ def _check_config(config: Config) -> _Result:
     from ..adapters.fitness import check_connect_to
 
     if not config.surfaces or not config.policies:
-        return [], ()  # a node of signed bundles: their builder checked them
+        return [], (), []  # a node of signed bundles: their builder checked them
     try:
         bundle = load_bundle(config.surfaces, config.policies)
     except ConfigError as error:
-        return [_finding(error)], ()
+        return [_finding(error)], (), []
     check_connect_to(config, bundle)
-    return [], lint(bundle.policies, bundle.index)
+    return _judged(bundle.policies, bundle.index, config.policies)
+
+
+def _judged(policies: PolicySet, index: SurfaceIndex, tests: Sequence[Path]) -> _Result:
+    """Policies that load: their tests must be readable, and then come findings and costs."""
+    errors = []
+    for path in policy_files(tests):
+        root = load_file(path)
+        if envelope(root)[0] == "PolicyTest":
+            try:
+                read_suite(root, policies, index)
+            except ConfigError as error:
+                errors.append(_finding(error))
+    return errors, lint(policies, index), _costs(policies)
+
+
+def _costs(policies: PolicySet) -> list[str]:
+    """The dearest operation: what one action may take at most, of what is allowed."""
+    (surface, operation), dearest = max(
+        policies.table.items(), key=lambda item: (item[1].cost.worst, item[0])
+    )
+    turns = min(dearest.cost.iterations, MAX_ITERATIONS)
+    return [
+        f"worst case: {dearest.cost.worst} of {MAX_STEPS} steps, {turns} of {MAX_ITERATIONS} turns of "
+        f"exists/all: {surface} {operation}, {len(dearest.rules)} rules"
+    ]
 
 
 def _check_paths(args: argparse.Namespace) -> _Result:
     try:
         given = sort_paths(args.paths)
     except ConfigError as error:
-        return [_finding(error)], ()
+        return [_finding(error)], (), []
     for path in given.configs:
         load_config(path)
     errors: list[Finding] = []
@@ -81,15 +112,15 @@ def _check_paths(args: argparse.Namespace) -> _Result:
         except ConfigError as error:
             errors.append(_finding(error))
     if errors or not (given.maps or given.policies):
-        return errors, ()
+        return errors, (), []
     surfaces = given.maps or config_of(args).surfaces
     try:
         index = SurfaceIndex.compile(load_maps(surfaces))
         if not given.policies:
-            return [], ()
-        return [], lint(load_policies(given.policies, index), index)
+            return [], (), []
+        return _judged(load_policies(given.policies, index), index, given.tests)
     except ConfigError as error:
-        return [_finding(error)], ()
+        return [_finding(error)], (), []
 
 
 def _finding(error: ConfigError) -> Finding:

@@ -113,6 +113,9 @@ def _print(explained: Explained) -> None:
     print(f"decision   {decision.outcome.value} {decision.reason.value}")
     if explained.detail:
         print(f"because    {explained.detail}")
+    for flip in explained.flips:
+        changes = " and ".join(str(change) for change in flip.changes)
+        print(f"would be   {flip.decision.outcome.value} if {changes}")
     for rule in explained.trace:
         _print_rule(rule, decided=rule.rule in decision.rules)
 

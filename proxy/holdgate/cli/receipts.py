@@ -9,6 +9,7 @@ from ..adapters.sqlite_reader import SqliteReader, StoredReceipt
 from ..errors import ConfigError, Outcome
 from ..statement import format_us
 from .export import register_export
+from .forget import register_disclose, register_shred
 from .shared import (
     Commands,
     add,
@@ -27,12 +28,14 @@ def register(commands: Commands) -> None:
     receipts = group(
         commands,
         "receipts",
-        does="list, show or export receipts",
+        does="list, show, export, disclose or shred receipts",
         example="holdgate receipts list --outcome DENY",
     )
     _register_list(receipts)
     _register_show(receipts)
     register_export(receipts)
+    register_disclose(receipts)
+    register_shred(receipts)
 
 
 def _register_list(receipts: Commands) -> None:

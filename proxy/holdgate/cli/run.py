@@ -18,7 +18,7 @@ from .shared import Commands, add, config_of
 if TYPE_CHECKING:
     from ..adapters.server import Server
 
-__all__ = ["register"]
+__all__ = ["announce", "prepare", "register"]
 
 
 def register(commands: Commands) -> None:
@@ -38,24 +38,30 @@ def register(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Only this command needs the proxy engine, whose import takes longer than most commands.
-    from ..adapters.memory import give_back_large_blocks
-    from ..adapters.server import serve
-
-    logging.basicConfig(
-        level=logging.INFO if args.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
-    if not args.verbose:  # what starts, stops and reloads is worth a line; every refusal is not
-        logging.getLogger("holdgate").setLevel(logging.INFO)
-        logging.getLogger("holdgate.pipeline").setLevel(logging.WARNING)
     config = config_of(args)
     if args.user is not None:
         return _as_user(config, args)
+    prepare(verbose=args.verbose)
+    # Only these commands need the proxy engine, whose import takes longer than most of them.
+    from ..adapters.server import serve
+
+    asyncio.run(serve(config, ready=announce))
+    return 0
+
+
+def prepare(*, verbose: bool) -> None:
+    """What a process that serves sets once: its log, and how it shares the interpreter and memory."""
+    from ..adapters.memory import give_back_large_blocks
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    if not verbose:  # what starts, stops and reloads is worth a line; every refusal is not
+        logging.getLogger("holdgate").setLevel(logging.INFO)
+        logging.getLogger("holdgate.pipeline").setLevel(logging.WARNING)
     sys.setswitchinterval(0.001)
     give_back_large_blocks()
-    asyncio.run(serve(config, ready=_announce))
-    return 0
 
 
 def _as_user(config: Config, args: argparse.Namespace) -> int:
@@ -75,7 +81,7 @@ def _as_user(config: Config, args: argparse.Namespace) -> int:
     return 2
 
 
-def _announce(server: Server) -> None:
+def announce(server: Server) -> None:
     """One line per listener, then one that says ready: scripts may wait for it, and systemd does."""
     for name, address in (
         ("explicit", server.explicit),

@@ -111,12 +111,12 @@ def first_index(reader: SqliteReader, since: str) -> int:
     return reader.index_since(time_us(since))
 
 
-def time_us(since: str) -> int:
+def time_us(since: str, option: str = "--since") -> int:
     """Microseconds since the epoch of `--since TIME`. Raises ConfigError."""
     try:
         return parse_since(since)
     except ValueError as error:
-        raise ConfigError(f"--since {since}: {error}") from None
+        raise ConfigError(f"{option} {since}: {error}") from None
 
 
 def read_bytes(name: str) -> bytes:

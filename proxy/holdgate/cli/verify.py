@@ -11,7 +11,7 @@ import json
 import re
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from ..note import SignatureType, Verifier, parse_vkey
 from ..tlog import TlogError
 from ..tlogproof import Proof, parse_proof
 from ..verification import Finding, Trust, judge
+from .disclosure import Disclosure, read_disclosure
 from .shared import Commands, add, config_of, print_json, read_bytes
 
 __all__ = ["register"]
@@ -63,6 +64,14 @@ def register(commands: Commands) -> None:
         "--proof", type=Path, metavar="FILE", help="tlog-proof of the one receipt: it must be in the log"
     )
     parser.add_argument(
+        "--disclosure",
+        type=Path,
+        metavar="FILE",
+        help="of the one receipt (`receipts disclose`): it must commit to --body, --target and its method",
+    )
+    parser.add_argument("--body", type=Path, metavar="FILE", help="the request's body; without it, none")
+    parser.add_argument("--target", metavar="TEXT", help="path and query, where the disclosure has none")
+    parser.add_argument(
         "--log-key", metavar="VKEY|FILE", help="the log's key (default: log/key.vkey in the state directory)"
     )
     parser.add_argument(
@@ -82,17 +91,30 @@ def register(commands: Commands) -> None:
 def _verify(args: argparse.Namespace) -> int:
     keys = _keys(args.keys) if args.keys else load_public_keys(config_of(args).state_dir)
     receipts = [found for name in args.receipts for found in _read(name)]
-    if args.proof and len(receipts) != 1:
-        raise ConfigError(f"--proof is of one receipt, and here are {len(receipts)}")
+    if (args.proof or args.disclosure) and len(receipts) != 1:
+        raise ConfigError(f"--proof and --disclosure are of one receipt, and here are {len(receipts)}")
+    if (args.body or args.target is not None) and not args.disclosure:
+        raise ConfigError("--body and --target go with --disclosure")
     trust = _trust(args, keys)
     proof = _proof(args.proof) if args.proof else None
     results = [_Result(source=source, found=judge(jws, trust, proof)) for source, jws in receipts]
+    if args.disclosure:
+        results = [_disclosed(results[0], read_disclosure(args.disclosure, args.body, args.target))]
     if args.json:
         print_json([_row(result) for result in results])
     else:
         for result in results:
             print(_line(result))
     return 0 if results and all(result.found.ok for result in results) else 1
+
+
+def _disclosed(result: _Result, disclosure: Disclosure) -> _Result:
+    """The same finding, unless the receipt commits to another request."""
+    found = result.found
+    if not found.ok or found.statement is None:
+        return result
+    problem = disclosure.problem(found.statement)
+    return result if not problem else replace(result, found=replace(found, reason=problem))
 
 
 def _trust(args: argparse.Namespace, keys: KeySet) -> Trust:

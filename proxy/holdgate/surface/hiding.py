@@ -6,9 +6,9 @@ Policies see the values themselves. Equal values of one parameter of one map sta
 who has the fleet key finds all receipts about one patient, and nobody else can try names.
 
 Invariants (tests/test_surface_hiding.py has one test named after each):
-  SM33  A parameter of a sensitive operation is keyed in its receipt, or not there, unless `in_clear` names it
+  SM35  A parameter of a sensitive operation is keyed in its receipt, or not there, unless `in_clear` names it
       and, where values are listed, its value.
-  SM34  Hiding changes no value that a policy or a key reads.
+  SM36  Hiding changes no value that a policy or a key reads.
 """
 
 from __future__ import annotations

@@ -258,8 +258,10 @@ class SurfaceIndex:
             raise InputError(Reason.UNKNOWN_OPERATION, what)
         return found[0]
 
-    def effects(self, surface: str) -> frozenset[Effect]:
-        return frozenset(Effect(op.spec.effect) for op in self._operations(surface) if op.spec.effect)
+    def effects(self, surface: str, operation: str | None = None) -> frozenset[Effect]:
+        """Of all operations of the surface, or of one."""
+        chosen = (op for op in self._operations(surface) if operation in (None, op.name))
+        return frozenset(Effect(op.spec.effect) for op in chosen if op.spec.effect)
 
     def _operations(self, surface: str) -> list[Operation]:
         return [
