@@ -152,6 +152,7 @@ def built(rules: Mapping[str, Sequence[tuple[str, str]]], policy: str = "p", pre
                 operations=(operation,),
                 constants={},
                 counters=(),
+                facts=(),
                 environment=environment(SCHEMAS["payments.refund"][operation], {}, {}),
                 rules=made,
                 shadow=False,

@@ -196,7 +196,9 @@ COUNTED: Any = {
 
 def counting(claims: dict[str, ClaimRow], budgets: Budgets, key: KeyRule) -> tuple[Adjudication, Entry]:
     """A batch of two refunds of 100, under a policy that adds them up."""
-    policies: Any = SimpleNamespace(counters_of=lambda *action: (COUNTED[action],))
+    policies: Any = SimpleNamespace(
+        counters_of=lambda *action: (COUNTED[action],), facts_of=lambda *action: ()
+    )
     bundle = replace(BUNDLE, policies=policies)
     batch = recognised(key=key)
     judge = Adjudication(case(recognised=replace(batch, actions=batch.actions * 2)), bundle, EVIDENCE)

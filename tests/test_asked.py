@@ -72,3 +72,13 @@ def test_sm34_the_digest_is_over_operation_and_parameters(index: SurfaceIndex) -
     others = [{**params, "amount": 501}, {**params, "account": "acct_1"}, {"reference": "pi_1"}]
     assert len({digest, *(ask(index, REFUND, each).digest for each in others)}) == 4
     assert ask(index, OBSERVATION, {"resource_type": "Observation"}).digest.startswith("hmac-sha256:")
+
+
+def test_parameters_of_a_sensitive_operation_are_keyed(index: SurfaceIndex) -> None:
+    found = ask(
+        index, OBSERVATION, {"resource_type": "Observation", "patient": "Patient/mrn-1", "status": "Jane"}
+    )
+    public = {param.name: str(param.public) for param in found.actions[0].params}
+    assert public["resource_type"] == "Observation"
+    assert public["patient"].startswith("hmac-sha256:") and public["status"].startswith("hmac-sha256:")
+    assert {param.name: param.value for param in found.actions[0].params}["patient"] == "Patient/mrn-1"

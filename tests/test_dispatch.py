@@ -1151,6 +1151,10 @@ CLIENT_MODULES = {
 ALLOWED = {
     "adapters/dispatch.py": {"create_connection", "sock_connect"},  # the outer door
     "adapters/resolver.py": {"create_datagram_endpoint", "open_connection"},  # DNS, only after PERMIT
+    # The remote gate of holdgate.yaml, which decides in place of the policies here.
+    "adapters/gate_client.py": {"ClientSession"},
+    # Providers of facts: addresses of holdgate.yaml alone, before the decision (FS3).
+    "adapters/fact_sources.py": {"ClientSession"},
     # Tries to get out where an agent stands: sent there by `holdgate doctor`, never imported by `run`.
     "adapters/doctor/probe.py": {"create_connection"},
     # `receipts export --syslog|--http`: run by an operator, in a process of its own, never by `run`.

@@ -368,7 +368,7 @@ def test_g4_a_deny_rule_that_uses_up_the_budget_never_adds_a_permit() -> None:
 
 
 @pytest.mark.parametrize("live", KINDS, ids=" ".join)
-def test_g5_a_shadow_policy_changes_nothing_and_says_what_it_would_have(
+def test_g7_a_shadow_policy_changes_nothing_and_says_what_it_would_have(
     tmp_path: Path, live: tuple[str, str]
 ) -> None:
     real = policy_text(rule("r", live[0], CONDITIONS[live[1]]))
@@ -385,7 +385,7 @@ def test_g5_a_shadow_policy_changes_nothing_and_says_what_it_would_have(
         assert [(each.rule, each.shadow) for each in trace(both, inputs)] == [("p/r", False), ("q/s", True)]
 
 
-def test_g5_a_surface_that_only_a_shadow_speaks_of_stays_silent(tmp_path: Path) -> None:
+def test_g7_a_surface_that_only_a_shadow_speaks_of_stays_silent(tmp_path: Path) -> None:
     text = policy_text(rule("s", "permit", "params.amount == 4200"), extra="shadow: true")
     policies, inputs = load_texts(tmp_path, text), decision_input(one(A))
     assert decide(policies, inputs).reason is Reason.NO_RULE_MATCHED
@@ -398,7 +398,7 @@ def test_g5_a_surface_that_only_a_shadow_speaks_of_stays_silent(tmp_path: Path) 
     assert shadow(policies, {"actions": 1}) is None
 
 
-def test_g5_a_shadow_that_uses_up_its_budget_uses_nobody_elses(tmp_path: Path) -> None:
+def test_g7_a_shadow_that_uses_up_its_budget_uses_nobody_elses(tmp_path: Path) -> None:
     wasteful = "has(params.tags) && params.tags.all(t, params.tags.exists(u, u == 'none'))"
     inputs = decision_input(one(A) | {"params": {**PARAMS[A], "tags": ["a"] * 40}})
     real = policy_text(rule("r", "permit", "params.amount == 4200"))

@@ -187,10 +187,10 @@ def bad(name: str, words: str, rules: str = PERMIT, **options: str) -> Any:
         bad("no operation", "operations is empty", operations="[]"),
         bad("operation twice", "twice", operations="[stripe.PostRefunds, stripe.PostRefunds]"),
         bad("counters", "counters.a must be a mapping", extra="counters: {a: 1}"),
-        bad("facts", "facts are not supported in this version; remove", extra="facts: {a: 1}"),
+        bad("facts", "facts.a must be a mapping", extra="facts: {a: 1}"),
         bad(
             "shadow",
-            "a shadow policy has no counters",
+            "a shadow policy has no counters or facts",
             extra="shadow: true\ncounters: {n: {key: [agent.id], window: 1h, measure: count}}",
         ),
         bad("unknown key in spec", "unknown key 'actions'", extra="actions: [x]"),

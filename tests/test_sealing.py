@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import secrets
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -92,3 +95,49 @@ def test_what_an_older_version_did_not_keep() -> None:
     assert never_kept({"request": {"digest": keyed}, "input_digest": plain})
     assert not never_kept({"request": {"digest": keyed}, "input_digest": keyed})
     assert not never_kept({"request": {"digest": plain}, "input_digest": plain})
+
+
+# --- vectors: what is stored is what the program writes, and what SPEC.md alone comes to ---
+
+VECTORS = Path(__file__).parent / "vectors"
+sys.path.insert(0, str(VECTORS))
+import regenerate_sealing  # noqa: E402  (a script beside its vectors, not a module)
+
+
+def _stored(name: str) -> dict[str, dict[str, str]]:
+    rows: dict[str, dict[str, str]] = json.loads((VECTORS / "sealing" / name).read_text())
+    return rows
+
+
+def _preimage(domain: bytes, *parts: bytes) -> bytes:
+    return domain + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+
+
+def test_the_vectors_are_what_the_program_writes() -> None:
+    stored = {path.name: path.read_text() for path in (VECTORS / "sealing").iterdir()}
+    assert stored == regenerate_sealing.files()
+
+
+@pytest.mark.parametrize("row", _stored("requests.json").values(), ids=_stored("requests.json"))
+def test_a_program_that_read_the_specification_comes_to_the_same(row: dict[str, str]) -> None:
+    salt, sealed = bytes.fromhex(row["salt"]), bytes.fromhex(row["sealed"])
+    body = hashlib.sha256(bytes.fromhex(row["body"])).digest()
+    parts = (row["method"].encode(), row["destination"].encode(), row["target"].encode(), body)
+    text = hmac.new(salt, _preimage(b"holdgate-commitment-v1", *parts), "sha256").hexdigest()
+    assert row["commitment"] == "hmac-sha256:" + text
+    if row["inputs"]:
+        text = hmac.new(salt, _preimage(b"holdgate-input-v1", row["inputs"].encode()), "sha256").hexdigest()
+        assert row["input_digest"] == "hmac-sha256:" + text
+    opened = crypto_aead_xchacha20poly1305_ietf_decrypt(
+        sealed[24:], row["receipt"].encode(), sealed[:24], bytes.fromhex(row["key"])
+    )
+    assert opened == row["target"].encode() + b"\n" + row["inputs"].encode()
+
+
+@pytest.mark.parametrize("row", _stored("params.json").values(), ids=_stored("params.json"))
+def test_a_keyed_parameter_is_as_specified(row: dict[str, str]) -> None:
+    parts = (row["map"].encode(), row["parameter"].encode(), row["value"].encode())
+    text = hmac.new(
+        bytes.fromhex(row["fleet_key"]), _preimage(b"holdgate-param-v1", *parts), "sha256"
+    ).hexdigest()
+    assert row["public"] == "hmac-sha256:" + text

@@ -344,7 +344,7 @@ def idle() -> Any:
         "door": SimpleNamespace(hang_up=hang_up),
         "handed": (),
         "serving": [SimpleNamespace(close=lambda: said.append("no socket of others' is accepted on"))],
-        **dict.fromkeys(("ledger", "metrics", "proxy", "admin", "agent_tls", "boundary", "stub")),
+        **dict.fromkeys(("ledger", "metrics", "proxy", "admin", "agent_tls", "boundary", "stub", "facts")),
     }
     made: Any = Server(**parts)
     made.said = said

@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from . import gate
@@ -27,6 +28,8 @@ from .agents import Agent
 from .bundle import Bundle
 from .counters import Use, budget_ids, budget_part, fill, meters_of, uses_of_all
 from .errors import Outcome, Reason
+from .facts import Found, Lookup, lookups_of_all
+from .facts import fill as state_facts
 from .gate import Decision
 from .jcs import dumps_input
 from .keys import Signer
@@ -47,7 +50,7 @@ from .receipt import decision_statement, input_digest, sign
 from .sealing import SALT_BYTES, Kept, Sealed, commitment, seal
 from .surface.model import Action, Recognised
 
-__all__ = ["Adjudication", "Case", "Evidence", "Target", "TimedGate", "decision_input"]
+__all__ = ["Adjudication", "Case", "Evidence", "Target", "TimedGate", "decision_input", "questions"]
 
 type Gate = Callable[[PolicySet, Mapping[str, Any]], Decision]
 
@@ -101,6 +104,7 @@ class Case:
     count: int = 1  # refusals like this one that the receipt stands for
     via: str = ""  # the decision door that asked; "": a request that the proxy holds
     body_sha256: bytes = b""  # of a sensitive operation, where it was computed off the serial step
+    facts: Mapping[Lookup, Found] = MappingProxyType({})  # what providers answered, before the serial step
 
 
 class TimedGate:
@@ -188,6 +192,9 @@ class Adjudication:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
         inputs = decision_input(case.agent, case.request, case.recognised, now_us)
         repeated = prior if verdict is Verdict.REPLAY else ""
+        if self._engine == gate.ENGINE:  # like counters
+            facts_of = self._bundle.policies.facts_of
+            state_facts(facts_of, inputs["agent"], inputs["actions"], case.facts, now_s=now_us // 1_000_000)
         charges = self._charged(inputs, budgets, repeated, now_us)
         decision = self._decide(self._bundle.policies, inputs)
         permitted = decision.outcome is Outcome.PERMIT and not self._void
@@ -367,6 +374,18 @@ def _uses(case: Case, bundle: Bundle, fleet_key: bytes) -> tuple[tuple[Use, ...]
         return ()
     actions = [_action_part(action, request, recognised) for action in recognised.actions]
     return uses_of_all(counters_of, _agent_part(agent), actions, secret=fleet_key)
+
+
+def questions(case: Case, bundle: Bundle) -> tuple[Lookup, ...]:
+    """What the policies want to know of others about this request."""
+    recognised, request, agent = case.recognised, case.request, case.agent
+    facts_of = bundle.policies.facts_of
+    if recognised is None or request is None or agent is None:
+        return ()
+    if not any(facts_of(action.surface, action.operation) for action in recognised.actions):
+        return ()
+    actions = [_action_part(action, request, recognised) for action in recognised.actions]
+    return lookups_of_all(facts_of, _agent_part(agent), actions)
 
 
 def _request_part(case: Case) -> dict[str, Any]:

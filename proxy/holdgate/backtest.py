@@ -21,7 +21,7 @@ import hashlib
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -251,7 +251,8 @@ class _Unchanged:
         constants = {policy.name: dict(policy.constants) for policy in policies.policies}
         rules = [(r.name, r.effect, r.when, constants[r.name.partition("/")[0]]) for r in applicable.rules]
         counters = [(each.name, each.key, each.window_s, each.measure) for each in applicable.counters]
-        return rules, counters, dict(applicable.params), dict(policies.agent_attrs)
+        facts = [replace(each, file="", line=0) for each in applicable.facts]
+        return rules, counters, facts, dict(applicable.params), dict(policies.agent_attrs)
 
 
 def _decide(new: Bundle, inputs: Mapping[str, Any]) -> Decision | str:

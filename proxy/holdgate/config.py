@@ -26,6 +26,7 @@ from .config_admin import Admin, AdminToken, OpenDoor, read_admin
 from .config_agents import read_agents
 from .config_bundle import Files, Signed, read_bundle_mode
 from .config_doctor import Doctor, read_doctor
+from .config_facts import Provider, read_facts
 from .config_gate import RemoteGate, read_gate
 from .config_retention import Retention, read_retention
 from .config_values import (
@@ -120,6 +121,7 @@ class Config:
     upstream: Upstream
     ca: Ca
     doctor: Doctor
+    facts: tuple[Provider, ...]
     retention: Retention
     gate: RemoteGate | None  # None: the policies here decide
 
@@ -137,20 +139,8 @@ def load_config(path: Path) -> Config:
     keys = root.mapping(
         required=("version", "node", "state_dir", "listen", "agents"),
         optional=(
-            *(
-                "surfaces",
-                "policies",
-                "admin",
-                "bundle",
-                "ca",
-                "store",
-                "gate",
-                "limits",
-                "network",
-                "receipts",
-                "upstream",
-            ),
-            *("doctor", "retention"),
+            *("surfaces", "policies", "admin", "bundle", "ca", "store", "gate", "limits", "network"),
+            *("receipts", "upstream", "doctor", "facts", "retention"),
         ),
         what="the configuration",
     )
@@ -186,6 +176,7 @@ def load_config(path: Path) -> Config:
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
         ca=read_ca(keys.get("ca")),
         doctor=read_doctor(keys.get("doctor")),
+        facts=read_facts(keys.get("facts"), base),
         retention=read_retention(keys.get("retention")),
         gate=read_gate(keys.get("gate"), base),
     )

@@ -16,7 +16,7 @@ Invariants (tests/test_diff.py):
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from itertools import combinations
 from typing import Any, Final
 
@@ -66,6 +66,7 @@ class Difference:
     edits: tuple[Edit, ...]
     flips: tuple[Flip, ...]
     inputs: int  # that were tried
+    untried: tuple[str, ...]  # operations whose policies ask for facts: those cannot be made up
     loosens: bool
     tightens: bool
     newly_permitted: bool
@@ -82,6 +83,7 @@ class Difference:
             "verdict": self.verdict,
             "edits": [asdict(each) for each in self.edits],
             "inputs": self.inputs,
+            "untried": list(self.untried),
             "flips": [asdict(each) for each in self.flips],
         }
 
@@ -89,11 +91,15 @@ class Difference:
 def diff(old: Bundle, new: Bundle) -> Difference:
     """Compare them. Bounded: at most `_MAX_INPUTS` decisions of each for an operation."""
     found: list[Flip] = []
+    untried: list[str] = []
     tried = 0
     loosens = tightens = newly = False
     for surface, operation in sorted({*old.policies.table, *new.policies.table}):
         if _reads(old, surface, operation) == _reads(new, surface, operation):
             continue  # the same conditions over the same values: there is nothing to try
+        if any(_facts(bundle, surface, operation) for bundle in (old, new)):
+            untried.append(operation)
+            continue
         shape = _shape(old, new, surface, operation)
         flips: dict[tuple[Outcome, str, Outcome, str], list[tuple[Choice, ...]]] = {}
         for chosen in shape.inputs(_MAX_INPUTS):
@@ -113,6 +119,7 @@ def diff(old: Bundle, new: Bundle) -> Difference:
         edits=tuple(_edits(old, new)),
         flips=tuple(sorted(found, key=lambda flip: (flip.surface, flip.operation, flip.old, flip.new))),
         inputs=tried,
+        untried=tuple(untried),
         loosens=loosens,
         tightens=tightens,
         newly_permitted=newly,
@@ -164,7 +171,14 @@ def _reads(bundle: Bundle, surface: str, operation: str) -> Any:
         (c.name, c.key, c.window_s, c.measure) for c in bundle.policies.counters_of(surface, operation)
     ]
     schema, attrs = dict(_schema(bundle, surface, operation)), dict(bundle.policies.agent_attrs)
-    return sorted(rules, key=lambda row: row[0]), counters, schema, attrs
+    facts = _facts(bundle, surface, operation)
+    return sorted(rules, key=lambda row: row[0]), counters, facts, schema, attrs
+
+
+def _facts(bundle: Bundle, surface: str, operation: str) -> list[Any]:
+    applicable = bundle.policies.table.get((surface, operation))
+    found = () if applicable is None else applicable.facts
+    return [replace(each, file="", line=0) for each in found]
 
 
 def _schema(bundle: Bundle, surface: str, operation: str) -> Mapping[str, ParamSchema]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from . import gate
@@ -26,6 +27,7 @@ from .cel.evaluate import EvalError
 from .counters import fill, meters_of, uses_of_all
 from .digest import CREDENTIAL_HEADERS, fingerprint
 from .errors import InputError, Outcome, Reason
+from .facts import state
 from .flips import Flip, flips
 from .gate import RuleTrace
 from .ledger import Budgets, Total
@@ -65,10 +67,12 @@ def explain(
     fleet_key: bytes,
     now_us: int,
     totals: Callable[[tuple[str, ...]], Mapping[str, Total]] = nothing_charged,
+    facts: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Explained:
     """Take one raw HTTP/1.1 request, head and body, through steps 1 to 5.
 
-    `totals` reads the meters of counters; without a ledger nothing has been charged yet.
+    `totals` reads the meters of counters; without a ledger nothing has been charged yet. `facts`, by name,
+    stand for what providers would have said.
     """
     silence = gate.Decision(outcome=Outcome.SILENCE, reason=Reason.INTERNAL_ERROR, rules=())
     so_far = Explained(decision=silence)
@@ -86,6 +90,8 @@ def explain(
     except InputError as error:
         return replace(so_far, decision=replace(silence, reason=error.reason), detail=error.detail)
     inputs = decision_input(agent, request, recognised, now_us)
+    facts_of = bundle.policies.facts_of
+    state(facts_of, inputs["agent"], inputs["actions"], facts, now_s=now_us // 1_000_000)
     uses = uses_of_all(bundle.policies.counters_of, inputs["agent"], inputs["actions"], secret=fleet_key)
     if uses:
         budgets = Budgets(totals=totals(meters_of(uses)), standing={})

@@ -5,7 +5,7 @@ decision replays from its record alone.
 
 Decision table (CONTRACT 6), per action; every rule is evaluated, order never matters:
     any deny rule true            -> DENY     deny_rule
-    else a counter is missing     -> SILENCE  input_unavailable
+    else a counter or fact is missing -> SILENCE input_unavailable
     else any applicable rule error -> SILENCE rule_error
     else any permit rule true     -> PERMIT   permit_rule
     else any review rule true     -> SILENCE  approval_pending
@@ -15,13 +15,14 @@ Several actions: any DENY -> DENY; else any SILENCE -> SILENCE; else PERMIT.
 A value that is not of its declared type counts as an error of every rule that applies. Several
 silent actions give the reason that an approval can change least.
 
-Invariants (one test named after each: tests/test_gate.py; G5: tests/test_policy_counters.py):
+Invariants (tests/test_gate.py; G5 in tests/test_policy_counters.py, G6 in tests/test_policy_facts.py):
   G1  decide() is total: every input gets a Decision, none raises.
   G2  PERMIT means every action has a permit rule that is true and no deny rule that is true.
   G3  The order of rules, policies and files does not change the decision.
   G4  Adding a deny rule never adds a PERMIT.
-  G5  A shadow policy changes no decision, whatever it says, and shadow() says what it would have changed.
   G5  PERMIT means every counter that an action charges was read, and can take it.
+  G6  PERMIT means every fact that a policy of the action declares is in the input, with its types.
+  G7  A shadow policy changes no decision, whatever it says, and shadow() says what it would have changed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .cel.evaluate import Budget, Conjunct, EvalError, Fault, Frame, explain
 from .errors import Outcome, Reason
+from .facts import readable
 from .gate_input import Problem, action_frame, readable_counters, shared_frame
 from .policy_model import RuleEffect
 
@@ -138,6 +140,8 @@ def _decide_action(policies: PolicySet, shared: Frame, action: Any, with_shadow:
     if denied:
         return _decision(Outcome.DENY, Reason.DENY_RULE, denied)
     if applicable.counters and not readable_counters(action, applicable):
+        return _silence(Reason.INPUT_UNAVAILABLE)
+    if applicable.facts and not readable(action, applicable.facts):
         return _silence(Reason.INPUT_UNAVAILABLE)
     if failed:
         return _decision(Outcome.SILENCE, Reason.RULE_ERROR, failed)

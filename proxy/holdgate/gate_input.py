@@ -4,8 +4,8 @@ The pipeline builds the input and the surface map has typed its parameters alrea
 checked again here, because a decision must not depend on who called: replay, tests and remote
 callers hand in inputs too, and the evaluator relies on every value having its declared type.
 Keys that no condition can name are ignored; parameters are not: one that the map does not
-declare means that policy and map disagree about the request. A counter may be missing: then it could not
-be read or charged when the input was made, and the gate says so.
+declare means that policy and map disagree about the request. A counter or a fact may be missing:
+then it could not be read when the input was made, and the gate says so.
 
 Invariants (tests/test_gate_input.py):
   N1  A frame holds values of the declared types only; anything else is a Problem.
@@ -29,6 +29,7 @@ _EFFECTS: Final = frozenset(effect.value for effect in Effect)
 _APPROVAL_TEXTS: Final = ("id", "role", "approver", "request_digest")
 _ACTION: Final = ROOTS.index("action")
 _COUNTERS: Final = ROOTS.index("counters")
+_FACTS: Final = ROOTS.index("facts")
 _PARAMS: Final = ROOTS.index("params")
 
 
@@ -48,7 +49,7 @@ def shared_frame(policies: PolicySet, inputs: Any) -> Frame | Problem:
     wrong = _wrong_agent(agent, policies.attr_tests) or _wrong_context(request, clock, approvals)
     if wrong is not None:
         return Problem(detail=wrong)
-    return [None, agent, approvals, clock, None, None, request, None, None, Budget()]
+    return [None, agent, approvals, clock, None, None, None, request, None, None, Budget()]
 
 
 def action_frame(shared: Frame, action: dict[str, Any], applicable: Applicable) -> Frame | Problem:
@@ -60,6 +61,7 @@ def action_frame(shared: Frame, action: dict[str, Any], applicable: Applicable) 
     frame = shared.copy()
     frame[_ACTION] = action
     frame[_COUNTERS] = action.get("counters")
+    frame[_FACTS] = action.get("facts")
     frame[_PARAMS] = params
     return frame
 

@@ -19,17 +19,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from .adjudicate import Adjudication, Evidence, TimedGate
+from .adjudicate import Adjudication, Evidence, TimedGate, questions
 from .agents import Agent
 from .answer import Answer, Dispatcher, DispatchError, Exchange
 from .bundle import Bundle
 from .canonical import CanonicalRequest, canonicalise
 from .digest import wire_digest
 from .errors import REASONS, BackendError, InputError, Outcome, Reason, loggable
+from .facts import Found, Lookup
 from .floods import FLOOD_S, Flood, Floods
 from .headers import Verdicts, decision_headers
 from .held import Client, Gone, Held, claimed_host
@@ -69,6 +70,10 @@ class Meter(Protocol):
     def in_flight(self, change: int) -> None: ...
 
 
+async def no_provider(_: Iterable[Lookup]) -> Mapping[Lookup, Found]:
+    return {}
+
+
 @dataclass(slots=True, kw_only=True)
 class Pipeline:
     bundle: Bundle
@@ -82,6 +87,7 @@ class Pipeline:
     clock: Callable[[], float]  # monotonic seconds
     gatekeeper: Gatekeeper | None = None  # asked in place of the policies here
     canonicalise: Callable[[Message], CanonicalRequest] = canonicalise
+    facts: Callable[[Iterable[Lookup]], Awaitable[Mapping[Lookup, Found]]] = no_provider
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep
     vouches_for: Callable[[str], bool] | None = None  # the hosts of a constrained CA; None: of any
     held_bytes: int = 0
@@ -283,10 +289,12 @@ class Pipeline:
 
     async def _decide(self, held: Held) -> Recorded:
         """Steps 4 to 7. A decision that the deadline overtakes is void, whenever it arrives."""
-        timed = TimedGate(self.clock, self.limits.decide_ms / 1000)
         case, started = held.case(None, self.evidence.fleet_key), self.clock()
+        timed = TimedGate(self.clock, self.limits.decide_ms / 1000)
         remote = await self._asked_elsewhere(held)
         if remote is None:
+            if asked := questions(case, held.bundle):
+                case = replace(case, facts=await self.facts(asked))
             judge = Adjudication(case, held.bundle, self.evidence, timed)
         else:
             timed.seconds = self.clock() - started

@@ -24,6 +24,7 @@ from .cel.model import BOOL, INT_MAX, INT_MIN, MAX_STEPS, CelError, Constant, En
 from .counters import Counter
 from .errors import ConfigError
 from .policy_counters import MAX_COUNTERS, counters_of
+from .policy_facts import Providers, facts_of, provider_fields, unique_facts
 from .policy_lint import Finding, lint
 from .policy_model import (
     MAX_RULES,
@@ -63,7 +64,6 @@ _LIKE_A_NUMBER: Final = re.compile(
     r"[-+]?(?:[0-9][0-9_,]*(?:\.[0-9]*)?|\.[0-9]+|0[xob][0-9a-fA-F]+)(?:[eE][-+]?[0-9]+)?\Z"
 )
 _NAMES: Final = "letters, digits and _, not beginning with a digit"
-_NOT_YET: Final = ("facts",)
 
 
 def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
@@ -76,12 +76,12 @@ def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
             # The bundle digest leaves *_test.yaml out, so nothing that decides may hide there.
             raise root.fail(f"a file named *_test.yaml holds tests, not kind: {kind}; rename it")
         by_kind[kind].append(root)
-    attrs = _agent_attrs(by_kind["Bundle"])
+    attrs, providers = _declared(by_kind["Bundle"])
     seen: dict[str, Node] = {}
     shared: _Shared = {}
     policies = []
     for root in by_kind["Policy"]:
-        policy = _policy(root, index, attrs, shared)
+        policy = _policy(root, index, attrs, providers, shared)
         if policy.name in seen:
             first = seen[policy.name]
             raise root.fail(f"a policy named {policy.name!r} exists already: {first.file}:{first.line}")
@@ -91,6 +91,7 @@ def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
         shown = ", ".join(str(path) for path in paths) or "no path was given"
         raise ConfigError(f"no policy found in: {shown}; without one nothing is ever permitted")
     _unique_counters(policies)
+    unique_facts([fact for policy in policies for fact in policy.facts])
     deciding = [root.file for root in (*by_kind["Policy"], *by_kind["Bundle"])]
     loaded = policy_set(policies, index, attrs, deciding)
     for (surface, operation), applicable in loaded.table.items():
@@ -175,20 +176,33 @@ def name(node: Node, what: str) -> str:
 # --- kind: Bundle (agents.yaml) ---------------------------------------------------------------
 
 
-def _agent_attrs(roots: Sequence[Node]) -> dict[str, ParamSchema]:
-    declared: dict[str, ParamSchema] = {}
+def _declared(roots: Sequence[Node]) -> tuple[dict[str, ParamSchema], dict[str, dict[str, ParamSchema]]]:
+    """Agents' attributes, and the fields of each provider of facts."""
+    attrs: dict[str, ParamSchema] = {}
+    providers: dict[str, dict[str, ParamSchema]] = {}
     for root in roots:
         _, _, spec = envelope(root)
-        attrs = spec.mapping(
-            required=("agent_attrs",), what="spec of a Bundle", hints=policy_words.BUNDLE_SPEC
-        )["agent_attrs"]
-        for key, node in attrs.open_mapping("agent_attrs").items():
-            if not _FIELD.match(key):
-                raise node.fail_key(f"agent_attrs: {key!r} is not a name that a condition can use: {_NAMES}")
-            if key in declared:
-                raise node.fail_key(f"agent_attrs: {key!r} is declared twice")
-            declared[key] = _attr(node, f"agent_attrs.{key}")
-    return declared
+        parts = spec.mapping(
+            optional=("agent_attrs", "facts"), what="spec of a Bundle", hints=policy_words.BUNDLE_SPEC
+        )
+        if not parts:
+            raise spec.fail("spec of a Bundle is empty: write `agent_attrs` or `facts`")
+        if "agent_attrs" in parts:
+            _agent_attrs(parts["agent_attrs"], attrs)
+        for key, node in parts["facts"].open_mapping("facts").items() if "facts" in parts else ():
+            if key in providers:
+                raise node.fail_key(f"facts: {key!r} is declared twice")
+            providers[key] = provider_fields(key, node, _attr)
+    return attrs, providers
+
+
+def _agent_attrs(attrs: Node, declared: dict[str, ParamSchema]) -> None:
+    for key, node in attrs.open_mapping("agent_attrs").items():
+        if not _FIELD.match(key):
+            raise node.fail_key(f"agent_attrs: {key!r} is not a name that a condition can use: {_NAMES}")
+        if key in declared:
+            raise node.fail_key(f"agent_attrs: {key!r} is declared twice")
+        declared[key] = _attr(node, f"agent_attrs.{key}")
 
 
 def _attr(node: Node, what: str) -> ParamSchema:
@@ -207,23 +221,27 @@ def _attr(node: Node, what: str) -> ParamSchema:
 type _Shared = dict[tuple[str, tuple[str, ...] | None], dict[object, object]]
 
 
-def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema], shared: _Shared) -> Policy:
+def _policy(
+    root: Node,
+    index: ParamSource,
+    attrs: Mapping[str, ParamSchema],
+    providers: Providers,
+    shared: _Shared,
+) -> Policy:
     _, metadata, spec_node = envelope(root)
     if "owner" not in metadata:
         raise metadata["name"].fail_key("metadata needs the key 'owner': who answers for this policy")
     spec = spec_node.mapping(
         required=("surface", "rules"),
-        optional=("operations", "constants", "counters", *_NOT_YET, "shadow"),
+        optional=("operations", "constants", "counters", "facts", "shadow"),
         what="spec",
         hints=policy_words.SPEC,
     )
-    for key in _NOT_YET:
-        if key in spec:
-            raise spec[key].fail_key(f"{key} are not supported in this version; remove spec.{key}")
     shadow = "shadow" in spec and spec["shadow"].boolean("spec.shadow")
-    if shadow and "counters" in spec:
-        # A counter that nothing is charged to would say nothing of what the policy will do.
-        raise spec["shadow"].fail_key("a shadow policy has no counters: try them with `holdgate backtest`")
+    if shadow and ("counters" in spec or "facts" in spec):
+        # Nothing would be charged to its counters, and nobody may wait for, or be refused for, its facts.
+        message = "a shadow policy has no counters or facts: try them with `holdgate backtest`"
+        raise spec["shadow"].fail_key(message)
     surface = known(spec["surface"], index.surfaces(), "no surface map has the surface")
     listed = _operations(spec.get("operations"), surface, index)
     try:
@@ -235,7 +253,9 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema], sh
         ) from error
     constants = _constants(spec.get("constants"))
     counters = counters_of(spec.get("counters"), environment(params, attrs, constants))
-    names = environment(params, attrs, constants, counters, shared=shared.setdefault((surface, listed), {}))
+    facts = facts_of(spec.get("facts"), environment(params, attrs, constants), providers)
+    same = shared.setdefault((surface, listed), {})
+    names = environment(params, attrs, constants, counters, facts, shared=same)
     policy_name = metadata["name"].text("metadata.name")
     return Policy(
         name=policy_name,
@@ -244,6 +264,7 @@ def _policy(root: Node, index: ParamSource, attrs: Mapping[str, ParamSchema], sh
         operations=tuple(sorted(index.operations(surface) if listed is None else listed)),
         constants=constants,
         counters=counters,
+        facts=facts,
         environment=names,
         rules=tuple(_rules(spec["rules"], policy_name, names)),
         shadow=shadow,

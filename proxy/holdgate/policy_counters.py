@@ -15,7 +15,7 @@ from .cel.model import INT, Environment, Field, ListOf, MapOf, Record, Type
 from .counters import Counter
 from .strictyaml import Node
 
-__all__ = ["MAX_COUNTERS", "counters_of", "read_window"]
+__all__ = ["MAX_COUNTERS", "counters_of", "key_path", "read_window"]
 
 MAX_COUNTERS: Final = 16  # that one action may charge
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
@@ -44,7 +44,7 @@ def _counter(name: str, node: Node, names: Environment) -> Counter:
     if not _NAME.match(name):
         raise node.fail(f"{what}: {name!r} is not a name that a condition can use")
     parts = node.mapping(required=("key", "window", "measure"), what=what)
-    key = tuple(_path(item, names, what) for item in parts["key"].sequence(f"{what}.key"))
+    key = tuple(key_path(item, names, what) for item in parts["key"].sequence(f"{what}.key"))
     if len(set(key)) != len(key):
         raise parts["key"].fail(f"{what}.key names an input twice")
     return Counter(
@@ -82,7 +82,8 @@ def _measure(node: Node, names: Environment, what: str) -> str:
     return match[1]
 
 
-def _path(node: Node, names: Environment, what: str) -> str:
+def key_path(node: Node, names: Environment, what: str) -> str:
+    """What a counter or a fact is kept by: a path to one scalar. Raises ConfigError."""
     path = node.text(f"{what}.key")
     if path.split(".")[0] not in _KEY_ROOTS or "." not in path:
         raise node.fail(

@@ -43,6 +43,7 @@ def lint(policies: PolicySet, index: ParamSource) -> tuple[Finding, ...]:
     for policy in policies.policies:
         found.update(_unused_constants(policy))
         found.update(_unused_counters(policy))
+        found.update(_unused_facts(policy))
         if policy.surface in index.surfaces():
             found.update(_unreachable(policy, policies, index))
         for rule in policy.rules:
@@ -77,6 +78,14 @@ def _unused_counters(policy: Policy) -> Iterator[Finding]:
         if used.isdisjoint({f"counters.{counter.name}.sum", f"counters.{counter.name}.count"}):
             message = f"policy {policy.name}: the counter {counter.name!r} is not used; remove it or use it"
             yield Finding(file=counter.file, line=counter.line, message=message)
+
+
+def _unused_facts(policy: Policy) -> Iterator[Finding]:
+    used = {path for rule in policy.rules for path in rule.program.paths}
+    for fact in policy.facts:
+        if not any(path.startswith(f"facts.{fact.name}.") for path in used):
+            message = f"policy {policy.name}: the fact {fact.name!r} is not used; remove it or use it"
+            yield Finding(file=fact.file, line=fact.line, message=message)
 
 
 def _weak_rule(policy: Policy, rule: Rule, index: ParamSource) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from .cel.cost import Cost, total
 from .cel.evaluate import Program
 from .cel.model import BOOL, INT, STRING, Constant, Environment, Field, ListOf, Record, Type
 from .counters import Counter
+from .facts import AS_OF, Fact
 from .surface.model import CelType, Effect, ParamSchema
 from .value_types import ValueTest, type_test
 
@@ -71,7 +72,7 @@ _SUM: Final = Record({"sum": Field(INT), "count": Field(INT)})
 _REQUEST: Final = Record({"digest": Field(STRING)})
 
 # The inputs that a condition may name, in the order in which they stand in a frame.
-ROOTS: Final = ("action", "agent", "approvals", "clock", "counters", "params", "request")
+ROOTS: Final = ("action", "agent", "approvals", "clock", "counters", "facts", "params", "request")
 
 
 class ParamSource(Protocol):
@@ -121,6 +122,7 @@ class Policy:
     operations: tuple[str, ...]  # all of the surface's when the file lists none
     constants: Mapping[str, Constant]
     counters: tuple[Counter, ...]  # by name
+    facts: tuple[Fact, ...]  # by name
     environment: Environment  # that its conditions were checked against
     rules: tuple[Rule, ...]  # in the file's order
     shadow: bool  # evaluated and recorded, never counted
@@ -137,6 +139,7 @@ class Applicable:
     required: frozenset[str]
     rules: tuple[Rule, ...]  # sorted by name
     counters: tuple[Counter, ...]  # that every permitted action charges, sorted by name
+    facts: tuple[Fact, ...]  # without which nothing is permitted, sorted by name
     with_shadow: tuple[Rule, ...] = ()  # these rules and those of shadow policies; (): there are none
 
     @property
@@ -169,6 +172,15 @@ class PolicySet:
     def counters(self) -> tuple[Counter, ...]:
         return tuple(counter for policy in self.policies for counter in policy.counters)
 
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        return tuple(fact for policy in self.policies for fact in policy.facts)
+
+    def facts_of(self, surface: str, operation: str) -> tuple[Fact, ...]:
+        """What has to be asked about an action before it is decided."""
+        applicable = self.table.get((surface, operation))
+        return () if applicable is None else applicable.facts
+
     def counters_of(self, surface: str, operation: str) -> tuple[Counter, ...]:
         """What an action charges when it is permitted."""
         applicable = self.table.get((surface, operation))
@@ -187,6 +199,7 @@ def environment(
     agent_attrs: Mapping[str, ParamSchema],
     constants: Mapping[str, Constant],
     counters: Iterable[Counter] = (),
+    facts: Iterable[Fact] = (),
     *,
     shared: dict[object, object] | None = None,
 ) -> Environment:
@@ -203,6 +216,7 @@ def environment(
         "approvals": ListOf(_APPROVAL),
         "clock": _CLOCK,
         "counters": Record({c.name: Field(_SUM if c.measure else _COUNT) for c in counters}),
+        "facts": Record({f.name: Field(Record(_fields(f.fields) | {AS_OF: Field(INT)})) for f in facts}),
         "params": Record(_fields(params)),
         "request": _REQUEST,
     }
@@ -228,6 +242,7 @@ def policy_set(
     ordered = tuple(sorted(policies, key=lambda policy: policy.name))
     pooled: dict[tuple[str, str], list[Rule]] = {}
     counted: dict[tuple[str, str], list[Counter]] = {}
+    asked: dict[tuple[str, str], dict[str, Fact]] = {}  # policies may share one
     shadows: dict[tuple[str, str], list[Rule]] = {}
     for policy in ordered:
         for operation in policy.operations:
@@ -235,6 +250,7 @@ def policy_set(
             if policy.shadow:
                 shadows.setdefault((policy.surface, operation), []).extend(policy.rules)
             counted.setdefault((policy.surface, operation), []).extend(policy.counters)
+            asked.setdefault((policy.surface, operation), {}).update({f.name: f for f in policy.facts})
     table = {}
     for (surface, operation), rules in pooled.items():
         params = index.param_schema(surface, (operation,))
@@ -244,6 +260,7 @@ def policy_set(
             required=frozenset(name for name, schema in params.items() if not schema.optional),
             rules=_sorted(rules),
             counters=tuple(sorted(counted[surface, operation], key=lambda counter: counter.name)),
+            facts=tuple(fact for _, fact in sorted(asked[surface, operation].items())),
             with_shadow=_sorted([*rules, *mine]) if (mine := shadows.get((surface, operation))) else (),
         )
     return PolicySet(

@@ -19,6 +19,7 @@ from typing import Any
 
 from .counters import fill, uses_of_all
 from .errors import InputError, Outcome
+from .facts import state
 from .gate import Decision, decide, trace
 from .ledger import Budgets, Total
 from .policy import envelope, policy_files
@@ -147,6 +148,8 @@ def _run(
             return _judged(case, decision, (f"refused before the gate: {error}",))
     inputs = _with_bound_approvals(inputs)
     _count(case, policies, inputs)
+    agent, actions, now_s = inputs["agent"], inputs["actions"], inputs["clock"]["now_s"]
+    state(policies.facts_of, agent, actions, case.facts, now_s=now_s)
     decision = decide(policies, inputs)
     boundaries.look(inputs)
     lines = []

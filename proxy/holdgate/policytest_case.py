@@ -68,6 +68,7 @@ class TestCase:
     place: Node  # of its name
     inputs: dict[str, Any]  # complete, but for the actions when request_file is set
     counters: Mapping[str, Total]  # by counter; what is not named stands at 0
+    facts: Mapping[str, Mapping[str, Any]]  # by fact; what is not named could not be had
     request_file: Node | None  # a path relative to the test file
     expect: Expectation
     policies: frozenset[str]  # that the suite speaks of
@@ -144,6 +145,7 @@ def _about(node: Node, spec: Mapping[str, Node], policies: PolicySet, index: Par
             params=_types(schemas.values()),
             attrs=policies.agent_attrs,
             counters={counter.name: counter for counter in policies.counters},
+            facts={fact.name: fact for fact in policies.facts},
         ),
         schemas=schemas,
         rules={rule.name: rule.effect for each in spoken for rule in each.rules},
@@ -188,6 +190,7 @@ def _cases(node: Node, about: _About, defaults: dict[str, Any]) -> Iterator[Test
             place=case["name"],
             inputs=_inputs(parts, case["name"], about, from_file=request_file is not None),
             counters=_totals(parts.get("counters", {})),
+            facts=parts.get("facts", {}),
             request_file=request_file,
             expect=expect,
             policies=about.policies,

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from .cel.model import INT_MAX
 from .counters import Counter
+from .facts import AS_OF, Fact
 from .policy import not_a_number
 from .strictyaml import Node
 from .surface.model import CelType, Effect, ParamSchema
@@ -53,6 +54,7 @@ class Scope:
     params: Mapping[str, frozenset[CelType]]  # of every operation; more than one type: operations disagree
     attrs: Mapping[str, ParamSchema]
     counters: Mapping[str, Counter]  # of all policies
+    facts: Mapping[str, Fact]
 
 
 def read_parts(node: Node, what: str, scope: Scope) -> dict[str, Any]:
@@ -187,6 +189,23 @@ def _counters(node: Node, what: str, scope: Scope) -> None:
                 number.integer(f"counters.{name}.{key}", low=0, high=INT_MAX)
 
 
+def _facts(node: Node, what: str, scope: Scope) -> None:
+    for name, value in node.open_mapping(what).items():
+        fact = scope.facts.get(name)
+        if fact is None:
+            known = _known(name, scope.facts, "none is declared")
+            raise value.fail_key(f"{what}: no policy has the fact {name!r}; {known}")
+        if value.value is None:
+            continue
+        fields = {AS_OF: CelType.INT} | {key: schema.type for key, schema in fact.fields.items()}
+        for key, item in value.open_mapping(f"facts.{name}").items():
+            if key not in fields:
+                raise item.fail_key(
+                    f"facts.{name} has no field {key!r}; {_known(key, fields, 'it has none')}"
+                )
+            _typed(item, f"facts.{name}.{key}", frozenset({fields[key]}))
+
+
 _CHECKS: Final[Mapping[str, Callable[[Node, str, Scope], None]]] = {
     "agent": _agent,
     "params": _params,
@@ -195,6 +214,7 @@ _CHECKS: Final[Mapping[str, Callable[[Node, str, Scope], None]]] = {
     "approvals": _approvals,
     "request": _request,
     "counters": _counters,
+    "facts": _facts,
 }
 PARTS: Final = tuple(_CHECKS)
 

@@ -109,6 +109,24 @@ def test_64_identical_refunds_reach_the_vendor_once_and_64_answers_agree(
     assert vendors.counts("stripe").requests - before == 1
 
 
+def test_two_refunds_of_one_charge_are_never_open_at_once(
+    gate: Instance, vendors: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intent, together = vendors.stripe.charged(5000), Barrier(8)
+    with monkeypatch.context() as slow, ThreadPoolExecutor(8) as pool:
+        slow.setattr(vendors.stripe, "delay_s", 2.0)
+        asked = [
+            pool.submit(
+                post, gate, "/v1/refunds", f"c-{n}", together=together, payment_intent=intent, amount=10 + n
+            )
+            for n in range(8)
+        ]
+        answers = Counter((each.result().status, each.result().reason) for each in asked)
+    assert answers == {(200, "permit_rule"): 1, (409, "conflict"): 7}
+    after = post(gate, "/v1/refunds", "c-after", payment_intent=intent, amount=9)
+    assert (after.status, after.decision) == (200, "PERMIT")
+
+
 def test_a_budget_holds_under_parallel_refunds(budgeted: Instance, vendors: StandIns) -> None:
     intents = [vendors.stripe.charged(1000) for _ in range(PARALLEL)]
     with ThreadPoolExecutor(PARALLEL) as pool:

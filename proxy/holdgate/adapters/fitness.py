@@ -18,7 +18,7 @@ from .ca import CertificateAuthority
 from .sqlite_reader import SqliteReader
 from .sqlite_schema import DB_NAME
 
-__all__ = ["active_bundle", "check_ca", "check_connect_to"]
+__all__ = ["active_bundle", "check_ca", "check_connect_to", "check_facts"]
 
 log = logging.getLogger("holdgate")
 
@@ -68,3 +68,20 @@ def check_connect_to(config: Config, bundle: Bundle) -> None:
         ):
             message = f"connect_to {entry.name}:{entry.port}: no surface map names this host"
             raise ConfigError(message, file=str(config.path), line=entry.line)
+
+
+def check_facts(config: Config, bundle: Bundle) -> None:
+    """Every fact of the policies has a provider that takes its key. Raises ConfigError at the policy."""
+    known = {provider.name: provider for provider in config.facts}
+    for fact in bundle.policies.facts:
+        provider = known.get(fact.provider)
+        if provider is None:
+            there = ", ".join(sorted(known)) or "none"
+            message = f"{config.path.name} has no provider {fact.provider!r}; there are: {there}"
+            raise ConfigError(f"facts.{fact.name}: {message}", file=fact.file, line=fact.line)
+        names = provider.source.key
+        if len(names) != len(fact.key):
+            message = f"the key of {fact.provider} has {len(names)} parts ({', '.join(names)})"
+            raise ConfigError(
+                f"facts.{fact.name}: {message}, and this one {len(fact.key)}", file=fact.file, line=fact.line
+            )

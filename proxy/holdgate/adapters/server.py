@@ -52,7 +52,8 @@ from .dispatch import HttpDispatcher, tls_context
 from .dns_stub import DnsStub
 from .engine import build_engine
 from .exec_door import ExecDoor
-from .fitness import check_ca, check_connect_to
+from .facts import Facts, build_facts
+from .fitness import check_ca, check_connect_to, check_facts
 from .forced import build_door, build_stub, know_users, serve_handed
 from .forgetting import Forgetter
 from .gate_client import GateClient, ReportingLedger
@@ -91,6 +92,7 @@ class Server:
     boundary: Boundary
     stub: DnsStub
     door: ExecDoor
+    facts: Facts
     handed: tuple[socket.socket, ...]  # the transparent listener, where it is not the engine's
     activator: Activator | None = None  # of signed bundles; None: files
     serving: list[asyncio.Server] = field(default_factory=list)
@@ -141,6 +143,7 @@ class Server:
         # In a thread: parsing takes about a second, and agents are being served.
         bundle = await asyncio.to_thread(load_bundle, self.config.surfaces, self.config.policies)
         check_connect_to(self.config, bundle)
+        check_facts(self.config, bundle)
         check_ca(self.config, authority, bundle)
         await asyncio.to_thread(_keep, self.config, bundle)
         self.ledger.fence(bundle.digest)
@@ -246,6 +249,7 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
             task.cancel()
         await control.stop()
         await server.pipeline.dispatcher.close()
+        await server.facts.close()
         if isinstance(server.pipeline.gatekeeper, GateClient):
             await server.pipeline.gatekeeper.close()
         await server.admin.stop()
@@ -277,6 +281,7 @@ async def _build(config: Config) -> Server:
     handed = take(config)
     keys = load_keys(config.state_dir)
     authority = load_ca(config.state_dir)
+    facts = build_facts(config.facts)
     bundle = NO_BUNDLE if isinstance(config.bundle, Signed) else _bundle_of_files(config, authority)
     metrics = Metrics()
     metrics.ca_expiry(authority.not_after.timestamp())
@@ -300,10 +305,11 @@ async def _build(config: Config) -> Server:
         pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
         _ask_elsewhere(config, pipeline)
         pipeline.vouches_for = _vouching(authority)
+        pipeline.facts = facts.fetch
         if activator is not None:
             activator.activate = partial(setattr, pipeline, "bundle")
         agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
-        server = _around(config, pipeline, ledger, metrics, agent_tls, handed)
+        server = _around(config, pipeline, ledger, metrics, agent_tls, facts, handed)
         server.activator = activator
         return server
     except BaseException:
@@ -314,6 +320,7 @@ async def _build(config: Config) -> Server:
 def _bundle_of_files(config: Config, authority: CertificateAuthority) -> Bundle:
     bundle = load_bundle(config.surfaces, config.policies)
     check_connect_to(config, bundle)
+    check_facts(config, bundle)
     check_ca(config, authority, bundle)
     _keep(config, bundle)
     return bundle
@@ -322,6 +329,7 @@ def _bundle_of_files(config: Config, authority: CertificateAuthority) -> Bundle:
 def _activator(config: Config, mode: Signed, ledger: SqliteLedger, metrics: Metrics) -> Activator:
     def fits(bundle: Bundle) -> None:
         check_connect_to(config, bundle)
+        check_facts(config, bundle)
         check_ca(config, load_ca(config.state_dir), bundle)
 
     return Activator(mode, config.state_dir, ledger=ledger, meter=metrics, clock_us=clock_us, fits=fits)
@@ -333,6 +341,7 @@ def _around(
     ledger: SqliteLedger,
     metrics: Metrics,
     agent_tls: AgentTls,
+    facts: Facts,
     handed: tuple[socket.socket, ...],
 ) -> Server:
     """The doors of the pipeline: inner door, admin API, resolver and `exec`."""
@@ -363,6 +372,7 @@ def _around(
         agent_tls=agent_tls,
         boundary=boundary,
         stub=stub,
+        facts=facts,
         handed=handed,
         door=build_door(config, pipeline, stub, addon, (engine, proxy)),
     )

@@ -61,7 +61,7 @@ type _Result = tuple[list[Finding], tuple[Finding, ...], list[str]]  # what does
 
 def _check_config(config: Config) -> _Result:
     # The proxy engine is imported only here: it takes longer than the rest of this command.
-    from ..adapters.fitness import check_connect_to
+    from ..adapters.fitness import check_connect_to, check_facts
 
     if not config.surfaces or not config.policies:
         return [], (), []  # a node of signed bundles: their builder checked them
@@ -70,6 +70,7 @@ def _check_config(config: Config) -> _Result:
     except ConfigError as error:
         return [_finding(error)], (), []
     check_connect_to(config, bundle)
+    check_facts(config, bundle)
     return _judged(bundle.policies, bundle.index, config.policies)
 
 

@@ -55,4 +55,6 @@ def _print(found: Difference) -> None:
         values = ", ".join(f"{path} = {value!r}" for path, value in flip.example.items())
         print(f"    when {values or 'at rest'}")
         print(f"    {flip.count} inputs; {' '.join(flip.rules) or 'no rule'}")
+    if found.untried:
+        print(f"not tried, because their policies ask for facts: {', '.join(found.untried)}")
     print(f"{found.inputs} inputs tried: {found.verdict}")

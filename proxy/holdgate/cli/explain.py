@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from ..adapters.fitness import active_bundle
 from ..adapters.keyfiles import load_fleet_key
@@ -20,6 +22,7 @@ from ..gate import RuleTrace
 from ..ledger import Total
 from ..message import Origin
 from ..policy_model import RuleEffect
+from ..strictyaml import load_file
 from .shared import Commands, add, config_of, print_json, read_bytes
 
 __all__ = ["register"]
@@ -35,6 +38,9 @@ def register(commands: Commands) -> None:
         data=True,
     )
     parser.add_argument("--agent", default="", metavar="ID", help=f"default: who connects from {SOURCE}")
+    parser.add_argument(
+        "--facts", type=Path, metavar="FILE", help="what providers would say: YAML, {panel: {member: true}}"
+    )
     parser.add_argument("request", metavar="FILE|-", help="a raw HTTP/1.1 request, head and body")
 
 
@@ -53,12 +59,22 @@ def _explain(args: argparse.Namespace) -> int:
         fleet_key=_fleet_key(config),
         now_us=now_us,
         totals=partial(_totals, config, now_us),
+        facts=_facts(args.facts),
     )
     if args.json:
         print_json(document(explained))
     else:
         _print(explained)
     return 0 if explained.decision.outcome is Outcome.PERMIT else 1
+
+
+def _facts(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
+    if path is None:
+        return {}
+    return {
+        name: entry.open_mapping(name) and entry.plain()
+        for name, entry in load_file(path).open_mapping().items()
+    }
 
 
 def _fleet_key(config: Config) -> bytes:
@@ -110,6 +126,9 @@ def _print(explained: Explained) -> None:
         for name, value in part.get("counters", {}).items():
             shown = ", ".join(f"{key} {number}" for key, number in sorted(value.items()))
             print(f"counter    {name}: {shown}")
+        for name, value in part.get("facts", {}).items():
+            shown = ", ".join(f"{key} {item!r}" for key, item in sorted(value.items()))
+            print(f"fact       {name}: {shown}")
     print(f"decision   {decision.outcome.value} {decision.reason.value}")
     if explained.detail:
         print(f"because    {explained.detail}")

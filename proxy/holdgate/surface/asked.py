@@ -18,6 +18,7 @@ from ..digest import meaning_digest
 from ..errors import InputError, Reason
 from ..value_types import type_test
 from .extract import action_of, plain
+from .hiding import hide
 from .index import SurfaceIndex
 from .model import KeyRule, KeySource, Recognised, Value
 from .plan import Operation
@@ -44,6 +45,8 @@ def recognise_asked(
     plan = op.plan
     values = _values(index, op, surface, params)
     action = action_of(op, values)
+    if plan.sensitive:
+        action = hide(op, action, fleet_key)
     named = {name: plain(value) for name, value in values.items()}
     meant = canonical_json({"operation": op.name, "params": named}).encode()
     rule = KeyRule(source=KeySource.NATIVE, value=key, ttl_s=_KEY_TTL_S, provider=False)
