@@ -110,6 +110,9 @@ def test_x5_constants_are_written_out_but_maps_are_named() -> None:
 @pytest.mark.parametrize(
     ("source", "place", "words"),
     [
+        pytest.param(
+            "size(a,) == 1", "1:8", "no argument of size() behind it", id="comma at the end of a call"
+        ),
         pytest.param("", "1:1", "write `always`", id="empty"),
         pytest.param("a and b", "1:3", "did you mean '&&'", id="and"),
         pytest.param("a or b", "1:3", "did you mean '||'", id="or"),

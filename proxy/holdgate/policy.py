@@ -275,7 +275,7 @@ def _policy(
 
 def known(node: Node, names: frozenset[str], says: str) -> str:
     """The text, which must be one of `names`. Raises ConfigError: `says`, the text, what is close to it."""
-    text = node.text(says)
+    text = node.text("a name")
     if text not in names:
         close = get_close_matches(text, sorted(names), n=1)
         advice = (

@@ -344,6 +344,15 @@ def _no_fields(owner: Type, path: str | None, field: str) -> str:
     return f"{owner} has no fields, so no .{field}"
 
 
+# Where fields are declared that no map gives.
+_DECLARED: Final = {
+    "agent.attrs": ": write it into `agent_attrs` of a `kind: Bundle` file (policies/agents.yaml)",
+    "counters": ": write it into spec.counters of this policy",
+    "facts": ": write it into spec.facts of this policy",
+    "constants": ": write it into spec.constants of this policy",
+}
+
+
 def _unknown_field(field: str, owner_path: str | None, owner: Record) -> str:
     owner_text = owner_path or "this record"
     close = get_close_matches(field, owner.fields, n=1)
@@ -351,7 +360,8 @@ def _unknown_field(field: str, owner_path: str | None, owner: Record) -> str:
         full = f"{owner_path}.{close[0]}" if owner_path else close[0]
         return f"{owner_text} has no field {field!r}; did you mean {full!r}?"
     if not owner.fields:
-        return f"{owner_text} has no field {field!r}; none is declared"
+        where = _DECLARED.get(owner_path or "", "")
+        return f"{owner_text} has no field {field!r}; none is declared{where}"
     return f"{owner_text} has no field {field!r}; there are {_listed(owner.fields)}"
 
 

@@ -265,6 +265,8 @@ class _Parser:
             if not self._is(","):
                 break
             self._next()
+            if self._is(")"):
+                raise self._fail(f"a comma, and no argument of {function}() behind it")
         end = self._expect(")", f"after the arguments of {function}()").end
         if len(args) != count:
             plural = "argument" if count == 1 else "arguments"
