@@ -204,7 +204,7 @@ def test_q2_only_what_is_built_is_there():
     assert {words[0] for words in EVERY} == {
         *("init", "demo", "run", "gate", "exec", "network", "doctor", "check", "test", "explain", "verify"),
         *("receipts", "log", "replay", "backtest", "diff", "reconcile", "bundle", "trust", "keys"),
-        *("surfaces", "ca"),
+        *("signer", "surfaces", "ca"),
     }
 
 

@@ -98,6 +98,7 @@ def test_the_table_of_metrics_is_what_is_exposed() -> None:
     metrics.decision("payments.refund", Outcome.PERMIT, Reason.PERMIT_RULE)
     metrics.unmapped("example.org")
     metrics.shadow("payments.refund", Outcome.PERMIT, Outcome.DENY)
+    metrics.anchors(["w.example"])
     exposed = []
     for family in metrics.families():
         name = f"{family.name}_total" if family.type == "counter" else family.name
