@@ -155,6 +155,7 @@ def built(rules: Mapping[str, Sequence[tuple[str, str]]], policy: str = "p", pre
                 facts=(),
                 environment=environment(SCHEMAS["payments.refund"][operation], {}, {}),
                 rules=made,
+                shadow=False,
                 file="x.yaml",
                 line=1,
             )

@@ -203,7 +203,8 @@ def test_q2_every_command_has_help_with_an_example(run, words):
 def test_q2_only_what_is_built_is_there():
     assert {words[0] for words in EVERY} == {
         *("init", "demo", "run", "gate", "exec", "network", "doctor", "check", "test", "explain", "verify"),
-        *("receipts", "log", "replay", "reconcile", "bundle", "trust", "keys", "signer", "surfaces", "ca"),
+        *("receipts", "log", "replay", "backtest", "diff", "reconcile", "bundle", "trust", "keys"),
+        *("signer", "surfaces", "ca"),
     }
 
 

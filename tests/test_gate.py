@@ -17,7 +17,7 @@ from hash_order import digests_by_seed
 from holdgate import gate
 from holdgate.cel.evaluate import EvalError
 from holdgate.errors import Outcome, Reason
-from holdgate.gate import Decision, decide, trace
+from holdgate.gate import Decision, decide, shadow, shadow_part, trace
 from holdgate.policy import PolicySet
 from policy_fakes import action, built, decision_input, load_texts, policy_text, rule
 
@@ -179,7 +179,7 @@ def test_table(battery: Callable[[Decide], Iterator[str]]) -> None:
 PERMITTED = "_decision(Outcome.PERMIT, Reason.PERMIT_RULE, [])"
 DENIED = "    if denied:\n        return _decision("
 FAILED = "    if failed:\n"
-LOOP = "for rule in applicable.rules:\n        value"
+LOOP = "for rule in rules:\n        value"
 REVIEW = "_decision(Outcome.SILENCE, Reason.APPROVAL_PENDING"
 ALL_DENIED = "    if denied:\n        return _joined"
 REASONS = "    for reason in _SILENCES:"
@@ -190,7 +190,7 @@ ANY = (
 CHECKED = "    if isinstance(frame, Problem):\n        return _silence(Reason.RULE_ERROR)\n"
 UNCHECKED = "    frame = shared.copy()\n    frame[0], frame[4] = action, action['params']\n"
 NO_RULES = "    if applicable is None:\n        return "
-CRASH = "        return _silence(Reason.INTERNAL_ERROR)\n\n\ndef _decide("
+CRASH = "        return _silence(Reason.INTERNAL_ERROR)\n\n\ndef shadow("
 
 # name -> (text of gate.py, what it becomes)
 MUTANTS = {
@@ -362,6 +362,53 @@ def test_g4_a_deny_rule_that_uses_up_the_budget_never_adds_a_permit() -> None:
     many = decision_input(*([inputs["actions"][0]] * 30))
     assert decide(without, many).reason is Reason.RULE_ERROR  # 30 actions x 80 steps: one budget for all
     assert decide(with_deny, many).outcome is Outcome.SILENCE
+
+
+# --- shadow policies -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("live", KINDS, ids=" ".join)
+def test_g7_a_shadow_policy_changes_nothing_and_says_what_it_would_have(
+    tmp_path: Path, live: tuple[str, str]
+) -> None:
+    real = policy_text(rule("r", live[0], CONDITIONS[live[1]]))
+    alone = load_texts(tmp_path / "alone", real)
+    inputs = decision_input(one(A))
+    assert shadow(alone, inputs) is None and shadow_part(alone, inputs) == {}
+    for effect, result in KINDS:
+        text = policy_text(rule("s", effect, CONDITIONS[result]), name="q", extra="shadow: true")
+        both = load_texts(tmp_path / f"{effect}-{result}", real, text)
+        assert decide(both, inputs) == decide(alone, inputs)
+        would = shadow(both, inputs)
+        assert would is not None
+        assert (would.outcome, would.reason) == expected_of_action([live, (effect, result)])
+        assert [(each.rule, each.shadow) for each in trace(both, inputs)] == [("p/r", False), ("q/s", True)]
+
+
+def test_g7_a_surface_that_only_a_shadow_speaks_of_stays_silent(tmp_path: Path) -> None:
+    text = policy_text(rule("s", "permit", "params.amount == 4200"), extra="shadow: true")
+    policies, inputs = load_texts(tmp_path, text), decision_input(one(A))
+    assert decide(policies, inputs).reason is Reason.NO_RULE_MATCHED
+    assert shadow_part(policies, inputs) == {
+        "outcome": "PERMIT",
+        "reason": "permit_rule",
+        "rules": ["p/s"],
+    }
+    assert shadow(policies, decision_input(one(B))) is None
+    assert shadow(policies, {"actions": 1}) is None
+
+
+def test_g7_a_shadow_that_uses_up_its_budget_uses_nobody_elses(tmp_path: Path) -> None:
+    wasteful = "has(params.tags) && params.tags.all(t, params.tags.exists(u, u == 'none'))"
+    inputs = decision_input(one(A) | {"params": {**PARAMS[A], "tags": ["a"] * 40}})
+    real = policy_text(rule("r", "permit", "params.amount == 4200"))
+    spoilt = policy_text(
+        "\n".join(rule(f"s{n}", "deny", wasteful + " " * n) for n in range(40)),
+        name="a",
+        extra="shadow: true",
+    )
+    both = load_texts(tmp_path, real, spoilt)
+    assert decide(both, inputs).outcome is Outcome.PERMIT
 
 
 # --- trace ------------------------------------------------------------------------------------

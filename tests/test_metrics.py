@@ -21,6 +21,7 @@ EXPECTED = {
     "holdgate_anchor_failures": "counter",
     "holdgate_unmapped": "counter",
     "holdgate_ca_expiry_timestamp_seconds": "gauge",
+    "holdgate_shadow": "counter",
     "holdgate_bundle_rejected": "counter",
     "holdgate_bundle_revision": "gauge",
     "holdgate_bundle_expiry_timestamp_seconds": "gauge",

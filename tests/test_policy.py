@@ -188,7 +188,11 @@ def bad(name: str, words: str, rules: str = PERMIT, **options: str) -> Any:
         bad("operation twice", "twice", operations="[stripe.PostRefunds, stripe.PostRefunds]"),
         bad("counters", "counters.a must be a mapping", extra="counters: {a: 1}"),
         bad("facts", "facts.a must be a mapping", extra="facts: {a: 1}"),
-        bad("shadow", "shadow policies are not supported", extra="shadow: true"),
+        bad(
+            "shadow",
+            "a shadow policy has no counters or facts",
+            extra="shadow: true\ncounters: {n: {key: [agent.id], window: 1h, measure: count}}",
+        ),
         bad("unknown key in spec", "unknown key 'actions'", extra="actions: [x]"),
         bad("null constant", "constants.a must not be null", extra="constants: {a: null}"),
         bad("empty list", "constants.a needs at least one item", extra="constants: {a: []}"),

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdgate import gate
+from holdgate.adapters.bundle_store import keep_bundle, load_kept
 from holdgate.bundle import Bundle, load_bundle
 from holdgate.errors import Outcome, Reason
 from holdgate.jcs import dumps_input
@@ -103,6 +104,23 @@ def test_rp1_what_was_decided_is_decided_again(bundle: Bundle, amount: int) -> N
     assert result.verdict is Verdict.IDENTICAL and result.now == result.recorded
 
 
+def test_rp1_what_shadow_policies_said_is_part_of_it(tmp_path: Path) -> None:
+    shadow = POLICY.replace("name: refunds", "name: later").replace("spec:", "spec:\n  shadow: true")
+    for name, text in {"map.yaml": MAP, "policy.yaml": POLICY, "shadow.yaml": shadow}.items():
+        (tmp_path / name).write_text(text.replace("<= 100", "<= 500") if name == "shadow.yaml" else text)
+    both = load_bundle([tmp_path / "map.yaml"], [tmp_path / "policy.yaml", tmp_path / "shadow.yaml"])
+    would = {"outcome": "PERMIT", "reason": "permit_rule", "rules": ["later/small"]}
+    value = inputs(400) | {"shadow": would}
+    assert gate.shadow_part(both.policies, value) == would
+    for said, verdict in (
+        (value, Verdict.IDENTICAL),
+        (value | {"shadow": would | {"rules": ["later/never"]}}, Verdict.DIFFERENT),
+        (inputs(400), Verdict.DIFFERENT),
+    ):
+        data = dumps_input(said)
+        assert one(both, record(both, 400, inputs=data, input_digest=input_digest(data))).verdict is verdict
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -174,3 +192,43 @@ def test_rp4_a_sealed_input_is_decided_again_until_it_is_destroyed(bundle: Bundl
     assert one(bundle, replace(made, salt=b"t" * 16)).verdict is Verdict.DIFFERENT
     assert one(bundle, replace(made, salt=salt, inputs=b"")).verdict is Verdict.DIFFERENT
     assert one(bundle, replace(made, salt=salt, inputs=None)).verdict is Verdict.UNDECIDABLE
+
+
+# --- after upgrades ---
+
+CORPUS = Path(__file__).parent / "data" / "replay"
+
+
+def test_what_earlier_versions_recorded_comes_out_the_same() -> None:
+    # Written once, under five bundles of files and a signed one, and never again: a version that decides one
+    # of these otherwise breaks every log that there is.
+    rows = [json.loads(line) for line in (CORPUS / "decisions.jsonl").read_text().splitlines()]
+    records = [Record(statement=row["statement"], inputs=row["input"].encode()) for row in rows]
+    results = list(replay(records, lambda digest: load_kept(CORPUS, digest).policies))
+    assert [each for each in results if each.verdict is not Verdict.IDENTICAL] == []
+    assert {row["statement"]["reason"] for row in rows} >= {
+        *("permit_rule", "deny_rule", "no_rule_matched", "rule_error", "input_unavailable")
+    }
+    assert len(rows) == 132 and len({row["statement"]["policy"]["digest"] for row in rows}) == 6
+
+
+def test_a_log_replays_over_changes_of_policies_and_maps(tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text(MAP)
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    roots = [tmp_path / "map.yaml"], [tmp_path / "policy.yaml"]
+    records = []
+    for policy, surfaces in (
+        (POLICY, MAP),
+        (POLICY.replace("<= 100", "<= 900"), MAP),
+        (POLICY.replace("<= 100", "<= 900"), MAP + "# edited\n"),
+        (POLICY, MAP.replace("type: int", "type: decimal(2)")),
+    ):
+        (tmp_path / "policy.yaml").write_text(policy)
+        (tmp_path / "map.yaml").write_text(surfaces)
+        loaded = load_bundle(*roots)
+        keep_bundle(tmp_path, loaded, surfaces=roots[0], policies=roots[1])
+        records += [record(loaded, amount) for amount in (1, 100, 101, 900, 1001)]
+    (tmp_path / "policy.yaml").unlink()
+    results = list(replay(records, lambda digest: load_kept(tmp_path, digest).policies))
+    assert [each.verdict for each in results] == [Verdict.IDENTICAL] * 20
+    assert len({each.recorded for each in results}) == 3

@@ -200,6 +200,9 @@ class Adjudication:
         permitted = decision.outcome is Outcome.PERMIT and not self._void
         if decision.outcome is Outcome.PERMIT and not permitted:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.GATE_TIMEOUT)
+        would = gate.shadow_part(self._bundle.policies, inputs)
+        if would:  # beside the input that it was asked with: signed with it, and out of agents' sight
+            inputs["shadow"] = would
         return self._entry(
             now_us,
             receipt_id,
@@ -211,6 +214,7 @@ class Adjudication:
             prior_status=prior_status,
             replay=repeated != "",
             charges=charges if permitted else (),
+            would=would.get("outcome", ""),
         )
 
     def _charged(
@@ -237,6 +241,7 @@ class Adjudication:
         prior_status: int = 0,
         replay: bool = False,
         charges: tuple[Charge, ...] = (),
+        would: str = "",
     ) -> Entry:
         case, evidence, bundle = self._case, self._evidence, self._bundle
         recognised = case.recognised
@@ -283,6 +288,7 @@ class Adjudication:
             prior_status=prior_status,
             charges=charges,
             sealed=sealed,
+            would=would,
         )
 
     def _sealed(self, receipt_id: str, inputs: bytes | None) -> tuple[Sealed | None, dict[str, str]]:

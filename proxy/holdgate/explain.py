@@ -190,6 +190,7 @@ def _rule(rule: RuleTrace) -> dict[str, Any]:
         "action": rule.action,
         "rule": rule.rule,
         "effect": rule.effect.value,
+        **({"shadow": True} if rule.shadow else {}),
         "result": rule.result,
         "conjuncts": [{"text": part.text, "value": plain_value(part.value)} for part in rule.conjuncts],
     }

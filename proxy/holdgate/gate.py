@@ -22,6 +22,7 @@ Invariants (tests/test_gate.py; G5 in tests/test_policy_counters.py, G6 in tests
   G4  Adding a deny rule never adds a PERMIT.
   G5  PERMIT means every counter that an action charges was read, and can take it.
   G6  PERMIT means every fact that a policy of the action declares is in the input, with its types.
+  G7  A shadow policy changes no decision, whatever it says, and shadow() says what it would have changed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from .policy_model import RuleEffect
 if TYPE_CHECKING:
     from .policy_model import Applicable, PolicySet, Rule
 
-__all__ = ["ENGINE", "Decision", "RuleTrace", "decide", "trace"]
+__all__ = ["ENGINE", "Decision", "RuleTrace", "decide", "shadow", "shadow_part", "trace"]
 
 ENGINE = "cel-strict/1"
 
@@ -68,6 +69,7 @@ class RuleTrace:
     effect: RuleEffect
     result: str  # "true" | "false" | "error"
     conjuncts: tuple[Conjunct, ...]
+    shadow: bool  # of a shadow policy: it did not count
 
 
 def decide(policies: PolicySet, inputs: Mapping[str, Any]) -> Decision:
@@ -78,17 +80,40 @@ def decide(policies: PolicySet, inputs: Mapping[str, Any]) -> Decision:
         return _silence(Reason.INTERNAL_ERROR)
 
 
-def _decide(policies: PolicySet, inputs: Mapping[str, Any]) -> Decision:
+def shadow(policies: PolicySet, inputs: Mapping[str, Any]) -> Decision | None:
+    """What would be decided if shadow policies counted; None where none applies. On a budget of its own."""
+    try:
+        if not policies.has_shadow or not any(_has_shadow(policies, each) for each in inputs["actions"]):
+            return None
+        return _decide(policies, inputs, with_shadow=True)
+    except Exception:  # noqa: BLE001 - whatever is wrong with a shadow, the decision stands
+        return None
+
+
+def shadow_part(policies: PolicySet, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What is recorded of it, beside the input that it was asked with; {} where no shadow policy applies."""
+    would = shadow(policies, inputs)
+    if would is None:
+        return {}
+    return {"outcome": would.outcome.value, "reason": would.reason.value, "rules": list(would.rules)}
+
+
+def _has_shadow(policies: PolicySet, action: Any) -> bool:
+    applicable = _applicable(policies, action)
+    return applicable is not None and bool(applicable.with_shadow)
+
+
+def _decide(policies: PolicySet, inputs: Mapping[str, Any], *, with_shadow: bool = False) -> Decision:
     shared = shared_frame(policies, inputs)
     if isinstance(shared, Problem):
         return _silence(Reason.RULE_ERROR)
     actions = inputs.get("actions")
     if type(actions) is not list or not actions:
         return _silence(Reason.NO_RULE_MATCHED)
-    return _combine([_decide_action(policies, shared, action) for action in actions])
+    return _combine([_decide_action(policies, shared, action, with_shadow) for action in actions])
 
 
-def _decide_action(policies: PolicySet, shared: Frame, action: Any) -> Decision:
+def _decide_action(policies: PolicySet, shared: Frame, action: Any, with_shadow: bool) -> Decision:
     applicable = _applicable(policies, action)
     if applicable is None:
         return _silence(Reason.NO_RULE_MATCHED)
@@ -99,7 +124,8 @@ def _decide_action(policies: PolicySet, shared: Frame, action: Any) -> Decision:
     failed: list[str] = []
     permitted: list[str] = []
     reviewed: list[str] = []
-    for rule in applicable.rules:
+    rules = applicable.with_shadow or applicable.rules if with_shadow else applicable.rules
+    for rule in rules:
         value = rule.program.evaluate(frame)
         if value is False:
             continue
@@ -178,11 +204,20 @@ def trace(policies: PolicySet, inputs: Mapping[str, Any]) -> tuple[RuleTrace, ..
         if applicable is None:
             continue
         frame = shared if isinstance(shared, Problem) else action_frame(shared, action, applicable)
-        for rule in applicable.rules:
-            result, conjuncts = _examined(rule, frame)
+        apart = frame if isinstance(frame, Problem) else [*frame[:-1], Budget()]
+        counted = {rule.name for rule in applicable.rules}
+        shadows = [rule for rule in applicable.with_shadow if rule.name not in counted]
+        for rule in (*applicable.rules, *shadows):
+            is_shadow = rule.name not in counted
+            result, conjuncts = _examined(rule, apart if is_shadow else frame)
             found.append(
                 RuleTrace(
-                    action=number, rule=rule.name, effect=rule.effect, result=result, conjuncts=conjuncts
+                    action=number,
+                    rule=rule.name,
+                    effect=rule.effect,
+                    result=result,
+                    conjuncts=conjuncts,
+                    shadow=is_shadow,
                 )
             )
     return tuple(found)

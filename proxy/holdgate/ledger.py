@@ -187,6 +187,7 @@ class Entry:
     prior_status: int  # upstream status of that prior receipt, 0 when none
     charges: tuple[Charge, ...] = ()  # what a PERMIT reserves; released with its outcome (RELEASING)
     sealed: Sealed | None = None  # of a sensitive operation: what is kept under a key of its own
+    would: str = ""  # outcome if shadow policies counted, for the figures; "": none applies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,6 +60,7 @@ class Meter(Protocol):
     """Where figures go; see adapters/metrics.py."""
 
     def decision(self, surface: str, outcome: str, reason: str) -> None: ...
+    def shadow(self, surface: str, outcome: str, would: str) -> None: ...
     def hold(self, seconds: float) -> None: ...
     def commit(self, seconds: float) -> None: ...
     def decide(self, seconds: float) -> None: ...
@@ -312,6 +313,8 @@ class Pipeline:
         if remote is not None and self.gatekeeper is not None:
             self.gatekeeper.recorded(remote, entry.receipt_id, entry.outcome)
         self.meter.decision(entry.surface, entry.outcome.value, entry.reason.value)
+        if entry.would:
+            self.meter.shadow(entry.surface, entry.outcome.value, entry.would)
         self.meter.hold(self.clock() - held.arrived)
         return recorded
 

@@ -102,9 +102,10 @@ def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
 def _check_bounds(surface: str, operation: str, applicable: Applicable) -> None:
     """How many rules one action may meet, and what they may take. Raises ConfigError."""
     place = f"to {operation} on {surface}"
-    if len(applicable.rules) > MAX_RULES:
-        last = applicable.rules[-1]
-        message = f"{len(applicable.rules)} rules apply {place}; at most {MAX_RULES} may"
+    rules = applicable.with_shadow or applicable.rules
+    if len(rules) > MAX_RULES:
+        last = rules[-1]
+        message = f"{len(rules)} rules apply {place}; at most {MAX_RULES} may"
         raise ConfigError(message, file=last.file, line=last.line)
     if len(applicable.counters) > MAX_COUNTERS:
         counter = applicable.counters[-1]
@@ -236,8 +237,11 @@ def _policy(
         what="spec",
         hints=policy_words.SPEC,
     )
-    if "shadow" in spec and spec["shadow"].boolean("spec.shadow"):
-        raise spec["shadow"].fail_key("shadow policies are not supported in this version; remove spec.shadow")
+    shadow = "shadow" in spec and spec["shadow"].boolean("spec.shadow")
+    if shadow and ("counters" in spec or "facts" in spec):
+        # Nothing would be charged to its counters, and nobody may wait for, or be refused for, its facts.
+        message = "a shadow policy has no counters or facts: try them with `holdgate backtest`"
+        raise spec["shadow"].fail_key(message)
     surface = known(spec["surface"], index.surfaces(), "no surface map has the surface")
     listed = _operations(spec.get("operations"), surface, index)
     try:
@@ -263,6 +267,7 @@ def _policy(
         facts=facts,
         environment=names,
         rules=tuple(_rules(spec["rules"], policy_name, names)),
+        shadow=shadow,
         file=root.file,
         line=root.line,
     )

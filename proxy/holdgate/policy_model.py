@@ -125,6 +125,7 @@ class Policy:
     facts: tuple[Fact, ...]  # by name
     environment: Environment  # that its conditions were checked against
     rules: tuple[Rule, ...]  # in the file's order
+    shadow: bool  # evaluated and recorded, never counted
     file: str
     line: int
 
@@ -139,6 +140,7 @@ class Applicable:
     rules: tuple[Rule, ...]  # sorted by name
     counters: tuple[Counter, ...]  # that every permitted action charges, sorted by name
     facts: tuple[Fact, ...]  # without which nothing is permitted, sorted by name
+    with_shadow: tuple[Rule, ...] = ()  # these rules and those of shadow policies; (): there are none
 
     @property
     def cost(self) -> Cost:
@@ -155,6 +157,7 @@ class PolicySet:
     attr_tests: Mapping[str, ValueTest]
     table: Mapping[tuple[str, str], Applicable]  # (surface, operation) -> rules; absent: none apply
     files: tuple[str, ...]  # every file that can change a decision, sorted; tests are not in it
+    has_shadow: bool = False
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -240,9 +243,12 @@ def policy_set(
     pooled: dict[tuple[str, str], list[Rule]] = {}
     counted: dict[tuple[str, str], list[Counter]] = {}
     asked: dict[tuple[str, str], dict[str, Fact]] = {}  # policies may share one
+    shadows: dict[tuple[str, str], list[Rule]] = {}
     for policy in ordered:
         for operation in policy.operations:
-            pooled.setdefault((policy.surface, operation), []).extend(policy.rules)
+            pooled.setdefault((policy.surface, operation), []).extend(() if policy.shadow else policy.rules)
+            if policy.shadow:
+                shadows.setdefault((policy.surface, operation), []).extend(policy.rules)
             counted.setdefault((policy.surface, operation), []).extend(policy.counters)
             asked.setdefault((policy.surface, operation), {}).update({f.name: f for f in policy.facts})
     table = {}
@@ -252,9 +258,10 @@ def policy_set(
             params=MappingProxyType(dict(params)),
             tests=_tests(params),
             required=frozenset(name for name, schema in params.items() if not schema.optional),
-            rules=tuple(sorted(rules, key=lambda rule: rule.name)),
+            rules=_sorted(rules),
             counters=tuple(sorted(counted[surface, operation], key=lambda counter: counter.name)),
             facts=tuple(fact for _, fact in sorted(asked[surface, operation].items())),
+            with_shadow=_sorted([*rules, *mine]) if (mine := shadows.get((surface, operation))) else (),
         )
     return PolicySet(
         policies=ordered,
@@ -262,4 +269,9 @@ def policy_set(
         attr_tests=_tests(agent_attrs),
         table=MappingProxyType(table),
         files=tuple(sorted(files)),
+        has_shadow=bool(shadows),
     )
+
+
+def _sorted(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    return tuple(sorted(rules, key=lambda rule: rule.name))

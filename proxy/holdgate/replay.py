@@ -4,7 +4,8 @@ The receipt says outcome, reason and rules; the gate is asked once more with the
 must be the same bytes of canonical JSON. Signatures are not looked at here: `holdgate log audit` does that.
 
 Invariants (tests/test_replay.py):
-  RP1  `identical` means that outcome, reason and rules of the receipt are what the gate says now.
+  RP1  `identical` means that outcome, reason and rules of the receipt are what the gate says now, and what
+       shadow policies would have made of it is what was recorded.
   RP2  An input that is not the one the receipt names is `different`, whatever is decided about it.
   RP3  What cannot be decided again (no input, no bundle, decided too late) is never `identical`.
   RP4  An input that was destroyed is `undecidable`, and counted apart from what was never kept.
@@ -79,10 +80,12 @@ def _again(
     if said["engine"] != gate.ENGINE or (policies := policies_of(said["policy"]["digest"])) is None:
         return Verdict.NO_BUNDLE, f"{said['engine']} {said['policy']['digest']}"
     try:
-        decision = gate.decide(policies, loads_input_strict(record.inputs))
+        inputs = loads_input_strict(record.inputs)
     except JcsError as error:
         return Verdict.DIFFERENT, f"the stored input cannot be read: {error}"
-    now = _of(decision)
+    now = _of(gate.decide(policies, inputs))
+    if now == recorded and gate.shadow_part(policies, inputs) != inputs.get("shadow", {}):
+        return Verdict.DIFFERENT, "shadow policies say something else"
     return (Verdict.IDENTICAL if now == recorded else Verdict.DIFFERENT), now.decode()
 
 

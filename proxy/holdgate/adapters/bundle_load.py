@@ -17,18 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..bundle import Bundle
+from ..bundle import Bundle, load_bundle
 from ..errors import ConfigError
 from ..explain import recognised_input
 from ..limits import Limits
-from ..manifest import BundleRejected, Manifest, Refusal
+from ..manifest import MANIFEST, BundleRejected, Manifest, Refusal, parse_manifest
 from ..policy import load_policies
 from ..policytest import TestReport, run_tests
-from ..signed_bundle import RawBundle
+from ..signed_bundle import RawBundle, check_files
 from ..surface.index import SurfaceIndex
 from ..surface.load import load_maps
+from .bundle_folder import read_folder
 
-__all__ = ["load_signed", "load_unpacked", "unpacked"]
+__all__ = ["load_folder", "load_signed", "load_unpacked", "unpacked"]
 
 
 def load_signed(raw: RawBundle, manifest: Manifest, *, tested: bool) -> Bundle:
@@ -46,6 +47,17 @@ def load_signed(raw: RawBundle, manifest: Manifest, *, tested: bool) -> Bundle:
         )
         raise BundleRejected(Refusal.TESTS_FAILED, detail or "there is no test in it")
     return bundle
+
+
+def load_folder(folder: Path) -> Bundle:
+    """A bundle to look at, not to decide with: signed or not, or plain `surfaces/` and `policies/`.
+    Raises ConfigError, BundleRejected."""
+    if not (folder / MANIFEST).exists():
+        return load_bundle([folder / "surfaces"], [folder / "policies"])
+    raw = read_folder(folder)
+    manifest = parse_manifest(raw.manifest)
+    check_files(raw, manifest)
+    return load_signed(raw, manifest, tested=True)
 
 
 def load_unpacked(folder: Path, digest: str, manifest: Manifest) -> Bundle:

@@ -89,6 +89,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._decisions: dict[tuple[str, str, str], int] = {}
+        self._shadows: dict[tuple[str, str, str], int] = {}
         self._surfaces: set[str] = set()
         self._outcomes = _Bounded(len(OutcomeStatus), [status.value for status in OutcomeStatus])
         self._barriers = _Bounded(_BARRIERS, ("server_connect",))
@@ -121,6 +122,11 @@ class Metrics:
             key = (self._known(surface), _member(outcome, _OUTCOMES), _member(reason, _REASONS))
             count = self._decisions.get(key, 0)
         self._decisions[key] = count + 1
+
+    def shadow(self, surface: str, outcome: str, would: str) -> None:
+        """Count one decision that a shadow policy spoke about."""
+        key = (self._known(surface), _member(outcome, _OUTCOMES), _member(would, _OUTCOMES))
+        self._shadows[key] = self._shadows.get(key, 0) + 1
 
     def outcome(self, status: str) -> None:
         self._outcomes.add(status)
@@ -187,6 +193,14 @@ class Metrics:
         for (surface, outcome, reason), count in list(self._decisions.items()):
             decisions.add_metric((surface, outcome, reason), count)
         yield decisions
+        shadows = CounterMetricFamily(
+            "holdgate_shadow",
+            "Decisions that shadow policies spoke about, and what they would have made of them.",
+            labels=("surface", "outcome", "would"),
+        )
+        for (surface, outcome, would), count in list(self._shadows.items()):
+            shadows.add_metric((surface, outcome, would), count)
+        yield shadows
         yield self._hold.family("holdgate_hold_seconds", "From arrival to release or refusal.")
         yield self._decide.family("holdgate_decide_seconds", "Evaluation of the policy.")
         yield self._commit.family("holdgate_commit_seconds", "Durable record of one decision.")

@@ -158,15 +158,20 @@ class SqliteReader:
         for row in self._db.execute(sql, (since_index, limit)):
             yield _stored(row)
 
-    def decisions(self, since_index: int = 0, limit: int = -1) -> Iterator[_Decided]:
+    def decisions(self, since_index: int = 0, limit: int = -1, until: int = 2**62) -> Iterator[_Decided]:
         """Receipts of decisions in log order, each with the recorded input, opened where it was sealed.
 
         The third is the salt of its digest, b"" for an input in clear. What does not open is b"": damaged,
         and not what the receipt names.
         """
-        sql = f"{_INPUTS} WHERE r.idx >= ? AND r.type = 'decision' ORDER BY r.idx LIMIT ?"
-        for row in self._rows(sql, (since_index, limit)):
+        sql = f"{_INPUTS} WHERE r.idx >= ? AND r.idx < ? AND r.type = 'decision' ORDER BY r.idx LIMIT ?"
+        for row in self._rows(sql, (since_index, until, limit)):
             yield _opened(row)
+
+    def without_effect(self) -> frozenset[str]:
+        """The permits that ended not_sent or failed."""
+        sql = "SELECT id FROM permits WHERE state IN ('not_sent', 'failed')"
+        return frozenset(row[0] for row in self._rows(sql))
 
     def totals(self, meters: tuple[str, ...], now_us: int) -> dict[str, Total]:
         """What stands on these meters (counters.py)."""

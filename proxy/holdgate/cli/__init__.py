@@ -28,19 +28,8 @@ __all__ = ["build_parser", "main"]
 # Every command, each in a module of its name, in the order of --help.
 _COMMANDS: Final = (
     *("init", "demo", "run", "gate", "exec", "network", "doctor", "check", "test", "explain"),
-    *(
-        "verify",
-        "receipts",
-        "log",
-        "replay",
-        "reconcile",
-        "bundle",
-        "trust",
-        "ca",
-        "keys",
-        "signer",
-        "surfaces",
-    ),
+    *("verify", "receipts", "log", "replay", "backtest", "diff", "reconcile", "bundle"),
+    *("trust", "ca", "keys", "signer", "surfaces"),
 )
 
 

@@ -148,6 +148,7 @@ def _print_rule(rule: RuleTrace, *, decided: bool) -> None:
         and len(rule.conjuncts) > len(failing) == 1
     )
     mark = "  <- decides" if decided else "  <- near miss" if near else ""
-    print(f"rule       {rule.rule}  {rule.effect.value}: {rule.result}{mark}")
+    shadow = " (shadow)" if rule.shadow else ""
+    print(f"rule       {rule.rule}  {rule.effect.value}{shadow}: {rule.result}{mark}")
     for part in failing:
         print(f"             {json.dumps(plain_value(part.value))}: {part.text}")

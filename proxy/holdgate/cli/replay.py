@@ -18,7 +18,7 @@ from ..policy_model import PolicySet
 from ..replay import Record, Replayed, Verdict, replay
 from .shared import Commands, add, config_of, first_index, print_json, whole_number
 
-__all__ = ["register"]
+__all__ = ["policies_of", "register"]
 
 _BUNDLES = 32  # kept in memory at once; a log seldom goes back and forth between more
 
@@ -43,7 +43,7 @@ def _replay(args: argparse.Namespace) -> int:
     shown: list[Replayed] = []
     with SqliteReader(state_dir) as reader:
         records = _chosen(reader, args.ids) if args.ids else _logged(reader, args)
-        for result in replay(records, _policies_of(state_dir)):
+        for result in replay(records, policies_of(state_dir)):
             counts[result.verdict] += 1
             if args.ids or result.verdict in (Verdict.DIFFERENT, Verdict.NO_BUNDLE):
                 shown.append(result)
@@ -80,13 +80,15 @@ def _records(reader: SqliteReader, since_index: int, limit: int) -> Iterator[Rec
         yield Record(statement=decode_jws(jws), inputs=inputs, salt=salt)
 
 
-def _policies_of(state_dir: Path) -> Callable[[str], PolicySet | None]:
+def policies_of(state_dir: Path) -> Callable[[str], PolicySet | None]:
+    """The policies of kept bundles, by digest; None, and a line that says why, for one that is not here."""
+
     @lru_cache(maxsize=_BUNDLES)
-    def policies_of(digest: str) -> PolicySet | None:
+    def kept(digest: str) -> PolicySet | None:
         try:
             return load_kept(state_dir, digest).policies
         except ConfigError as error:
             print(error, file=sys.stderr)
             return None
 
-    return policies_of
+    return kept

@@ -1,0 +1,100 @@
+"""`holdgate backtest`: what another bundle would have decided about what was recorded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ..adapters.bundle_load import load_folder
+from ..adapters.sqlite_reader import SqliteReader
+from ..backtest import Change, NotReplayed, Report, backtest
+from ..errors import ConfigError
+from ..keys import unb64url
+from ..replay import Record
+from .progress import Progress
+from .replay import policies_of
+from .shared import Commands, add, config_of, first_index, print_json
+
+__all__ = ["register"]
+
+_FLIPS = tuple(change.value for change in Change if change is not Change.SAME)
+
+
+def register(commands: Commands) -> None:
+    parser = add(
+        commands,
+        "backtest",
+        _backtest,
+        does="decide what was recorded under another bundle, and show what would have come out otherwise",
+        example="holdgate backtest --bundle release-8 --since 2026-11-01T00:00:00Z --fail-on newly-permitted",
+        data=True,
+    )
+    parser.add_argument(
+        "--bundle", type=Path, required=True, metavar="DIR", help="a bundle, or surfaces/ and policies/"
+    )
+    parser.add_argument("--since", default="0", metavar="INDEX|TIME")
+    parser.add_argument("--until", metavar="INDEX|TIME", help="not included")
+    parser.add_argument(
+        "--fail-on", choices=_FLIPS, action="append", default=[], help="exit 1 where there are any"
+    )
+    parser.add_argument("--accept", metavar="DIGEST", help="of a report: its flips are known and wanted")
+
+
+def _backtest(args: argparse.Namespace) -> int:
+    state_dir = config_of(args).state_dir
+    new = load_folder(args.bundle)
+    with SqliteReader(state_dir) as reader:
+        first = first_index(reader, args.since)
+        end = reader.size if args.until is None else first_index(reader, args.until)
+        with Progress("backtest", reader.size, "decisions") as progress:
+            try:
+                report = backtest(
+                    _records(reader, first, end),
+                    policies_of(state_dir),
+                    new,
+                    without_effect=reader.without_effect(),
+                    progress=progress.show,
+                )
+            except NotReplayed as error:
+                raise ConfigError(f"{error}; see `holdgate replay`: nothing was compared") from error
+    failing = [name for name in args.fail_on if report.count(Change(name))]
+    is_accepted = args.accept == report.digest
+    if args.json:
+        print_json({**report.document(), "digest": report.digest, "accepted": is_accepted})
+    else:
+        _print(report)
+        if failing and not is_accepted:
+            print(f"fails on {', '.join(failing)}; where that is wanted: --accept {report.digest}")
+    return 1 if failing and not is_accepted else 0
+
+
+def _records(reader: SqliteReader, first: int, end: int) -> Iterator[Record]:
+    for jws, inputs, salt in reader.decisions(first, until=end):
+        statement: Mapping[str, Any] = orjson.loads(unb64url(jws.split(b".")[1]))
+        yield Record(statement=statement, inputs=inputs, salt=salt)
+
+
+def _print(report: Report) -> None:
+    print(f"{report.records} decisions, {report.replayed} replayed identically, {report.not_asked} not asked")
+    _print_tally("frozen counters", report.frozen)
+    if report.resimulated == report.frozen:
+        print("resimulated counters: the same")
+    else:
+        _print_tally("resimulated counters", report.resimulated)
+    print("what agents would have sent instead is not known")
+    print(f"report {report.digest}")
+
+
+def _print_tally(title: str, tally: Mapping[str, Any]) -> None:
+    counts = ", ".join(f"{count} {name}" for name, count in tally["counts"].items())
+    print(f"{title}: {counts}")
+    for why, count in tally["undecidable"].items():
+        print(f"  undecidable {count}: {why}")
+    for row in tally["flips"]:
+        money = "".join(f", {total} {name}".rstrip() for name, total in row["money"].items())
+        print(f"  {row['change']} {row['surface']} {row['rule']} {row['agent']}: {row['count']}{money}")
+        print(f"    {' '.join(row['examples'])}")
