@@ -177,8 +177,8 @@ def test_a1_a_roll_back_of_ledger_and_checkpoint_shows_against_an_earlier_checkp
     rolled = replace(
         log, records=log.records[:8], checkpoint=sign_checkpoint(ORIGIN, _tree(log.records[:8]), LOG_KEY)
     )
-    _finds(rolled, "the log ends at 8, but 10 leaves were signed", earlier=earlier)
-    assert log.audit(earlier=earlier).is_clean
+    _finds(rolled, "the log ends at 8, but 10 leaves were signed", earlier=[earlier])
+    assert log.audit(earlier=[earlier]).is_clean
 
 
 def test_a1_a_checkpoint_of_another_key_or_log_is_found(log: Log) -> None:

@@ -203,7 +203,7 @@ def test_q2_every_command_has_help_with_an_example(run, words):
 def test_q2_only_what_is_built_is_there():
     assert {words[0] for words in EVERY} == {
         *("init", "demo", "run", "gate", "exec", "network", "doctor", "check", "test", "explain", "verify"),
-        *("receipts", "log", "replay", "reconcile", "bundle", "trust", "keys", "surfaces", "ca"),
+        *("receipts", "log", "replay", "reconcile", "bundle", "trust", "keys", "signer", "surfaces", "ca"),
     }
 
 

@@ -16,11 +16,15 @@ from holdgate.agents import CertificateRule
 from holdgate.config import Address, Config, ConnectTo, OpenDoor, ReceiptsHeader, load_config
 from holdgate.config_bundle import Files, Signed
 from holdgate.config_doctor import Doctor
+from holdgate.config_log import Anchoring
 from holdgate.config_retention import Retention
+from holdgate.config_signer import SignerProcess
 from holdgate.config_values import read_address, read_ca, read_networks
 from holdgate.errors import ConfigError
 from holdgate.escape import REQUIRED
+from holdgate.keys import PublicKey
 from holdgate.limits import Limits
+from holdgate.note import vkey
 from holdgate.strictyaml import Node
 from holdgate.strictyaml import load as load_yaml
 from holdgate.yamltext import Source
@@ -421,6 +425,84 @@ def test_kd1_required_rows_are_rows_of_the_matrix(folder: Path) -> None:
 )
 def test_kd1_anything_else_is_refused(folder: Path, text: str, message: str) -> None:
     assert message in str(refused(folder, SMALLEST + f"doctor: {text}\n"))
+
+
+# --- signer ---
+
+
+def test_ks1_a_signer_is_a_socket_with_a_deadline(folder: Path) -> None:
+    for text in ("", "signer: file\n"):
+        assert load(folder, SMALLEST + text).signer is None
+    found = load(folder, SMALLEST + "signer: {socket: run/s.sock, timeout_ms: 50}\n").signer
+    assert found == SignerProcess(socket=folder / "run/s.sock", timeout_ms=50)
+    found = load(folder, SMALLEST + "signer: {socket: /run/s.sock}\n").signer
+    assert found == SignerProcess(socket=Path("/run/s.sock"), timeout_ms=500)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("pkcs11", "signer: {socket", id="another word"),
+        pytest.param("{}", "socket", id="no socket"),
+        pytest.param("{socket: s, timeout_ms: 0}", "1 to 10000", id="no time"),
+        pytest.param("{socket: s, timeout_ms: 10001}", "1 to 10000", id="too much time"),
+        pytest.param("{socket: s, key: x}", "key", id="an unknown key"),
+        pytest.param(f"{{socket: /{'s' * 120}}}", "107 bytes", id="a name that is too long"),
+    ],
+)
+def test_ks1_any_other_signer_is_refused(folder: Path, text: str, message: str) -> None:
+    assert message in str(refused(folder, SMALLEST + f"signer: {text}\n"))
+
+
+# --- log ---
+
+WITNESS = "witness.example/w1+6aea23e9+BFGZjM/f/9g9lyRJCBjKIql6Aw0YuyqddGaPcrgcP6WI"
+
+
+def witness(url: str, key: str = WITNESS) -> str:
+    return f'witnesses: [{{url: "{url}", vkey: "{key}"}}]'
+
+
+def test_kl1_witnesses_and_an_authority_are_named_in_full(folder: Path) -> None:
+    assert load(folder, SMALLEST).anchoring == Anchoring(witnesses=(), interval_s=60, timestamp=None)
+    (folder / "roots.pem").write_text("roots")
+    text = f"""log:
+  witnesses: [{{url: https://w.example/a/, vkey: "{WITNESS}"}}]
+  timestamp: {{url: "http://127.0.0.1:318/tsr", ca_file: roots.pem, interval_s: 60}}
+"""
+    found = load(folder, SMALLEST + text).anchoring
+    assert [(each.url, each.verifier.name) for each in found.witnesses] == [
+        ("https://w.example/a", "witness.example/w1")
+    ]
+    assert found.timestamp is not None and found.timestamp.ca_file == folder / "roots.pem"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param(witness("http://w.example"), "https", id="no https"),
+        pytest.param(witness("http://127.0.0.1.w.example"), "https", id="no loopback"),
+        pytest.param(witness("https://w.example/?x"), "https", id="a query"),
+        pytest.param(witness("https://u@w.example/"), "https", id="a user"),
+        pytest.param(witness("https://w.example", "x"), "vkey", id="no key"),
+        pytest.param(
+            witness("https://w.example", vkey("l.example", PublicKey(raw=bytes(32)))),
+            "not a witness key",
+            id="a log's key",
+        ),
+        pytest.param(
+            witness("https://a")[:-1] + ", " + witness("https://b")[12:], "two witnesses", id="twice"
+        ),
+        pytest.param("interval_s: 0", "1 to 86400", id="no interval"),
+        pytest.param("timestamp: {url: https://tsa.example}", "ca_file", id="no roots"),
+        pytest.param(
+            "timestamp: {url: https://tsa.example, ca_file: none.pem}", "does not exist", id="lost roots"
+        ),
+        pytest.param("quorum: 1", "quorum", id="an unknown key"),
+    ],
+)
+def test_kl1_any_other_place_is_refused(folder: Path, text: str, message: str) -> None:
+    assert message in str(refused(folder, SMALLEST + f"log:\n  {text}\n"))
 
 
 # --- client certificates ---

@@ -97,6 +97,7 @@ def test_the_table_of_metrics_is_what_is_exposed() -> None:
     metrics = Metrics()
     metrics.decision("payments.refund", Outcome.PERMIT, Reason.PERMIT_RULE)
     metrics.unmapped("example.org")
+    metrics.anchors(["w.example"])
     exposed = []
     for family in metrics.families():
         name = f"{family.name}_total" if family.type == "counter" else family.name

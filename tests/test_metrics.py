@@ -17,6 +17,8 @@ EXPECTED = {
     "holdgate_barrier_trips": "counter",
     "holdgate_log_size": "gauge",
     "holdgate_unknown_open": "gauge",
+    "holdgate_signer_failures": "counter",
+    "holdgate_anchor_failures": "counter",
     "holdgate_unmapped": "counter",
     "holdgate_ca_expiry_timestamp_seconds": "gauge",
     "holdgate_bundle_rejected": "counter",

@@ -147,18 +147,19 @@ def audit(
     origin: str,
     receipt_keys: KeySet,
     log_keys: KeySet,
-    earlier: Checkpoint | None = None,
+    earlier: Iterable[Checkpoint] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> AuditReport:
     """Verify everything; problems are found, never raised. `progress` is told how many leaves were read."""
     auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles)
-    checkpoints = [] if earlier is None else [earlier]
+    checkpoints = list(earlier)
     try:
         checkpoint = verify_log(given.checkpoint, origin, log_keys)
         checkpoints.append(checkpoint)
         auditor.tiles.signed = checkpoint.size
     except TlogError as error:
         auditor.problem(f"checkpoint: {error}")
+    checkpoints.sort(key=lambda each: each.size, reverse=True)  # the smallest is compared first
     for record in given.records:
         auditor.compare(checkpoints)
         auditor.leaf(record)
@@ -211,9 +212,9 @@ class _Auditor:
         )
 
     def compare(self, checkpoints: list[Checkpoint]) -> None:
-        """Compare with every checkpoint of this size, and forget it."""
-        for checkpoint in [item for item in checkpoints if item.size == self.edge.size]:
-            checkpoints.remove(checkpoint)
+        """Compare with every checkpoint of this size, and forget it; the smallest is the last of the list."""
+        while checkpoints and checkpoints[-1].size == self.edge.size:
+            checkpoint = checkpoints.pop()
             if checkpoint.root != self.edge.tree.root():
                 self.problem(f"the first {checkpoint.size} leaves are not those that were signed")
 

@@ -28,7 +28,9 @@ from .config_bundle import Files, Signed, read_bundle_mode
 from .config_doctor import Doctor, read_doctor
 from .config_facts import Provider, read_facts
 from .config_gate import RemoteGate, read_gate
+from .config_log import Anchoring, read_log
 from .config_retention import Retention, read_retention
+from .config_signer import SignerProcess, read_signer
 from .config_values import (
     Address,
     Ca,
@@ -121,6 +123,8 @@ class Config:
     upstream: Upstream
     ca: Ca
     doctor: Doctor
+    anchoring: Anchoring  # who else sees the log's checkpoints
+    signer: SignerProcess | None  # None: keys are in the files of the state directory
     facts: tuple[Provider, ...]
     retention: Retention
     gate: RemoteGate | None  # None: the policies here decide
@@ -140,7 +144,7 @@ def load_config(path: Path) -> Config:
         required=("version", "node", "state_dir", "listen", "agents"),
         optional=(
             *("surfaces", "policies", "admin", "bundle", "ca", "store", "gate", "limits", "network"),
-            *("receipts", "upstream", "doctor", "facts", "retention"),
+            *("receipts", "upstream", "doctor", "facts", "log", "retention", "signer"),
         ),
         what="the configuration",
     )
@@ -176,6 +180,8 @@ def load_config(path: Path) -> Config:
         upstream=_upstream(keys.get("upstream"), base, listen, admin),
         ca=read_ca(keys.get("ca")),
         doctor=read_doctor(keys.get("doctor")),
+        anchoring=read_log(keys.get("log"), base),
+        signer=read_signer(keys.get("signer"), base),
         facts=read_facts(keys.get("facts"), base),
         retention=read_retention(keys.get("retention")),
         gate=read_gate(keys.get("gate"), base),

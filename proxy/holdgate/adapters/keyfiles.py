@@ -57,6 +57,11 @@ _LISTS: Final = {Purpose.RECEIPT: "receipts.jwks.json", Purpose.LOG: "log.jwks.j
 class Device(Protocol):
     """Where keys are that this process does not hold."""
 
+    @property
+    def failing(self) -> bool:
+        """Whether it could not be asked just now."""
+        ...
+
     def signer(self, key_id: str, public: PublicKey | None) -> Signer:
         """The key of this name; None asks the device which one it is. Raises BackendError."""
         ...

@@ -34,6 +34,7 @@ from .private_file import write_new
 
 __all__ = ["ActiveSigner", "KeyChange", "KeyRing", "Revocation", "Rotation"]
 
+_TRIAL: Final = b"holdgate: a key that can sign\n"
 _EVENTS: Final = (
     "SELECT idx, jws FROM receipts WHERE type = 'admin' AND reason IN ('key_revoke', 'key_rotate')"
     " ORDER BY idx"
@@ -110,6 +111,10 @@ class KeyRing:
     def log(self) -> ActiveSigner:
         return self.signers[Purpose.LOG]
 
+    @property
+    def failing(self) -> bool:
+        return self._device is not None and self._device.failing
+
     # --- start ---
 
     def settle(self, db: sqlite3.Connection, sequencer: HandsOver) -> None:
@@ -183,6 +188,7 @@ class KeyRing:
             if self._device is None:
                 raise ConfigError("no signer process is configured (`signer` in holdgate.yaml)")
             coming = self._device.signer(change.key_id, None)
+            coming.sign(_TRIAL)  # what cannot sign is not named as the key
             write_new(path, encode_key(purpose, coming.public, key_id=change.key_id), 0o600)
         else:
             coming = SigningKey(seed=secrets.token_bytes(32))

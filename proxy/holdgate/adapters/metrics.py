@@ -95,6 +95,8 @@ class Metrics:
         self._unmapped = _Bounded(_HOSTS)
         self._in_flight = 0
         self._log_size = 0
+        self._signer_failures = 0
+        self._anchor_failures: dict[str, int] = {}
         self._unknown_open = 0
         self._ca_expiry = 0.0
         self._rejected = _Bounded(len(Refusal), [refusal.value for refusal in Refusal])
@@ -136,6 +138,17 @@ class Metrics:
 
     def in_flight(self, change: int) -> None:
         self._in_flight += change
+
+    def anchors(self, names: Iterable[str]) -> None:
+        """Who is asked to see the log; from the configuration, so there are few."""
+        self._anchor_failures = dict.fromkeys(names, 0)
+
+    def anchor_failed(self, name: str) -> None:
+        """Called from the anchors' thread, the only one that does."""
+        self._anchor_failures[name] += 1
+
+    def signer_failures(self, count: int) -> None:
+        self._signer_failures = count
 
     def log_size(self, leaves: int) -> None:
         self._log_size = leaves
@@ -197,6 +210,19 @@ class Metrics:
             barriers.add_metric((name,), count)
         yield barriers
         yield GaugeMetricFamily("holdgate_log_size", "Leaves in the log.", value=self._log_size)
+        yield CounterMetricFamily(
+            "holdgate_signer_failures",
+            "Signatures that the signer process did not give.",
+            value=self._signer_failures,
+        )
+        anchors = CounterMetricFamily(
+            "holdgate_anchor_failures",
+            "Checkpoints that a witness did not cosign, or the authority did not stamp.",
+            labels=("anchor",),
+        )
+        for name, count in list(self._anchor_failures.items()):
+            anchors.add_metric((name,), count)
+        yield anchors
         unmapped = CounterMetricFamily(
             "holdgate_unmapped",
             "Requests to hosts that no map names, and DNS questions for them.",

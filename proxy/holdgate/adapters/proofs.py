@@ -72,14 +72,15 @@ def read_changes(data: bytes) -> tuple[Proof, ...]:
     return tuple(parse_proof(head + text) for text in texts)
 
 
-def prove(state_dir: Path, index: int, leaf: bytes) -> bytes:
-    """The text of a `.tlog-proof` of leaf `index`. Raises NotCovered, ConfigError."""
-    note, checkpoint, log = _signed(state_dir)
+def prove(state_dir: Path, index: int, leaf: bytes, *, note: Path = CHECKPOINT) -> bytes:
+    """The text of a `.tlog-proof` of leaf `index`, under the newest checkpoint, or under the one that
+    witnesses cosigned (`note`). Raises NotCovered, ConfigError."""
+    signed, checkpoint, log = _signed(state_dir, note)
     if index >= checkpoint.size:
         raise NotCovered("no checkpoint covers this receipt yet; it takes up to a second")
     try:
         path = inclusion_from_tiles(index, checkpoint.size, TileStore(state_dir / LOG).read)
-        proof = Proof(index=index, path=path, checkpoint=note)
+        proof = Proof(index=index, path=path, checkpoint=signed)
         verify_proof(proof, leaf, *log)
     except (TlogError, OSError) as error:
         raise ConfigError(f"the log is damaged: {error}", file=str(state_dir / LOG)) from error
@@ -106,8 +107,8 @@ def prove_consistency(state_dir: Path, earlier: bytes) -> bytes:
     return format_consistency(old.size, path, note)
 
 
-def _signed(state_dir: Path) -> tuple[bytes, Checkpoint, tuple[Verifier, ...]]:
-    path = state_dir / CHECKPOINT
+def _signed(state_dir: Path, where: Path = CHECKPOINT) -> tuple[bytes, Checkpoint, tuple[Verifier, ...]]:
+    path = state_dir / where
     try:
         note = path.read_bytes()  # first: the key that signed it was listed before
         log = log_verifiers(state_dir)

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from ..errors import ConfigError
+from ..errors import BackendError, ConfigError
 from ..keys import Signer
 from ..note import Checkpoint, sign_checkpoint, vkey
 from ..tiles import Edge, Tile, inclusion_from_tiles, new_tiles
@@ -43,6 +43,7 @@ CHECKPOINT: Final = LOG / "checkpoint"
 VKEY: Final = LOG / "key.vkey"
 CHANGES: Final = LOG / "changes"
 _INTERVAL_S: Final = 0.5  # between two checkpoints: half of what we promise
+_PROMISED_S: Final = 60.0  # a receipt that is in no checkpoint after that is a fault (SPEC.md)
 _CHUNK: Final = 64  # leaves at once: under a millisecond of the interpreter, and no long read of SQLite's
 _PAUSE_S: Final = 0.001  # between two chunks, while others have work: the event loop comes first
 _BUFFERED: Final = 64  # full tiles in memory before they are written
@@ -91,6 +92,7 @@ class Sequencer:
         self._note = _read(state_dir / CHECKPOINT)
         self._signed = signed
         self._lock = threading.Lock()  # one publication at a time
+        self._late_since = 0.0  # monotonic: the first of the failures since the last publication
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._abandon = False
@@ -122,12 +124,24 @@ class Sequencer:
                 self._wake.clear()
                 if self._abandon:
                     return
-                self.publish()
+                self._try()
                 self._stop.wait(_INTERVAL_S)
             if not self._abandon:
                 self.publish()
         except BaseException as error:  # noqa: BLE001  (whatever it is, the log can no longer be trusted to follow)
             self._failed(f"log: {type(error).__name__}: {error}")
+
+    def _try(self) -> None:
+        """publish(); a signer that does not answer is asked again, until what was promised is overdue."""
+        try:
+            self.publish()
+            self._late_since = 0.0
+        except BackendError:
+            now = time.monotonic()
+            self._late_since = self._late_since or now
+            if now - self._late_since > _PROMISED_S:
+                raise
+            self._wake.set()
 
     def publish(self) -> None:
         """Bring tiles and checkpoint up to what is committed. Raises TlogError, OSError, sqlite3.Error."""

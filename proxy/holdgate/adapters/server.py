@@ -42,6 +42,7 @@ from ..pipeline import Pipeline
 from .activation import Activator
 from .admin.state import AdminServer
 from .agent_tls import AgentTls
+from .anchoring import STAMPING, Anchors
 from .boundary import Boundary
 from .bundle_store import keep_bundle
 from .ca import CertificateAuthority, LeafMaker, load_ca
@@ -58,10 +59,12 @@ from .forced import build_door, build_stub, know_users, serve_handed
 from .forgetting import Forgetter
 from .gate_client import GateClient, ReportingLedger
 from .handed import take
-from .keyfiles import Keys, load_keys
+from .keyfiles import Keys
 from .metrics import Metrics
 from .mitm import HoldgateAddon
+from .open_ledger import clock_us, open_ledger
 from .resolver import ConnectTo, Resolver, dns_lookup, system_lookup
+from .signer_socket import SignerSocket
 from .sqlite import SqliteLedger
 
 __all__ = ["Server", "check_ca", "check_connect_to", "serve"]
@@ -70,10 +73,6 @@ log = logging.getLogger("holdgate")
 
 SWEEP_S = 0.25
 WATCH_S = 1.0  # between two looks at the folder of signed bundles
-
-
-def clock_us() -> int:
-    return time.time_ns() // 1000
 
 
 @dataclass
@@ -95,6 +94,8 @@ class Server:
     facts: Facts
     handed: tuple[socket.socket, ...]  # the transparent listener, where it is not the engine's
     activator: Activator | None = None  # of signed bundles; None: files
+    anchors: Anchors | None = None
+    device: SignerSocket | None = None  # where keys are; None: files
     serving: list[asyncio.Server] = field(default_factory=list)
     draining: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -187,6 +188,8 @@ class Server:
             try:
                 await self.addon.sweep()
                 self.metrics.log_size(self.ledger.size)
+                if self.device is not None:
+                    self.metrics.signer_failures(self.device.failures)
                 self.metrics.unknown_open(self.ledger.unknown)
             except Exception:
                 log.exception("sweep failed")
@@ -209,6 +212,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
 
     def running() -> None:
         server.spawn(server.sweep())
+        if server.anchors is not None:
+            server.anchors.start()
         if config.retention.inputs_days is not None:
             server.spawn(forgetter.retain(config.retention.inputs_days, clock_us))
         server.spawn(server.watch())
@@ -244,6 +249,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         server.admin.ready = False
         end_stub()
         server.deaf()
+        if server.anchors is not None:
+            server.anchors.stop()
         await server.door.hang_up()
         for task in list(server.tasks):
             task.cancel()
@@ -279,21 +286,13 @@ async def _build(config: Config) -> Server:
     os.umask(0o077)
     _limit_process()
     handed = take(config)
-    keys = load_keys(config.state_dir)
     authority = load_ca(config.state_dir)
     facts = build_facts(config.facts)
     bundle = NO_BUNDLE if isinstance(config.bundle, Signed) else _bundle_of_files(config, authority)
     metrics = Metrics()
     metrics.ca_expiry(authority.not_after.timestamp())
-    ledger = SqliteLedger.open(
-        config.state_dir,
-        receipt_key=keys.receipt,
-        log_key=keys.log,
-        origin=config.issuer,
-        node=config.node,
-        clock_us=clock_us,
-        nonce16=partial(secrets.token_bytes, 16),
-    )
+    opened = open_ledger(config)
+    ledger = opened.ledger
     try:
         identity = Identity(config.agents)
         activator = None
@@ -302,7 +301,7 @@ async def _build(config: Config) -> Server:
             bundle = await activator.start()
         else:
             metrics.bundle_active(bundle.revision, math.inf)
-        pipeline = _pipeline(config, bundle, ledger, keys, metrics, identity)
+        pipeline = _pipeline(config, bundle, ledger, opened.keys, metrics, identity)
         _ask_elsewhere(config, pipeline)
         pipeline.vouches_for = _vouching(authority)
         pipeline.facts = facts.fetch
@@ -310,7 +309,8 @@ async def _build(config: Config) -> Server:
             activator.activate = partial(setattr, pipeline, "bundle")
         agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
         server = _around(config, pipeline, ledger, metrics, agent_tls, facts, handed)
-        server.activator = activator
+        server.activator, server.device = activator, opened.device
+        server.anchors = _anchors(config, metrics)
         return server
     except BaseException:
         ledger.close()
@@ -384,6 +384,12 @@ def _ask_elsewhere(config: Config, pipeline: Pipeline) -> None:
         client = GateClient.open(config.gate, clock_us)
         pipeline.gatekeeper = client
         pipeline.ledger = ReportingLedger(ledger=pipeline.ledger, client=client)
+
+
+def _anchors(config: Config, metrics: Metrics) -> Anchors:
+    names = [witness.verifier.name for witness in config.anchoring.witnesses]
+    metrics.anchors([*names, *([STAMPING] if config.anchoring.timestamp else [])])
+    return Anchors(config.state_dir, config.issuer, config.anchoring, failed=metrics.anchor_failed)
 
 
 def _keep(config: Config, bundle: Bundle) -> None:

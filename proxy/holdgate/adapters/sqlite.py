@@ -55,6 +55,7 @@ __all__ = ["SqliteLedger", "SqliteReader", "StoredReceipt"]
 
 _GROUP: Final = 512  # bounds how long the first of a group waits for the last to be judged
 _FILES_S: Final = 0.02  # two stat() calls at every commit would be felt
+_DEFERRED_S: Final = 1.0  # between two tries at an outcome whose signature could not be had
 _CLOSE: Final = object()
 _CLOSED: Final = "the ledger is closed"
 
@@ -103,6 +104,7 @@ class SqliteLedger:
         self._live: dict[str, Permit] = {}
         self._unknown = len(read_permits(prepared.db, State.UNKNOWN))
         self._active = ""  # the bundle that PERMITs need: see fence()
+        self._deferred: list[OutcomeNote] = []  # unsigned so far: tried again, or unknown at restart
         self._dead = ""  # why nothing is recorded any more
         self._is_full = False  # found so at the last commit
         self._eraser = Eraser(prepared.db)
@@ -188,8 +190,9 @@ class SqliteLedger:
 
     @property
     def healthy(self) -> bool:
-        """Whether a decision could be recorded now. The disk is asked again only when it was found full."""
-        return self._alive and not (self._is_full and self._nearly_full())
+        """Whether a decision could be recorded now. The disk is asked again only when it was found full; a
+        signer process counts as gone for some seconds after it failed."""
+        return self._alive and not (self._is_full and self._nearly_full()) and not self._keys.failing
 
     @property
     def _alive(self) -> bool:
@@ -309,7 +312,8 @@ class SqliteLedger:
     def _serve(self) -> None:
         while True:
             first = self._next()
-            group = [] if first is None else self._drain(first)
+            late, self._deferred = self._deferred, []
+            group = late if first is None else late + self._drain(first)
             closing = _CLOSE in group
             if work := [item for item in group if item is not _CLOSE]:
                 self._commit(work)
@@ -319,10 +323,10 @@ class SqliteLedger:
 
     def _next(self) -> object | None:
         """What is queued; None when something is to be destroyed and nobody waits."""
-        if not self._eraser.busy:
+        if not self._eraser.busy and not self._deferred:
             return self._queue.get()
         try:
-            return self._queue.get(timeout=self._eraser.pause_s)
+            return self._queue.get(timeout=self._eraser.pause_s if self._eraser.busy else _DEFERRED_S)
         except queue.Empty:
             return None
 
@@ -360,7 +364,7 @@ class SqliteLedger:
         batch = Batch(self._db, self._node, self._head, self._live, self._active)
         for item in group:
             if isinstance(item, OutcomeNote):
-                batch.outcome(item)
+                self._outcome(batch, item)
             elif isinstance(item, Fence):
                 batch.active = item.digest
             elif isinstance(item, _Pending):
@@ -379,6 +383,12 @@ class SqliteLedger:
         self._advance(batch)
         self._keys.finish(batch.size - 1, self._sequencer)
         return [(item, _durable(written)) for item, written in worked] + refused
+
+    def _outcome(self, batch: Batch, note: OutcomeNote) -> None:
+        try:
+            batch.outcome(note)
+        except BackendError:
+            self._deferred.append(note)
 
     def _attempt(
         self, batch: Batch, work: Judge | AdminNote | EraseOrder | KeyChange | Finding
@@ -462,6 +472,8 @@ class SqliteLedger:
                     for permit in orphans
                 ]
             )
+        if self._deferred:
+            raise BackendError(Reason.STORE_UNAVAILABLE, "the signer does not answer, and outcomes are open")
         self._sequencer.publish()
         self._eraser.resume()
 

@@ -6,9 +6,9 @@ One small module per group of commands; what they do is in the modules that they
 Invariants (tests/test_cli.py has one test named after each):
   Q1  A ConfigError is shown as `file:line: message` on standard error, without a traceback, exit code 2.
   Q2  Every command has --help with an example, and only commands that work are there.
-  Q3  Only `init`, `demo`, `trust`, `ca`, `run`, `gate`, `exec`, `bundle`, `doctor --prove`, `reconcile
-      resolve` and `receipts export --output` or `--cursor` write files; only `demo`, `run`, `gate`, `doctor`,
-      `verify --keys URL` and `receipts export --syslog` or `--http` use the network.
+  Q3  Only `init`, `demo`, `trust`, `ca`, `keys`, `run`, `gate`, `exec`, `bundle`, `signer`, `doctor --prove`,
+      `reconcile resolve` and `receipts export --output` or `--cursor` write files; only `demo`, `run`,
+      `gate`, `doctor`, `verify --keys URL` and `receipts export --syslog` or `--http` use the network.
 """
 
 from __future__ import annotations
@@ -28,7 +28,19 @@ __all__ = ["build_parser", "main"]
 # Every command, each in a module of its name, in the order of --help.
 _COMMANDS: Final = (
     *("init", "demo", "run", "gate", "exec", "network", "doctor", "check", "test", "explain"),
-    *("verify", "receipts", "log", "replay", "reconcile", "bundle", "trust", "ca", "keys", "surfaces"),
+    *(
+        "verify",
+        "receipts",
+        "log",
+        "replay",
+        "reconcile",
+        "bundle",
+        "trust",
+        "ca",
+        "keys",
+        "signer",
+        "surfaces",
+    ),
 )
 
 

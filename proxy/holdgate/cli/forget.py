@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from ..adapters.admin.shapes import decode_jws
 from ..adapters.control import ask
 from ..adapters.forgetting import Forgetter, Forgotten
-from ..adapters.keyfiles import load_keys
-from ..adapters.sqlite import SqliteLedger
+from ..adapters.open_ledger import open_ledger
 from ..adapters.sqlite_reader import SqliteReader
 from ..config import Config
 from ..erasure import MAX_IDS, SHRED, Erasure
@@ -115,16 +111,7 @@ def _forget(config: Config, orders: list[Erasure]) -> list[Forgotten]:
 
 
 async def _forget_here(config: Config, orders: list[Erasure]) -> list[Forgotten]:
-    keys = load_keys(config.state_dir)
-    ledger = SqliteLedger.open(
-        config.state_dir,
-        receipt_key=keys.receipt,
-        log_key=keys.log,
-        origin=config.issuer,
-        node=config.node,
-        clock_us=lambda: time.time_ns() // 1000,
-        nonce16=partial(secrets.token_bytes, 16),
-    )
+    ledger = open_ledger(config).ledger
     try:
         forgetter = Forgetter(config.state_dir, ledger)
         return [await forgetter.forget(order, by="local") for order in orders]

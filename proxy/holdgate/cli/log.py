@@ -8,9 +8,12 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ..adapters.anchoring import COSIGNED, STAMPS
 from ..adapters.keyfiles import load_log_keys, load_public_keys
 from ..adapters.proofs import NotCovered, prove, prove_consistency
+from ..adapters.sequencer import CHECKPOINT
 from ..adapters.sqlite_reader import SqliteReader
+from ..adapters.timestamps import StampError, stamped_at
 from ..audit import AuditReport, audit
 from ..errors import ConfigError
 from ..keys import KeySet
@@ -42,6 +45,11 @@ def register(commands: Commands) -> None:
         example="holdgate log prove rcpt_01JC... > refund.tlog-proof",
     )
     what = proving.add_mutually_exclusive_group(required=True)
+    proving.add_argument(
+        "--witnessed",
+        action="store_true",
+        help="under the checkpoint that witnesses cosigned last",
+    )
     what.add_argument("id", nargs="?", metavar="ID", help="a receipt: prints a c2sp.org/tlog-proof")
     what.add_argument(
         "--since-checkpoint",
@@ -56,6 +64,9 @@ def register(commands: Commands) -> None:
         does="verify every receipt, signature, tile, claim, outcome and input against the checkpoint",
         example="holdgate log audit --since-checkpoint checkpoint-2026-11-20.txt",
         data=True,
+    )
+    auditing.add_argument(
+        "--timestamps", type=Path, metavar="ROOTS", help="verify the time stamps under these roots (PEM) too"
     )
     auditing.add_argument("--since-checkpoint", type=Path, metavar="FILE", help="an earlier checkpoint")
 
@@ -75,17 +86,18 @@ def _prove(args: argparse.Namespace) -> int:
             stored = reader.get(args.id)
         if stored is None:
             raise ConfigError(f"no receipt has the id {args.id}")
-        text = _when_covered(state_dir, stored.index, stored.jws)
+        note = COSIGNED if args.witnessed else CHECKPOINT
+        text = _when_covered(state_dir, stored.index, stored.jws, note)
     sys.stdout.write(text.decode("utf-8"))
     return 0
 
 
-def _when_covered(state_dir: Path, index: int, jws: bytes) -> bytes:
+def _when_covered(state_dir: Path, index: int, jws: bytes, note: Path) -> bytes:
     """The proof, after the checkpoint that a running instance is about to sign."""
     until = time.monotonic() + _COVERED_S
     while True:
         try:
-            return prove(state_dir, index, jws)
+            return prove(state_dir, index, jws, note=note)
         except NotCovered:
             if time.monotonic() > until:
                 raise
@@ -95,25 +107,44 @@ def _when_covered(state_dir: Path, index: int, jws: bytes) -> bytes:
 def _audit(args: argparse.Namespace) -> int:
     config = config_of(args)
     origin, log_keys = config.issuer, load_log_keys(config.state_dir)
-    earlier = _earlier(args.since_checkpoint, origin, log_keys) if args.since_checkpoint else None
+    earlier = [_earlier(args.since_checkpoint, origin, log_keys)] if args.since_checkpoint else []
+    stamped, wrong = _stamped(config.state_dir, args.timestamps, origin, log_keys)
     with SqliteReader(config.state_dir) as reader, Progress("audit", reader.size, "receipts") as progress:
         report = audit(
             reader.audit_input(),
             origin=origin,
             receipt_keys=load_public_keys(config.state_dir),
             log_keys=log_keys,
-            earlier=earlier,
+            earlier=[*earlier, *stamped],
             progress=progress.show,
         )
         reader.end_audit()
-        problems = (*report.problems, *reader.integrity_problems())
+        problems = (*report.problems, *wrong, *reader.integrity_problems())
     report = replace(report, problems=problems)
-    notes = () if earlier is not None else (_UNSEEN,)
+    notes = () if earlier or stamped else (_UNSEEN,)
     if args.json:
         print_json(asdict(report) | {"clean": report.is_clean, "notes": notes})
     else:
         _print(report, notes)
     return 0 if report.is_clean else 1
+
+
+def _stamped(
+    state_dir: Path, roots: Path | None, origin: str, log_keys: KeySet
+) -> tuple[list[Checkpoint], list[str]]:
+    """The checkpoints whose time stamps verify, and what is wrong with the others."""
+    found: list[Checkpoint] = []
+    wrong: list[str] = []
+    if roots is None:
+        return found, wrong
+    for path in sorted((state_dir / STAMPS).glob("*.tsr")):
+        try:
+            note = _bytes(path.with_suffix(".checkpoint"))
+            stamped_at(_bytes(path), note, roots)
+            found.append(verify_log(note, origin, log_keys))
+        except (TlogError, StampError) as error:
+            wrong.append(f"{path.name}: {error}")
+    return found, wrong
 
 
 def _print(report: AuditReport, notes: tuple[str, ...]) -> None:
