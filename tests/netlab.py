@@ -156,7 +156,7 @@ class Lab:
         forward = ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
         self.run(self.gate_ns, "sysctl", "-qw", *forward)
         self.etc.mkdir(parents=True)
-        (self.etc / "resolv.conf").write_text("nameserver 203.0.113.53\noptions timeout:1 attempts:1\n")
+        (self.etc / "resolv.conf").write_text("nameserver 203.0.113.53\noptions timeout:5 attempts:1\n")
         self.run(self.internet_ns, "nft", "-f", "-", stdin=recorder("prerouting", "iifname", "i0"))
 
     def _wire(self, netns: str, inner: str, outer: str, v4: str, v6: str) -> None:
@@ -280,6 +280,7 @@ while not os.path.exists(sys.argv[1]) and time.monotonic() < end:
             except OSError:
                 pass
             sent += 1
+    time.sleep(0.0005)
     tcp = socket.socket()
     tcp.setblocking(False)
     tcp.connect_ex(("203.0.113.9", 22))

@@ -24,7 +24,7 @@ from ..errors import HoldgateError
 
 __all__ = ["Instance", "InstanceError"]
 
-_START_S: Final = 30.0
+_START_S: Final = 90.0
 _STOP_S: Final = 20.0
 _CONFIG: Final = """\
 version: 1
