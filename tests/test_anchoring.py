@@ -200,7 +200,7 @@ async def test_an1_a_wrong_cosignature_is_not_kept(state: Path) -> None:
         witness.line(text)[:-1],
         b"",
         b"\xff\n",
-        b"\u2014 w1.example AAAA\n",
+        "\u2014 w1.example AAAA\n".encode(),
         witness.line(text) * 0 + b"hello\n",
     ):
         with serving(lambda path, body, answer=answer: (200, answer)) as url:

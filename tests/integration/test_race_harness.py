@@ -39,8 +39,9 @@ from holdgate.ledger import State
 pytestmark = pytest.mark.slow
 
 ROUNDS = int(os.environ.get("HOLDGATE_HARNESS_ROUNDS", "4"))
-HOST, CAP, CLIENTS = "api.bank.test", 9_000_000, 8
-KEYS, ACCOUNTS = 40, 12
+HOST, CLIENTS = "api.bank.test", 8
+KEYS, ACCOUNTS = 40, 12  # keys of one round
+CAP = 12_000_000 * ROUNDS  # about a dozen transfers a round
 
 MAP = """\
 apiVersion: holdgate/v1
@@ -155,10 +156,10 @@ def banking() -> Iterator[Bank]:
         thread.join()
 
 
-def transfer(gate: Instance, context: ssl.SSLContext, rng: random.Random) -> None:
+def transfer(gate: Instance, context: ssl.SSLContext, rng: random.Random, round_: int) -> None:
     """One agent's request; whatever comes back, or nothing."""
-    number = rng.randrange(KEYS)
-    amount = 100_000 + number * 10 + rng.randrange(2)  # two bodies under one key
+    number = round_ * KEYS + rng.randrange(KEYS)
+    amount = 1_000_000 + number * 10 + rng.randrange(2)  # two bodies under one key
     body = json.dumps({"amount": amount, "account": f"acct_{number % ACCOUNTS}"})
     headers = {
         "Authorization": "Bearer agent",
@@ -185,7 +186,7 @@ def storm(gate: Instance, bank: Bank, seed: int) -> None:
     def agent(number: int) -> None:
         rng = random.Random(seed * 100 + number)
         while not killed.is_set():
-            transfer(gate, context, rng)
+            transfer(gate, context, rng, seed)
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         for number in range(CLIENTS):
