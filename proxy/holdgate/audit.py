@@ -26,7 +26,7 @@ answer, which run made a permit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,12 +38,23 @@ from .errors import Outcome
 from .keys import KeySet
 from .ledger import RELEASING, SOURCES, Charge, ClaimRow, OutcomeStatus, State
 from .note import Checkpoint, verify_log
-from .receipt import ReceiptError, verify
+from .receipt import ReceiptError, Verified, verify
 from .sealing import Stored
 from .statement import parse_us
 from .tlog import TlogError
 
-__all__ = ["AuditInput", "AuditReport", "CounterRow", "HeadRow", "LogRecord", "PermitRow", "audit"]
+__all__ = [
+    "AuditInput",
+    "AuditReport",
+    "Checked",
+    "CounterRow",
+    "HeadRow",
+    "LogRecord",
+    "PermitRow",
+    "Verifying",
+    "audit",
+    "verified_here",
+]
 
 _MAX_PROBLEMS: Final = 1000
 _STEP: Final = 256  # leaves between two calls of `progress`
@@ -87,6 +98,19 @@ class LogRecord:
     inputs: bytes | None  # in clear
     sealed: Stored | None
     permit: PermitRow | None  # None when the store has no permit here
+
+
+type Checked = tuple[LogRecord, Verified | ReceiptError]  # what verify() says of the record's JWS
+type Verifying = Callable[[Iterable[LogRecord], KeySet], Iterator[Checked]]  # record for record, in order
+
+
+def verified_here(records: Iterable[LogRecord], keys: KeySet) -> Iterator[Checked]:
+    """One after the other, in this process."""
+    for record in records:
+        try:
+            yield record, verify(record.jws, keys)
+        except ReceiptError as error:
+            yield record, error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +173,7 @@ def audit(
     log_keys: KeySet,
     earlier: Iterable[Checkpoint] = (),
     progress: Callable[[int], None] = lambda _: None,
+    verifying: Verifying = verified_here,
 ) -> AuditReport:
     """Verify everything; problems are found, never raised. `progress` is told how many leaves were read."""
     auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles)
@@ -160,9 +185,9 @@ def audit(
     except TlogError as error:
         auditor.problem(f"checkpoint: {error}")
     checkpoints.sort(key=lambda each: each.size, reverse=True)  # the smallest is compared first
-    for record in given.records:
+    for record, found in verifying(given.records, receipt_keys):
         auditor.compare(checkpoints)
-        auditor.leaf(record)
+        auditor.leaf(record, found)
         if not auditor.edge.size % _STEP:
             progress(auditor.edge.size)
     auditor.compare(checkpoints)
@@ -184,7 +209,7 @@ class _Auditor:
         self.keys = KeyAudit(keys, log_keys, self.problem)
         self.tiles = TileAudit(tiles, self.problem)
         self.edge = self.tiles.edge
-        self._origin, self._receipt_keys = origin, keys
+        self._origin = origin
         self._permits: dict[str, _Permit] = {}
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
         self.budgets = BudgetAudit()
@@ -218,15 +243,13 @@ class _Auditor:
             if checkpoint.root != self.edge.tree.root():
                 self.problem(f"the first {checkpoint.size} leaves are not those that were signed")
 
-    def leaf(self, record: LogRecord) -> None:
+    def leaf(self, record: LogRecord, found: Verified | ReceiptError) -> None:
         index = self.edge.size
         self.tiles.append(record.jws, record.id)
         if record.index != index:
             self._at(record, f"missing, the next one is {record.index}")
-        try:
-            found = verify(record.jws, self._receipt_keys)
-        except ReceiptError as error:
-            self._at(record, str(error))
+        if isinstance(found, ReceiptError):
+            self._at(record, str(found))
             return
         if refusal := self.keys.leaf(index, found):
             self._at(record, refusal)

@@ -14,6 +14,7 @@ from ..adapters.proofs import NotCovered, change_problems, prove, prove_consiste
 from ..adapters.sequencer import CHECKPOINT
 from ..adapters.sqlite_reader import SqliteReader
 from ..adapters.timestamps import StampError, stamped_at
+from ..adapters.verifying import verifying_for
 from ..audit import AuditReport, audit
 from ..errors import ConfigError
 from ..keys import KeySet
@@ -125,6 +126,7 @@ def _audit(args: argparse.Namespace) -> int:
             log_keys=log_keys,
             earlier=[*earlier, *stamped],
             progress=progress.show,
+            verifying=verifying_for(reader.size),
         )
         reader.end_audit()
         problems = (*report.problems, *published, *wrong, *reader.integrity_problems())
