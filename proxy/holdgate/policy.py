@@ -252,10 +252,12 @@ def _policy(
             f"the parameters of {surface} do not agree: {error}; list `operations` that do"
         ) from error
     constants = _constants(spec.get("constants"))
-    counters = counters_of(spec.get("counters"), environment(params, attrs, constants))
-    facts = facts_of(spec.get("facts"), environment(params, attrs, constants), providers)
     same = shared.setdefault((surface, listed), {})
-    names = environment(params, attrs, constants, counters, facts, shared=same)
+    names = environment(params, attrs, constants, shared=same)
+    counters = counters_of(spec.get("counters"), names)
+    facts = facts_of(spec.get("facts"), names, providers)
+    if counters or facts:
+        names = environment(params, attrs, constants, counters, facts, shared=same)
     policy_name = metadata["name"].text("metadata.name")
     return Policy(
         name=policy_name,
