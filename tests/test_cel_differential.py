@@ -1,4 +1,4 @@
-"""cel/: random expressions and values through our evaluator and through Google's CEL alike (V2, U3, X4, X6).
+"""cel/: random expressions and values through our evaluator and through Google's CEL alike (V2, U3, X4, X7).
 
 Everything that a condition can name is drawn: parameters and attributes that may be absent, constants (maps
 too), counters, facts, approvals, the clock. Every third expression is also written differently: other white

@@ -1,4 +1,4 @@
-"""cel/shapes.py: conditions that differ in plain literals only share a tree, and nothing else does (X6)."""
+"""cel/shapes.py: conditions that differ in plain literals only share a tree, and nothing else does (X7)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from holdgate.cel.shapes import places, shape
         pytest.param("a - 5 > 1", "a - 7 > 3", id="difference"),
     ],
 )
-def test_x6_plain_literals_are_taken_out(first: str, second: str) -> None:
+def test_x7_plain_literals_are_taken_out(first: str, second: str) -> None:
     one, two = shape(first), shape(second)
     assert one is not None and two is not None
     assert one[0] == two[0] and one[1] != two[1]
@@ -42,7 +42,7 @@ def test_x6_plain_literals_are_taken_out(first: str, second: str) -> None:
         pytest.param("a == true", "a == false", id="booleans"),
     ],
 )
-def test_x6_what_is_not_a_literal_is_in_the_shape(first: str, second: str) -> None:
+def test_x7_what_is_not_a_literal_is_in_the_shape(first: str, second: str) -> None:
     shapes = {found[0] if (found := shape(text)) else text for text in (first, second)}
     assert len(shapes) == 2
 
@@ -58,11 +58,11 @@ def test_x6_what_is_not_a_literal_is_in_the_shape(first: str, second: str) -> No
         pytest.param("a == \0 && b == 5", id="NUL"),
     ],
 )
-def test_x6_such_a_text_is_read_as_it_is(text: str) -> None:
+def test_x7_such_a_text_is_read_as_it_is(text: str) -> None:
     assert shape(text) is None
 
 
-def test_x6_a_tree_that_does_not_show_the_literals_is_no_model() -> None:
+def test_x7_a_tree_that_does_not_show_the_literals_is_no_model() -> None:
     tree = parse("a <= 5 && b >= (-7)")
     assert places(tree, [5, 7]) == {5: (0, 1), 15: (1, -1)}
     assert places(tree, [5]) is None
@@ -93,7 +93,7 @@ _FORMS = [
 ]
 
 
-def test_x6_a_shared_tree_means_what_each_text_means() -> None:
+def test_x7_a_shared_tree_means_what_each_text_means() -> None:
     """Every condition in one environment, where shapes are shared, and alone in one of its own."""
     rng = random.Random(5)
     together = Environment(roots=_ROOTS, constants={})

@@ -66,11 +66,12 @@ _LIKE_A_NUMBER: Final = re.compile(
 _NAMES: Final = "letters, digits and _, not beginning with a digit"
 
 
-def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
-    """Load every policy under `paths` (files, or folders with *.yaml). Raises ConfigError."""
+def load_policies(paths: Sequence[Path], index: ParamSource, *, kept: bool = False) -> PolicySet:
+    """Load every policy under `paths` (files, or folders with *.yaml). `kept`: strictyaml.load().
+    Raises ConfigError."""
     by_kind: dict[str, list[Node]] = {kind: [] for kind in _KINDS}
     for path in policy_files(paths):
-        root = load_file(path)
+        root = load_file(path, kept=kept)
         kind = envelope(root)[0]
         if kind != "PolicyTest" and path.name.endswith("_test.yaml"):
             # The bundle digest leaves *_test.yaml out, so nothing that decides may hide there.

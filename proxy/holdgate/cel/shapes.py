@@ -6,7 +6,7 @@ own literals. Only plain literals are taken out: decimal integers that fit whate
 ASCII strings without escapes. Whatever else a text holds is part of its shape, or it has none.
 
 Invariants (tests/test_cel_shapes.py):
-  X6  Two texts of one shape that parse have one tree, but for the values of the literals taken out.
+  X7  Two texts of one shape that parse have one tree, but for the values of the literals taken out.
 """
 
 from __future__ import annotations
