@@ -12,6 +12,7 @@ Invariants (tests/test_verifying.py has one test named after each):
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections import deque
@@ -43,7 +44,7 @@ class VerifyingError(HoldgateError):
 def verifying_for(size: int) -> Verifying:
     """How a log of this size is verified fastest on this machine."""
     cores = len(os.sched_getaffinity(0))
-    return spread(min(cores - 1, _MOST)) if cores > 1 and size > _SMALL else verified_here
+    return spread(min(cores, _MOST)) if cores > 1 and size > _SMALL else verified_here
 
 
 def spread(workers: int) -> Verifying:
@@ -78,6 +79,7 @@ def _checked(batch: Sequence[LogRecord], refusals: Future[list[str]]) -> Iterato
 
 def _start(keys: Sequence[bytes]) -> None:
     global _keys
+    gc.disable()  # what is made here has no cycles
     _keys = key_set(PublicKey(raw=raw) for raw in keys)
 
 
