@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import socket
 import subprocess
+import threading
+import types
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 
+from evidence import RECEIPT_KEY, permit_statement
+from holdgate.adapters.admin.decisions import DecisionDoors
+from holdgate.adapters.admin.guard import PRESENTED, Problem
+from holdgate.adapters.decider import Decided
+from holdgate.config import AdminToken
 from holdgate.demo.instance import Instance
+from holdgate.errors import BackendError, Outcome, Reason
+from holdgate.receipt import sign
 
 SECRETS = {"decider": "s-decider", "other": "s-other", "operator": "s-operator"}
 
@@ -124,6 +137,81 @@ def test_trigguards_own_client_is_answered(gate: Instance) -> None:
     with pytest.raises(trigguard.errors.TrigGuardError) as caught:
         client.execute(surface="payments.refund", signals={"amount": 200_000}, context=context)
     assert caught.value.status == 403 and caught.value.body["decision"] == "DENY"
+
+
+class _Locked:
+    """A signer elsewhere: it answers when the test says so, or not at all."""
+
+    def __init__(self) -> None:
+        self.may, self.asked, self.fails = threading.Event(), threading.Event(), False
+        self.kid, self.public = RECEIPT_KEY.kid, RECEIPT_KEY.public
+
+    def sign(self, message: bytes) -> bytes:
+        self.asked.set()
+        if self.fails or not self.may.wait(10):
+            raise BackendError(Reason.STORE_UNAVAILABLE, "the signer's socket is gone")
+        return RECEIPT_KEY.sign(message)
+
+
+class _Permits:
+    async def ask(self, door: str, question: Any, agent: str) -> Decided:
+        said = permit_statement(via=door)
+        return Decided(
+            outcome=Outcome.PERMIT,
+            reason=Reason.PERMIT_RULE,
+            rules=(),
+            surface="payments.refund",
+            id=said["id"],
+            jws=sign(said, RECEIPT_KEY),
+            repeated=False,
+        )
+
+
+@contextlib.asynccontextmanager
+async def _doors(signer: _Locked) -> AsyncIterator[TestClient[web.Request, web.Application]]:
+    token = AdminToken(name="d", sha256=bytes(32), roles=("decider",), agents=("bot",))
+
+    @web.middleware
+    async def known(request: web.Request, handler: Any) -> web.StreamResponse:
+        request[PRESENTED] = token
+        try:
+            answer: web.StreamResponse = await handler(request)
+        except Problem as problem:
+            answer = problem.response()
+        return answer
+
+    state: Any = types.SimpleNamespace(decider=_Permits(), signer=signer, question_bytes=65_536)
+    doors = DecisionDoors(state)
+    app = web.Application(middlewares=[known])
+    app.router.add_post("/execute", doors.execute)
+    app.router.add_post("/v1/decide", doors.decide)
+    async with TestClient(TestServer(app)) as client:
+        yield client
+
+
+async def test_others_are_answered_while_an_external_signer_takes_its_time() -> None:
+    signer = _Locked()
+    async with _doors(signer) as client:
+        slow = asyncio.ensure_future(client.post("/execute", json={"surface": "payments.refund"}))
+        assert await asyncio.to_thread(signer.asked.wait, 5)
+        async with client.post("/v1/decide", json=named()) as quick:
+            assert (quick.status, slow.done()) == (200, False)
+        signer.may.set()
+        async with await slow as answer:
+            told = await answer.json()
+    assert (answer.status, told["decision"]) == (200, "PERMIT")
+    signature = base64.b64decode(told["receipt"]["authoritySignature"])
+    assert RECEIPT_KEY.public.verifies(bytes.fromhex(told["receipt"]["receiptHash"]), signature)
+
+
+async def test_a_permit_is_not_told_without_its_receipt() -> None:
+    signer = _Locked()
+    signer.fails = True
+    async with _doors(signer) as client:
+        async with client.post("/execute", json={"surface": "payments.refund"}) as answer:
+            told = await answer.json(content_type=None)
+    assert (answer.status, told["detail"]) == (503, "The signer does not answer.")
+    assert not {"decision", "receipt", "execution_id"} & told.keys() and "PERMIT" not in json.dumps(told)
 
 
 def test_authzen_answers_200_with_a_boolean(gate: Instance) -> None:

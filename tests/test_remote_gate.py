@@ -15,6 +15,7 @@ from factories import make_canonical, make_recognised
 from holdgate.agents import Agent
 from holdgate.errors import Outcome, Reason
 from holdgate.gate import Decision
+from holdgate.keys import PublicKey, key_set
 from holdgate.questions import ActionAsked, RequestAsked, read
 from holdgate.receipt import sign
 from holdgate.remote_gate import (
@@ -170,6 +171,23 @@ def test_rg2_a_receipt_of_something_else_is_no_permit(changes: dict[str, Any]) -
 def test_rg2_a_receipt_of_an_unknown_key_is_none() -> None:
     with pytest.raises(RemoteError, match="key"):
         answer(HOLDGATE, 200, receipt(OTHER_KEY))
+
+
+GONE: dict[str, dict[str, int]] = {
+    "retired": {"end_index": 7},
+    "revoked": {"revoked_from_index": 7},
+    "retired, then revoked": {"end_index": 7, "revoked_from_index": 5},
+}
+
+
+@pytest.mark.parametrize("limits", GONE.values(), ids=GONE)
+def test_rg2_a_receipt_of_a_key_that_signs_no_more_is_none(limits: dict[str, int]) -> None:
+    # Whoever found a lost key could otherwise answer for the gate for as long as its document names the key.
+    keys = key_set([PublicKey(raw=RECEIPT_KEY.public.raw, **limits), OTHER_KEY.public])
+    with pytest.raises(RemoteError, match="retired or revoked"):
+        read_answer(HOLDGATE, 200, json.dumps(receipt()).encode(), ASKED, keys, now_us=T0)
+    new = json.dumps(receipt(OTHER_KEY)).encode()
+    assert read_answer(HOLDGATE, 200, new, ASKED, keys, now_us=T0).decision.outcome is Outcome.PERMIT
 
 
 def test_rg2_a_receipt_is_good_until_it_expires() -> None:

@@ -11,8 +11,8 @@ protocol says no, and SILENCE where it says nothing.
 
 Invariants (tests/test_remote_gate.py):
   RG1  PERMIT comes only from an answer that says it in its protocol's own words, with status 200.
-  RG2  With the protocol `holdgate`, only from a receipt that a known key signed for this agent, this
-       request.digest and this request.wire, and that is still valid.
+  RG2  With the protocol `holdgate`, only from a receipt that a known key, not retired or revoked, signed for
+       this agent, this request.digest and this request.wire, and that is still valid.
   RG3  Any bytes with any status are a Decision or a RemoteError; nothing else is raised.
 """
 
@@ -30,7 +30,7 @@ from .content.strictjson import parse_json
 from .errors import HoldgateError, InputError, Outcome, Reason
 from .gate import Decision
 from .jcs import dumps_input
-from .keys import KeySet
+from .keys import NEVER, KeySet
 from .receipt import ReceiptError, verify
 from .statement import OUTCOME_OF, parse_us
 from .surface.extract import plain
@@ -213,6 +213,8 @@ def _of_trigguard(status: int, answer: Mapping[str, Any], asked: Asked) -> Decis
     surfaces = {action.surface for action in asked.recognised.actions}
     if outcome is Outcome.PERMIT and (status != 200 or answer.get("surface", "") not in surfaces):
         raise RemoteError("a PERMIT of another status or surface")
+    if outcome is Outcome.PERMIT and answer.get("enforcement") == "BLOCKED":
+        raise RemoteError("a PERMIT that says BLOCKED")
     return _decision(outcome, RemoteProtocol.TRIGGUARD)
 
 
@@ -221,9 +223,14 @@ def _of_receipt(status: int, answer: Mapping[str, Any], asked: Asked, keys: KeyS
     if status != 200 or not isinstance(receipt, str):
         raise RemoteError(f"status {status} without a receipt")
     try:
-        said = verify(receipt.encode("utf-8", "replace"), keys).statement
+        verified = verify(receipt.encode("utf-8", "replace"), keys)
     except ReceiptError as error:
         raise RemoteError(f"the receipt is invalid: {error}") from None
+    said, key = verified.statement, keys[verified.kid]
+    # A gate answers with the key that it has in use. Another one's receipt counts only where the log places
+    # it, and an answer comes without a proof.
+    if (key.end_index, key.revoked_from_index) != (NEVER, NEVER):
+        raise RemoteError("the receipt is by a key that was retired or revoked")
     if said["type"] != "decision":
         raise RemoteError("the receipt is not of a decision")
     outcome, reason = Outcome(said["outcome"]), Reason(said["reason"])

@@ -33,7 +33,6 @@ from holdgate.tlog import Tree
 from holdgate.tlogproof import parse_proof
 
 HERE = Path(__file__).resolve().parent
-GO_PATH = Path("/usr/share/gocode")
 JOSE = os.environ.get("HOLDGATE_JOSE", "")
 KILLS = 3
 
@@ -150,21 +149,6 @@ def test_and_refuses_a_changed_byte(produced: Produced, tmp_path: Path, name: st
 
 
 # --- Go ---
-
-
-@pytest.fixture(scope="module")
-def go(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """verify.go, compiled against Debian's golang.org/x/mod."""
-    if shutil.which("go") is None:
-        pytest.skip("go is not installed")
-    if not (GO_PATH / "src/golang.org/x/mod/sumdb/tlog").is_dir():
-        pytest.skip("golang-golang-x-mod-dev is not installed")
-    folder = tmp_path_factory.mktemp("go")
-    env = os.environ | {"GO111MODULE": "off", "GOPATH": str(GO_PATH), "GOCACHE": str(folder / "cache")}
-    words = ["go", "build", "-o", str(folder / "verify"), str(HERE / "verify.go")]
-    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return folder / "verify"
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ __all__ = [
     "create_keys",
     "encode_key",
     "list_keys",
+    "list_problems",
     "listed_keys",
     "load_fleet_key",
     "load_keys",
@@ -163,6 +164,16 @@ def list_keys(folder: Path, purpose: Purpose, keys: Iterable[PublicKey]) -> None
     path, document = folder / _LISTS[purpose], _document(keys)
     if not path.exists() or path.read_bytes() != document:
         replace_file(path, document)
+
+
+def list_problems(state_dir: Path) -> tuple[str, ...]:
+    """Which lists are not as they were written, be it in a byte that changes nothing. Raises ConfigError."""
+    found = []
+    for purpose, name in _LISTS.items():
+        path = state_dir / "keys" / name
+        if path.exists() and path.read_bytes() != _document(_load_list(state_dir, purpose).values()):
+            found.append(f"keys/{name} is not as it was written")
+    return tuple(found)
 
 
 def _document(keys: Iterable[PublicKey]) -> bytes:

@@ -2,8 +2,9 @@
 
 Works while the ledger runs: tiles are durable before the checkpoint that speaks of them.
 
-Invariants (tests/test_proofs.py has one test named after each):
+Invariants (one test named after each: tests/test_proofs.py; PF2: tests/test_tampering.py):
   PF1  A proof that is given out verifies; damaged tiles are a ConfigError, never a wrong proof.
+  PF2  A changed byte in what leads from the first log key to the newest, or in key.vkey, is a problem.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import ConfigError, HoldgateError
-from ..keys import key_set
-from ..note import Checkpoint, SignatureType, Verifier, parse_vkey, verify_log
+from ..keyhistory import follow
+from ..keys import KeySet, PublicKey, key_set
+from ..note import Checkpoint, SignatureType, Verifier, parse_vkey, verify_log, vkey
 from ..tiles import consistency_from_tiles, inclusion_from_tiles
 from ..tlog import TlogError, verify_consistency
 from ..tlogproof import HEADER, Proof, format_consistency, format_proof, parse_proof, verify_proof
@@ -22,6 +24,7 @@ from .tilestore import TileStore
 
 __all__ = [
     "NotCovered",
+    "change_problems",
     "key_changes",
     "log_verifier",
     "log_verifiers",
@@ -70,6 +73,25 @@ def read_changes(data: bytes) -> tuple[Proof, ...]:
     if before:
         raise TlogError("not a list of tlog-proofs")
     return tuple(parse_proof(head + text) for text in texts)
+
+
+def change_problems(state_dir: Path, origin: str, receipt_keys: KeySet, log_keys: KeySet) -> tuple[str, ...]:
+    """What is wrong with the proofs of the changes of the log key, and with the verifier key beside them."""
+    oldest = min(log_keys.values(), key=lambda key: (key.first_index, key.end_index))
+    first = Verifier(name=origin, type=SignatureType.ED25519, key=PublicKey(raw=oldest.raw))
+    try:
+        data, written = key_changes(state_dir), (state_dir / VKEY).read_bytes()
+        changes = read_changes(data)
+        found = follow(first, changes, receipt_keys)
+    except (TlogError, ConfigError, OSError) as error:
+        return (f"log/changes: {error}",)
+    problems = []
+    is_whole = {each.key.kid for each in found} == log_keys.keys() and len(found) == len(changes) + 1
+    if not is_whole or b"".join(map(format_proof, changes)) != data:
+        problems.append("log/changes does not lead to the log keys that are listed")
+    if written != vkey(origin, found[-1].key).encode() + b"\n":
+        problems.append("log/key.vkey is not the log's newest key")
+    return tuple(problems)
 
 
 def prove(state_dir: Path, index: int, leaf: bytes, *, note: Path = CHECKPOINT) -> bytes:

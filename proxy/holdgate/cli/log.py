@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..adapters.anchoring import COSIGNED, STAMPS
-from ..adapters.keyfiles import load_log_keys, load_public_keys
-from ..adapters.proofs import NotCovered, prove, prove_consistency
+from ..adapters.keyfiles import list_problems, load_log_keys, load_public_keys
+from ..adapters.proofs import NotCovered, change_problems, prove, prove_consistency
 from ..adapters.sequencer import CHECKPOINT
 from ..adapters.sqlite_reader import SqliteReader
 from ..adapters.timestamps import StampError, stamped_at
@@ -106,20 +106,28 @@ def _when_covered(state_dir: Path, index: int, jws: bytes, note: Path) -> bytes:
 
 def _audit(args: argparse.Namespace) -> int:
     config = config_of(args)
-    origin, log_keys = config.issuer, load_log_keys(config.state_dir)
+    origin, keys, log_keys = (
+        config.issuer,
+        load_public_keys(config.state_dir),
+        load_log_keys(config.state_dir),
+    )
+    published = (
+        *list_problems(config.state_dir),
+        *change_problems(config.state_dir, origin, keys, log_keys),
+    )
     earlier = [_earlier(args.since_checkpoint, origin, log_keys)] if args.since_checkpoint else []
     stamped, wrong = _stamped(config.state_dir, args.timestamps, origin, log_keys)
     with SqliteReader(config.state_dir) as reader, Progress("audit", reader.size, "receipts") as progress:
         report = audit(
             reader.audit_input(),
             origin=origin,
-            receipt_keys=load_public_keys(config.state_dir),
+            receipt_keys=keys,
             log_keys=log_keys,
             earlier=[*earlier, *stamped],
             progress=progress.show,
         )
         reader.end_audit()
-        problems = (*report.problems, *wrong, *reader.integrity_problems())
+        problems = (*report.problems, *published, *wrong, *reader.integrity_problems())
     report = replace(report, problems=problems)
     notes = () if earlier or stamped else (_UNSEEN,)
     if args.json:

@@ -4,7 +4,9 @@
 
 AuthZEN answers 200 to every evaluation. TrigGuard's SDK takes whatever is not 2xx for an exception, so a
 DENY and a SILENCE are 403 there and cannot be mistaken. The own protocol answers 200 with the decision in
-the body, and 503 where no receipt could be written.
+the body, and 503 where no receipt could be written. TrigGuard's answer has a receipt of its own form, which
+is signed for it: where the signer does not answer, the answer is a 503 without any decision word, also where
+a PERMIT is recorded. It stays recorded: asked again with the same key, it is the same one.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from aiohttp import web
 
 from ...config import AdminToken
 from ...content.strictjson import parse_json
-from ...errors import REASONS, InputError, Outcome
+from ...errors import REASONS, BackendError, InputError, Outcome
 from ...keys import Signer
 from ...ledger import OutcomeStatus
 from ...questions import AUTHZEN, DECIDE, TRIGGUARD, QuestionError, read
@@ -80,7 +82,7 @@ class DecisionDoors:
         }
         if decided.id:
             body["execution_id"] = body["decision_id"] = decided.id
-            body["receipt"] = trigguard_view(decode_jws(decided.jws), self._state.signer)
+            body["receipt"] = await self._view(decided.jws)
         permitted = decided.outcome is Outcome.PERMIT
         status = (
             HTTPStatus.OK
@@ -92,6 +94,13 @@ class DecisionDoors:
         return json_answer(
             body, status, {"X-Request-Id": str(body["request_id"])} if body["request_id"] else {}
         )
+
+    async def _view(self, jws: bytes) -> dict[str, Any]:
+        # In a thread: the key may be with an external signer, and this loop holds agents' requests.
+        try:
+            return await asyncio.to_thread(trigguard_view, decode_jws(jws), self._state.signer)
+        except BackendError as error:
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "The signer does not answer.") from error
 
     async def evaluation(self, request: web.Request) -> web.Response:
         decided = await self._ask(request, AUTHZEN)
