@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))  # a folder of scripts, not a package
 
+import policies
 import run
 import subjects
 
@@ -121,3 +122,8 @@ def test_a_load_without_bound_cannot_be_asked_for(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run.options(arguments)
     assert caught.value.code == 2
+
+
+def test_policies_are_measured_beside_what_they_are_compared_with(tmp_path: Path) -> None:
+    rows = policies.measured(tmp_path, turns=1)
+    assert len(rows) >= 4 and all(row.ours_us > 0 and row.theirs_us > 0 for row in rows)

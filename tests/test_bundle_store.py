@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from holdgate.adapters.bundle_store import keep_bundle, load_kept
-from holdgate.bundle import Bundle, load_bundle
+from holdgate.bundle import Bundle, bundle_digest, load_bundle
 from holdgate.errors import ConfigError
 from test_replay import MAP, POLICY
 
@@ -83,3 +85,30 @@ def test_bs2_an_edited_or_missing_file_is_no_bundle(
     file.unlink()
     with pytest.raises(ConfigError, match="no bundle"):
         load_kept(tmp_path, bundle.digest)
+
+
+@pytest.mark.parametrize(
+    ("written", "before"),
+    [
+        pytest.param(lambda text: text.replace("\n", "\r\n"), "carriage return", id="CRLF"),
+        pytest.param(lambda text: "\ufeff" + text, "byte order mark", id="BOM"),
+        pytest.param(lambda text: text + "# a\u200bb\n", "U\\+200B", id="zero width"),
+    ],
+)
+def test_bs3_what_decided_once_is_read_as_it_was(
+    tmp_path: Path,
+    roots: tuple[list[Path], list[Path]],
+    written: Callable[[str], str],
+    before: str,
+) -> None:
+    """Kept by a version that did not refuse such characters yet."""
+    clean = load_bundle(*roots)
+    for path in (roots[1][0], roots[0][0] / "map.yaml"):
+        path.write_text(written(path.read_text()), newline="")
+    with pytest.raises(ConfigError, match=before):
+        load_bundle(*roots)
+    digest = bundle_digest(*roots)
+    keep_bundle(tmp_path, replace(clean, digest=digest), surfaces=roots[0], policies=roots[1])
+    kept = load_kept(tmp_path, digest)
+    assert kept.digest == digest
+    assert [rule.when for rule in kept.policies.rules] == [rule.when for rule in clean.policies.rules]

@@ -66,11 +66,14 @@ def _none() -> Bundle:
 NO_BUNDLE: Final = _none()
 
 
-def load_bundle(surfaces: Sequence[Path], policies: Sequence[Path]) -> Bundle:
-    """Read, compile and type-check. Raises ConfigError with file and line; never returns a part."""
+def load_bundle(surfaces: Sequence[Path], policies: Sequence[Path], *, kept: bool = False) -> Bundle:
+    """Read, compile and type-check. Raises ConfigError with file and line; never returns a part.
+
+    `kept`: files of a bundle that was active here once, see strictyaml.load().
+    """
     digest = bundle_digest(surfaces, policies)
-    index = SurfaceIndex.compile(load_maps(surfaces))
-    rules = load_policies(policies, index)
+    index = SurfaceIndex.compile(load_maps(surfaces, kept=kept))
+    rules = load_policies(policies, index, kept=kept)
     if bundle_digest(surfaces, policies) != digest:
         raise ConfigError("maps or policies changed while they were read; try again", file=str(surfaces[0]))
     return Bundle(

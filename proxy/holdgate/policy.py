@@ -66,11 +66,12 @@ _LIKE_A_NUMBER: Final = re.compile(
 _NAMES: Final = "letters, digits and _, not beginning with a digit"
 
 
-def load_policies(paths: Sequence[Path], index: ParamSource) -> PolicySet:
-    """Load every policy under `paths` (files, or folders with *.yaml). Raises ConfigError."""
+def load_policies(paths: Sequence[Path], index: ParamSource, *, kept: bool = False) -> PolicySet:
+    """Load every policy under `paths` (files, or folders with *.yaml). `kept`: strictyaml.load().
+    Raises ConfigError."""
     by_kind: dict[str, list[Node]] = {kind: [] for kind in _KINDS}
     for path in policy_files(paths):
-        root = load_file(path)
+        root = load_file(path, kept=kept)
         kind = envelope(root)[0]
         if kind != "PolicyTest" and path.name.endswith("_test.yaml"):
             # The bundle digest leaves *_test.yaml out, so nothing that decides may hide there.
@@ -252,10 +253,12 @@ def _policy(
             f"the parameters of {surface} do not agree: {error}; list `operations` that do"
         ) from error
     constants = _constants(spec.get("constants"))
-    counters = counters_of(spec.get("counters"), environment(params, attrs, constants))
-    facts = facts_of(spec.get("facts"), environment(params, attrs, constants), providers)
     same = shared.setdefault((surface, listed), {})
-    names = environment(params, attrs, constants, counters, facts, shared=same)
+    names = environment(params, attrs, constants, shared=same)
+    counters = counters_of(spec.get("counters"), names)
+    facts = facts_of(spec.get("facts"), names, providers)
+    if counters or facts:
+        names = environment(params, attrs, constants, counters, facts, shared=same)
     policy_name = metadata["name"].text("metadata.name")
     return Policy(
         name=policy_name,

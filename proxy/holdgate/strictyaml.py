@@ -167,20 +167,25 @@ def _unknown_key(key: str, allowed: tuple[str, ...], what: str, hints: Mapping[s
     return f"unknown key {key!r} in {what}; {advice}allowed: {', '.join(allowed)}"
 
 
-def load_file(path: Path, *, excerpts: bool = True) -> Node:
-    """`excerpts=False` for a file that may hold credentials: its errors do not quote it."""
+def load_file(path: Path, *, excerpts: bool = True, kept: bool = False) -> Node:
+    """`excerpts=False` for a file that may hold credentials: its errors do not quote it. `kept`: load()."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read: {error}", file=str(path)) from error
-    return load(decoded(data, str(path)), file=str(path), excerpts=excerpts)
+    return load(decoded(data, str(path)), file=str(path), excerpts=excerpts, kept=kept)
 
 
-def load(text: str, *, file: str = "<text>", excerpts: bool = True) -> Node:
-    """Parse exactly one document. Raises ConfigError with file, line and column."""
+def load(text: str, *, file: str = "<text>", excerpts: bool = True, kept: bool = False) -> Node:
+    """Parse exactly one document. Raises ConfigError with file, line and column.
+
+    `kept`: a text of a bundle that was active once. It has decided already, so what is refused only because
+    people would misread it is read as it was then: replay asks what it meant, not whether it is well written.
+    """
     source = Source(file, text, excerpts)
-    check_text(source)
-    reader = _Reader(source)
+    if not kept:
+        check_text(source)
+    reader = _Reader(source, kept)
     try:
         return reader.document()
     except yaml.YAMLError as error:
@@ -194,8 +199,9 @@ def load(text: str, *, file: str = "<text>", excerpts: bool = True) -> Node:
 class _Reader:
     """Builds nodes from the parser's events: one pass, no second tree beside ours."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, kept: bool) -> None:
         self._source = source
+        self._misread = "" if kept else TYPOGRAPHIC_QUOTES
         self._events: Iterator[Any] = yaml.parse(source.text, Loader=_Loader)
         self._budget = _MAX_NODES
 
@@ -233,7 +239,7 @@ class _Reader:
             )
             raise self._source.fail(message, start)
         if kind is yaml.ScalarEvent:
-            if not event.value.isascii() and event.implicit[0] and event.value[0] in TYPOGRAPHIC_QUOTES:
+            if not event.value.isascii() and event.implicit[0] and event.value[0] in self._misread:
                 # To YAML it would be part of the text.
                 raise self._source.fail(f"{event.value[0]} is not a quote of YAML; write \" or '", start)
             return Node(_scalar(event), self._source, start, event.end_mark.index, key)

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import policies
 from subjects import LOAD_CORE, SUBJECTS, BenchError, Running, Stage, build_load
 
 MAX_REQUESTS = 400_000
@@ -177,6 +178,9 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--loads", default=",".join(each.name for each in SCENARIOS), help="some of: %(default)s"
     )
+    parser.add_argument(
+        "--policies", action="store_true", help="decide and load policies instead, without any proxy"
+    )
     parser.add_argument("--json", type=Path, help="write every repetition's figures here as well")
     chosen = parser.parse_args(arguments)
     if not 0 < chosen.seconds <= 30 or not 0 < chosen.reps <= 10:
@@ -205,6 +209,8 @@ def measure_all(stage: Stage, chosen: argparse.Namespace) -> list[Row]:
 
 def main(arguments: list[str] | None = None) -> int:
     chosen = options(arguments)
+    if chosen.policies:
+        return policies.main()
     with tempfile.TemporaryDirectory(prefix="holdgate-bench-") as folder:
         load, kind = build_load(Path(folder))
         stage = Stage(work=Path(folder), load=load)

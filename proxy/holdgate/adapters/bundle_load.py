@@ -32,11 +32,12 @@ from .bundle_folder import read_folder
 __all__ = ["load_folder", "load_signed", "load_unpacked", "unpacked"]
 
 
-def load_signed(raw: RawBundle, manifest: Manifest, *, tested: bool) -> Bundle:
-    """`tested`: its tests were run here before, when it was activated. Raises BundleRejected."""
+def load_signed(raw: RawBundle, manifest: Manifest, *, tested: bool, kept: bool = False) -> Bundle:
+    """`tested`: its tests were run here before, when it was activated. `kept`: it is only looked at, to see
+    what it decided (strictyaml.load()). Raises BundleRejected."""
     with unpacked(raw.files) as folder:
         try:
-            bundle = load_unpacked(folder, raw.digest, manifest)
+            bundle = load_unpacked(folder, raw.digest, manifest, kept=kept)
             report = None if tested else _run_tests(folder, bundle)
         except ConfigError as error:
             raise BundleRejected(Refusal.DOES_NOT_LOAD, _shown(error, folder)) from error
@@ -60,16 +61,16 @@ def load_folder(folder: Path) -> Bundle:
     return load_signed(raw, manifest, tested=True)
 
 
-def load_unpacked(folder: Path, digest: str, manifest: Manifest) -> Bundle:
+def load_unpacked(folder: Path, digest: str, manifest: Manifest, *, kept: bool = False) -> Bundle:
     """Raises ConfigError."""
-    index = SurfaceIndex.compile(load_maps([folder / "surfaces"]))
+    index = SurfaceIndex.compile(load_maps([folder / "surfaces"], kept=kept))
     return Bundle(
         digest=digest,
         revision=manifest.revision,
         signed=True,
         ends_us=manifest.not_after_s * 1_000_000,
         index=index,
-        policies=load_policies([folder / "policies"], index),
+        policies=load_policies([folder / "policies"], index, kept=kept),
     )
 
 

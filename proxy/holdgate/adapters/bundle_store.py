@@ -8,6 +8,7 @@ removed by us.
 Invariants (tests/test_bundle_store.py):
   BS1  What keep_bundle() stores has exactly the digest of the bundle; otherwise it raises and stores nothing.
   BS2  load_kept() returns the bundle of the digest asked for, or raises; an edited file is no bundle.
+  BS3  A bundle stays loadable here when the reader of new files learns to refuse what people misread.
 """
 
 from __future__ import annotations
@@ -68,20 +69,21 @@ def kept_signed(state_dir: Path, digest: str) -> RawBundle:
 
 
 def load_kept(state_dir: Path, digest: str) -> Bundle:
-    """The bundle of this digest. Raises ConfigError when it is not here, or is not that bundle any more."""
+    """The bundle of this digest, to see what it decides. Raises ConfigError when it is not here, or is not
+    that bundle any more. Files that would be refused for their characters today are read as they were."""
     path = _path(state_dir, digest)
     document = _read(path, digest)
     if isinstance(document, dict) and document.get("v") == 2:
         raw = _signed_of(document, digest, path)
         try:
-            return load_signed(raw, parse_manifest(raw.manifest), tested=True)
+            return load_signed(raw, parse_manifest(raw.manifest), tested=True, kept=True)
         except BundleRejected as error:
             raise ConfigError(str(error), file=str(path)) from error
     try:
         with _unpacked(document) as (surfaces, policies):
             if (actual := bundle_digest(surfaces, policies)) != digest:
                 raise ConfigError(f"was changed: this is bundle {actual}", file=str(path))
-            return load_bundle(surfaces, policies)
+            return load_bundle(surfaces, policies, kept=True)
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise ConfigError(f"is not a kept bundle: {error!r}", file=str(path)) from error
 

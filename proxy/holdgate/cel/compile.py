@@ -52,10 +52,15 @@ from .model import (
 __all__ = ["Compiler"]
 
 
+_AS_WRITTEN: Final[Mapping[int, int | str]] = {}
+
+
 class Compiler:
     """Knows which slot of a frame each root has, and which variables are in scope."""
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, values: Mapping[int, int | str] = _AS_WRITTEN) -> None:
+        """`values`: of literals, by where they start, that differ from those in the tree."""
+        self._values = values
         self._slots = environment.slots
         self._constants = environment.constants
         self._variables: dict[str, int] = {}
@@ -63,6 +68,9 @@ class Compiler:
 
     def compile(self, node: Node) -> Compiled:
         return _COMPILES[type(node)](self, node)
+
+    def _literal(self, node: Literal) -> Compiled:
+        return constant_value(self._values.get(node.start, node.value))
 
     def _index(self, node: Index) -> Compiled:
         return folded(load_index, self.compile(node.operand), self.compile(node.key))
@@ -131,7 +139,7 @@ class Compiler:
 
 # One method for each kind of node; the names of the kinds are those of model.Node.
 _COMPILES: Final[Mapping[type, Callable[[Compiler, Any], Compiled]]] = {
-    Literal: lambda _compiler, node: constant_value(node.value),
+    Literal: Compiler._literal,
     Ident: Compiler._ident,
     Select: Compiler._select,
     Has: Compiler._has,

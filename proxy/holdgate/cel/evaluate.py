@@ -22,8 +22,9 @@ from .check import check
 from .closures import Budget, Compiled, EvalFault, Fault, Frame, Run, logic
 from .compile import Compiler
 from .cost import Cost, cost_of, total
-from .model import BOOL, MAX_DEPTH, MAX_SOURCE, PER_POLICY, CelError, Environment, Logic, Type
+from .model import BOOL, MAX_DEPTH, MAX_SOURCE, PER_POLICY, CelError, Environment, Logic, Node, Type
 from .parse import parse
+from .shapes import places, shape
 
 __all__ = ["Budget", "Conjunct", "EvalError", "Fault", "Frame", "Program", "compile_program", "explain"]
 
@@ -77,8 +78,17 @@ class _Part(NamedTuple):
     if_true: frozenset[str]
     cost: Cost
     compiled: Compiled
-    start: int
+    start: int  # in the text of the conjunct
     end: int
+
+
+class _Model(NamedTuple):
+    """What is known of every conjunct of one shape, learned from the first of them."""
+
+    node: Node
+    part: _Part
+    places: dict[int, tuple[int, int]]
+    behind: int  # characters of the text after the part's end
 
 
 def compile_program(source: str, environment: Environment, *, expect: Type | None = None) -> Program:
@@ -88,23 +98,24 @@ def compile_program(source: str, environment: Environment, *, expect: Type | Non
     except CelError:
         parts = None  # said again below, with its place in the whole
     if parts is None:
-        parts = _whole(source, environment)
-    kind = parts[0].type if len(parts) == 1 else BOOL
+        parts = [(0, part) for part in _whole(source, environment)]
+    first = parts[0][1]
+    kind = first.type if len(parts) == 1 else BOOL
     if expect is not None and kind != expect:
         message = f"the whole expression must be {expect}, found {kind}"
-        raise CelError(message, source, parts[0].start)
+        raise CelError(message, source, first.start)
     # One program of the whole rule, not one for each conjunct: `error && false` is false.
-    compiled = parts[0].compiled if len(parts) == 1 else logic(True, [part.compiled for part in parts])
-    paths = frozenset().union(*(part.paths for part in parts))
+    compiled = first.compiled if len(parts) == 1 else logic(True, [part.compiled for _, part in parts])
+    paths = first.paths.union(*[part.paths for _, part in parts])
     program = Program(
         source=source,
         type=kind,
         paths=paths,
-        cost=total(part.cost for part in parts),
+        cost=total([part.cost for _, part in parts]),
         constant=compiled.value,
         roots=tuple(environment.slots),
         run=compiled.run,
-        conjuncts=tuple([(part.start, part.end, part.compiled.run) for part in parts]),
+        conjuncts=tuple([(at + part.start, at + part.end, part.compiled.run) for at, part in parts]),
     )
     if not compiled.constant and all(path.startswith("constants.") for path in paths):
         # Nothing but constants, yet not folded: exists/all over literals, or a certain failure.
@@ -135,37 +146,85 @@ def _whole(source: str, environment: Environment) -> list[_Part]:
 _BREAKS: Final = re.compile(r""""(?:[^"\\\n\r]|\\.)*+"|'(?:[^'\\\n\r]|\\.)*+'|&&|\|\||[()\[\]?"'/]""")
 
 
-def _parts(source: str, environment: Environment) -> list[_Part] | None:
-    """The conjuncts of `source`, each compiled once however many rules have it; None: read it as a whole.
+def _parts(source: str, environment: Environment) -> list[tuple[int, _Part]] | None:
+    """The conjuncts of `source`, and where the text of each begins; None: read it as a whole.
 
-    Rules of one bundle repeat each other's conjuncts, and reading text is what loading takes its time for.
-    A conjunct means the same in every rule where the same fields are known to be present, so these are the
-    key. The result is what _whole() gives (tests/test_cel_evaluate.py compares them).
+    Rules of one bundle repeat each other's conjuncts, or all of them but the literals, and reading text is
+    what loading takes its time for. A conjunct means the same in every rule where the same fields are known
+    to be present, so these are the key, with the text or with its shape (shapes.py). The result is what
+    _whole() gives (tests/test_cel_evaluate.py compares them).
     """
     pieces = _pieces(source)
     if pieces is None or len(source) > MAX_SOURCE:
         return None
-    found: list[_Part] = []
+    found: list[tuple[int, _Part]] = []
     present: frozenset[str] = frozenset()
+    roots = [root for root in PER_POLICY if root in source]
     for start, text in pieces:
-        known = environment.own if any(root in text for root in PER_POLICY) else environment.shared
+        known = environment.own if roots and any([root in text for root in roots]) else environment.shared
         part = known.get((text, present))
         if not isinstance(part, _Part):
-            node = parse(text)
-            checked = check(node, environment, text, present)
-            if checked.type != BOOL or node.depth >= MAX_DEPTH:
+            part = _part(text, present, environment, known)
+            if part is None:
                 return None
-            compiled = Compiler(environment).compile(node)
-            cost = cost_of(node, environment)
-            part = _Part(checked.type, checked.paths, checked.if_true, cost, compiled, node.start, node.end)
             known[text, present] = part
-        present |= part.if_true
-        found.append(part._replace(start=start + part.start, end=start + part.end))
+        if part.if_true:
+            present |= part.if_true
+        found.append((start, part))
     return found
+
+
+def _part(
+    text: str, present: frozenset[str], environment: Environment, known: dict[object, object]
+) -> _Part | None:
+    """One conjunct, from its text or from another of its shape. Raises CelError."""
+    shaped = shape(text)
+    if shaped is not None:
+        model = known.get((shaped[0], present, _Model))
+        if isinstance(model, _Model):
+            values = {at: sign * shaped[1][number] for at, (number, sign) in model.places.items()}
+            compiled = Compiler(environment, values).compile(model.node)
+            kind, paths, if_true, cost, _, start, _ = model.part
+            return _Part(kind, paths, if_true, cost, compiled, start, len(text) - model.behind)
+    node = parse(text)
+    checked = check(node, environment, text, present)
+    if checked.type != BOOL or node.depth >= MAX_DEPTH:
+        return None
+    compiled = Compiler(environment).compile(node)
+    cost = cost_of(node, environment)
+    part = _Part(checked.type, checked.paths, checked.if_true, cost, compiled, node.start, node.end)
+    where = None if shaped is None else places(node, shaped[1])
+    if shaped is not None and where is not None:
+        known[shaped[0], present, _Model] = _Model(node, part, where, len(text) - node.end)
+    return part
 
 
 def _pieces(source: str) -> list[tuple[int, str]] | None:
     """Offset and text of every conjunct; None where && is not the outermost operator."""
+    return _easy_pieces(source) or _read_pieces(source)
+
+
+def _easy_pieces(source: str) -> list[tuple[int, str]] | None:
+    """The same by counting alone, where nothing could be miscounted; None where something could.
+
+    Even numbers of the one kind of quote: no piece begins inside a text. A bracket in a text, closed by one
+    outside it, leaves a piece that does not parse, and the source is then read as a whole.
+    """
+    if "'" in source or "\\" in source or "||" in source or "?" in source:
+        return None
+    found: list[tuple[int, str]] = []
+    begin = 0
+    for text in source.split("&&"):
+        count = text.count
+        if count('"') % 2 or count("(") != count(")") or count("[") != count("]"):
+            return None
+        found.append((begin, text))
+        begin += len(text) + 2
+    return found if len(found) > 1 else None
+
+
+def _read_pieces(source: str) -> list[tuple[int, str]] | None:
+    """The same for any text, bracket by bracket."""
     found: list[tuple[int, str]] = []
     begin = depth = 0
     for match in _BREAKS.finditer(source):

@@ -58,11 +58,28 @@ class _Entry:
 
 
 class SurfaceIndex:
-    __slots__ = ("_by_map", "_entries", "_hosts", "_limits", "_lock", "_names", "_tries")
+    __slots__ = (
+        "_by_map",
+        "_by_surface",
+        "_entries",
+        "_hosts",
+        "_limits",
+        "_lock",
+        "_named",
+        "_names",
+        "_surfaces",
+        "_tries",
+    )
 
     def __init__(self, entries: Sequence[_Entry], lock: Mapping[str, Any]) -> None:
         self._entries = tuple(entries)
         self._by_map = {entry.runtime.head.name: entry for entry in entries}
+        self._by_surface: dict[str, list[_Entry]] = {}
+        for entry in entries:
+            for surface in entry.surfaces:
+                self._by_surface.setdefault(surface, []).append(entry)
+        self._surfaces = frozenset(self._by_surface)
+        self._named: dict[str, dict[str, Operation]] = {}
         self._lock = lock
         self._tries: dict[tuple[str, int], HostTrie[tuple[int, str]]] = {}
         for number, entry in enumerate(self._entries):
@@ -238,7 +255,7 @@ class SurfaceIndex:
     # -- questions of policies ---------------------------------------------------------------------
 
     def surfaces(self) -> frozenset[str]:
-        return frozenset(surface for entry in self._entries for surface in entry.surfaces)
+        return self._surfaces
 
     def operations(self, surface: str) -> tuple[str, ...]:
         """Full names of the operations of a surface, sorted."""
@@ -266,13 +283,15 @@ class SurfaceIndex:
     def _operations(self, surface: str) -> list[Operation]:
         return [
             entry.runtime.operation(identity)
-            for entry in self._entries
-            for identity in entry.surfaces.get(surface, ())
+            for entry in self._by_surface.get(surface, ())
+            for identity in entry.surfaces[surface]
         ]
 
     def param_schema(self, surface: str, operations: tuple[str, ...] | None) -> Mapping[str, ParamSchema]:
         """Parameters that a policy may read; operations None means all of the surface. Raises ConfigError."""
-        known = {op.name: op for op in self._operations(surface)}
+        known = self._named.get(surface)
+        if known is None:
+            known = self._named[surface] = {op.name: op for op in self._operations(surface)}
         if not known:
             raise ConfigError(
                 f"no operation has the surface {surface!r}; there are: {', '.join(sorted(self.surfaces()))}"

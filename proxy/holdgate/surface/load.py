@@ -48,14 +48,14 @@ _HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 _MEDIA: Final = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+\Z")
 
 
-def load_maps(paths: Sequence[Path]) -> tuple[SurfaceMap, ...]:
+def load_maps(paths: Sequence[Path], *, kept: bool = False) -> tuple[SurfaceMap, ...]:
     """Read every map in `paths`; a directory is searched for *.yaml. Raises ConfigError."""
     found: dict[str, SurfaceMap] = {}
     for path in paths:
         files = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
         before = len(found)
         for file in files:
-            loaded = load_map(load_file(file), required=path is file)
+            loaded = load_map(load_file(file, kept=kept), required=path is file)
             if loaded is None:
                 continue
             if loaded.name in found:
