@@ -13,10 +13,13 @@ import pytest
 from holdgate import gate
 from holdgate.backtest import Change, NotReplayed, Report, backtest
 from holdgate.bundle import Bundle, load_bundle
-from holdgate.jcs import dumps_input
+from holdgate.cli import backtest as command
+from holdgate.cli import main
+from holdgate.jcs import dumps, dumps_input
+from holdgate.keys import b64url
 from holdgate.receipt import input_digest
 from holdgate.replay import Record
-from holdgate.statement import format_us
+from holdgate.statement import format_us, parse_us
 
 MAP = """
 apiVersion: holdgate/v1
@@ -227,3 +230,105 @@ def test_bt3_the_same_records_give_the_same_digest(tmp_path: Path, old: Bundle) 
     assert first.digest != run(records[:2], old, new).digest
     assert first.digest != replace(first, bundle="sha256:other").digest
     json.dumps(first.document())
+
+
+# --- the command ---
+
+
+class Ledger:
+    """What the command reads of one: records in log order."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self._records = records
+        self.size = len(records)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def index_since(self, since_us: int) -> int:
+        return sum(parse_us(each.statement["iat"]) < since_us for each in self._records)
+
+    def decisions(self, first: int, *, until: int) -> Iterable[tuple[bytes, bytes | None, bytes]]:
+        for each in self._records[first:until]:
+            yield b"e30." + b64url(dumps(dict(each.statement))) + b".AA", each.inputs, each.salt
+
+    def without_effect(self) -> frozenset[str]:
+        return frozenset()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    """A node that permitted 50, was silent about 450 and, a day later, about 500; the folder of it."""
+    for name, policy in (
+        ("same", POLICY),
+        ("wider", POLICY.replace("<= 100", "<= 500")),
+        ("tighter", POLICY.replace("<= 100", "<= 10")),
+    ):
+        for kind, text in (("surfaces", MAP), ("policies", policy)):
+            (tmp_path / name / kind).mkdir(parents=True)
+            (tmp_path / name / kind / "x.yaml").write_text(text)
+    (tmp_path / "holdgate.yaml").write_text(
+        "version: 1\nnode: test\nstate_dir: ./state\nlisten: {explicit: 127.0.0.1:0}\n"
+        "surfaces: [./same/surfaces]\npolicies: [./same/policies]\n"
+        "agents:\n  - {id: bot, match: {source: [127.0.0.1/32]}}\n"
+    )
+    return tmp_path
+
+
+def test_the_command_tells_what_would_change(
+    node: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = load_bundle([node / "same/surfaces"], [node / "same/policies"])
+    logged = [record(old, 50), record(old, 450, number=1), record(old, 500, number=86_400)]
+    monkeypatch.setattr(command, "SqliteReader", lambda _: Ledger(logged))
+    monkeypatch.setattr(command, "policies_of", lambda _: {old.digest: old.policies}.get)
+
+    def told(name: str, *words: str) -> tuple[int, Any]:
+        asked = ["backtest", "-c", node / "holdgate.yaml", "--bundle", node / name, "--json", *words]
+        code = main([str(word) for word in asked])
+        return code, json.loads(capsys.readouterr().out)
+
+    fails = "--fail-on", "newly-permitted"
+    code, said = told("wider", *fails)
+    assert (code, said["accepted"], said["records"], said["replayed"]) == (1, False, 3, 3)
+    assert said["frozen"]["counts"]["newly-permitted"] == 2
+    assert said["frozen"]["flips"][0]["money"] == {"eur": 950}
+    # What somebody has looked at and wants does not fail; another report does, and so does another bundle.
+    accept = "--accept", said["digest"]
+    assert told("wider", *fails, *accept)[0] == 0
+    assert told("wider", *fails, "--accept", "sha256:00")[0] == 1
+    assert told("wider", *fails, *accept, "--since", "1")[0] == 1
+    # What is not asked about does not fail either.
+    assert told("wider")[0] == told("wider", "--fail-on", "newly-silent")[0] == 0
+    assert told("same", *fails, "--fail-on", "newly-silent")[0] == 0
+    assert told("tighter", *fails, "--fail-on", "newly-silent")[0] == 1
+    # From an index or a time on, and up to one.
+    for words, count in (
+        (("--since", "1"), 2),
+        (("--until", "1"), 1),
+        (("--since", "1", "--until", "2"), 1),
+        (("--since", format_us(T0 + 1)), 2),
+        (("--since", "2026-09-21T14:13:21Z", "--until", "2026-09-22T00:00:00Z"), 1),
+        (("--until", format_us(T0)), 0),
+    ):
+        assert told("same", *words)[1]["records"] == count, words
+    assert main([str(w) for w in ("backtest", "-c", node / "holdgate.yaml", "--bundle", node / "wider")]) == 0
+    text = capsys.readouterr().out
+    assert "3 decisions, 3 replayed identically, 0 not asked" in text
+    assert "newly-permitted payments.refund refunds/small bot: 2, 950 eur" in text
+    assert text.endswith(f"report {said['digest']}\n")
+
+
+def test_the_command_compares_nothing_where_the_log_does_not_replay(
+    node: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = load_bundle([node / "same/surfaces"], [node / "same/policies"])
+    monkeypatch.setattr(command, "SqliteReader", lambda _: Ledger([record(old, 50, outcome="DENY")]))
+    monkeypatch.setattr(command, "policies_of", lambda _: {old.digest: old.policies}.get)
+    asked = ["backtest", "-c", str(node / "holdgate.yaml"), "--bundle", str(node / "wider")]
+    assert main(asked) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "nothing was compared" in said.err

@@ -330,6 +330,7 @@ def exposed() -> dict[str, set[str]]:
     metrics = Metrics()
     metrics.decision("s", "PERMIT", "permit_rule")
     metrics.unmapped("h")
+    metrics.shadow("s", "PERMIT", "DENY")
     metrics.anchors(["w.example"])
     found: dict[str, set[str]] = {}
     for family in metrics.families():

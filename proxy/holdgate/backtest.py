@@ -21,7 +21,7 @@ import hashlib
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from .errors import HoldgateError, Outcome, Reason
 from .gate import Decision
 from .jcs import dumps_input
 from .ledger import Budgets, Charge, Total
+from .pair import Pair
 from .policy_model import PolicySet
 from .receipt import input_digest
 from .replay import Record
@@ -164,7 +165,8 @@ def backtest(
 ) -> Report:
     """`without_effect`: receipts of permits that ended not_sent or failed, which charge nothing."""
     frozen, simulated = _Tally(), _Tally()
-    meters, unchanged = _Meters(), _Unchanged(new.policies)
+    meters = _Meters()
+    pairs: dict[str, Pair] = {}
     counting = any(each.counters for each in new.policies.table.values())
     seen = replayed = not_asked = 0
     for record in records:
@@ -175,29 +177,32 @@ def backtest(
         if "input_digest" not in said:
             not_asked += 1
             continue
-        inputs, old, policies = _again(record, policies_of)
-        if old is None or policies is None:
+        inputs, policies = _read(record, policies_of)
+        if policies is None:
             nothing = {"actions": [], "agent": {"id": ""}}
             for each in (frozen, simulated):
                 each.add(record, nothing, _SILENT, str(inputs))
             continue
+        digest = said["policy"]["digest"]
+        pair = pairs.get(digest)
+        if pair is None:
+            pair = pairs[digest] = Pair(policies, new.policies)
+        old, decided = pair.decide(inputs)
+        _check_same(said, old)
         replayed += 1
-        # The gate is a pure function of what it reads: where that is the same, so is what it says.
-        same = unchanged.all(said["policy"]["digest"], policies, inputs)
-        now = old if same else _decide(new, inputs)
+        now = old if decided is old else _judged(new, inputs, decided)
         frozen.add(record, inputs, old, now)
-        again = (
-            now
-            if not counting
-            else _resimulated(new, inputs, said, meters, now, free=said["id"] in without_effect)
-        )
-        simulated.add(record, inputs, old, again)
+        if counting:
+            is_free = said["id"] in without_effect
+            again = _resimulated(new, inputs, said, meters, now, free=is_free)
+            simulated.add(record, inputs, old, again)
+    found = frozen.document()
     return Report(
         records=seen,
         replayed=replayed,
         not_asked=not_asked,
-        frozen=frozen.document(),
-        resimulated=simulated.document(),
+        frozen=found,
+        resimulated=simulated.document() if counting else found,
         bundle=new.digest,
     )
 
@@ -205,59 +210,29 @@ def backtest(
 _SILENT: Final = Decision(outcome=Outcome.SILENCE, reason=Reason.INTERNAL_ERROR, rules=())
 
 
-def _again(
-    record: Record, policies_of: Callable[[str], PolicySet | None]
-) -> tuple[Any, Decision | None, PolicySet | None]:
-    """Input, decision and policies of its time; or why it cannot be decided again, and nothing. BT1."""
+def _read(record: Record, policies_of: Callable[[str], PolicySet | None]) -> tuple[Any, PolicySet | None]:
+    """Input and policies of its time; or why it cannot be decided again, and nothing. BT1."""
     said = record.statement
     if record.inputs is None:
-        return "the input was destroyed or not kept", None, None
+        return "the input was destroyed or not kept", None
     if said["reason"] == Reason.GATE_TIMEOUT.value:
-        return "decided too late", None, None
+        return "decided too late", None
     if input_digest(record.inputs, record.salt) != said["input_digest"]:
         raise NotReplayed(f"{said['id']}: the stored input is not the one that was decided")
     policies = policies_of(said["policy"]["digest"]) if said["engine"] == gate.ENGINE else None
     if policies is None:
         raise NotReplayed(f"{said['id']}: its bundle {said['policy']['digest']} is not here")
-    inputs = orjson.loads(record.inputs)  # its digest is signed, so its spelling is not in question
-    old = gate.decide(policies, inputs)
+    return orjson.loads(record.inputs), policies  # its digest is signed: its spelling is not in question
+
+
+def _check_same(said: Mapping[str, Any], old: Decision) -> None:
+    """BT1."""
     if (old.outcome, old.reason, list(old.rules)) != (said["outcome"], said["reason"], said.get("rules", [])):
         raise NotReplayed(f"{said['id']}: recorded {said['outcome']} {said['reason']}, now {old.outcome}")
-    return inputs, old, policies
 
 
-class _Unchanged:
-    """Which operations both bundles decide by the same rules over the same values."""
-
-    def __init__(self, new: PolicySet) -> None:
-        self._new = new
-        self._known: dict[tuple[str, str, str], bool] = {}
-
-    def all(self, digest: str, old: PolicySet, inputs: Mapping[str, Any]) -> bool:
-        for action in inputs["actions"]:
-            key = digest, action["surface"], action["operation"]
-            same = self._known.get(key)
-            if same is None:
-                same = self._known[key] = self._reads(old, *key[1:]) == self._reads(self._new, *key[1:])
-            if not same:
-                return False
-        return True
-
-    @staticmethod
-    def _reads(policies: PolicySet, surface: str, operation: str) -> Any:
-        applicable = policies.table.get((surface, operation))
-        if applicable is None:
-            return object()  # like nothing else: whether it is mapped at all is another question
-        constants = {policy.name: dict(policy.constants) for policy in policies.policies}
-        rules = [(r.name, r.effect, r.when, constants[r.name.partition("/")[0]]) for r in applicable.rules]
-        counters = [(each.name, each.key, each.window_s, each.measure) for each in applicable.counters]
-        facts = [replace(each, file="", line=0) for each in applicable.facts]
-        return rules, counters, facts, dict(applicable.params), dict(policies.agent_attrs)
-
-
-def _decide(new: Bundle, inputs: Mapping[str, Any]) -> Decision | str:
-    """The new decision, or why there is none."""
-    decision = gate.decide(new.policies, inputs)
+def _judged(new: Bundle, inputs: Mapping[str, Any], decision: Decision) -> Decision | str:
+    """The new decision, or why it is none."""
     if decision.rules or decision.reason is Reason.NO_RULE_MATCHED:
         if decision.reason is Reason.NO_RULE_MATCHED and not _mapped(new, inputs):
             return "an operation that the new maps do not have"
@@ -320,7 +295,11 @@ def _resimulated(
     now_us = parse_us(said["iat"])
     totals = {meter: meters.total(meter, now_us) for meter in meters_of(uses)}
     charges = fill(actions, uses, Budgets(totals=totals, standing={}), prior="", now_us=now_us)
-    decision = _decide(new, {**inputs, "actions": actions})
+    if actions == inputs["actions"]:
+        decision = frozen  # the counters are what was recorded
+    else:
+        again = {**inputs, "actions": actions}
+        decision = _judged(new, again, gate.decide(new.policies, again))
     # A replay of a permitted request charges nothing; what had no effect gave its charge back.
     if isinstance(decision, Decision) and decision.outcome is Outcome.PERMIT:
         if not free and "replay_of" not in said:

@@ -40,7 +40,17 @@ from .policy_model import RuleEffect
 if TYPE_CHECKING:
     from .policy_model import Applicable, PolicySet, Rule
 
-__all__ = ["ENGINE", "Decision", "RuleTrace", "decide", "shadow", "shadow_part", "trace"]
+__all__ = [
+    "ENGINE",
+    "Decision",
+    "RuleTrace",
+    "combine",
+    "conclude",
+    "decide",
+    "shadow",
+    "shadow_part",
+    "trace",
+]
 
 ENGINE = "cel-strict/1"
 
@@ -110,7 +120,7 @@ def _decide(policies: PolicySet, inputs: Mapping[str, Any], *, with_shadow: bool
     actions = inputs.get("actions")
     if type(actions) is not list or not actions:
         return _silence(Reason.NO_RULE_MATCHED)
-    return _combine([_decide_action(policies, shared, action, with_shadow) for action in actions])
+    return combine([_decide_action(policies, shared, action, with_shadow) for action in actions])
 
 
 def _decide_action(policies: PolicySet, shared: Frame, action: Any, with_shadow: bool) -> Decision:
@@ -137,6 +147,18 @@ def _decide_action(policies: PolicySet, shared: Frame, action: Any, with_shadow:
             permitted.append(rule.name)
         else:
             reviewed.append(rule.name)
+    return conclude(action, applicable, denied, failed, permitted, reviewed)
+
+
+def conclude(
+    action: Mapping[str, Any],
+    applicable: Applicable,
+    denied: list[str],
+    failed: list[str],
+    permitted: list[str],
+    reviewed: list[str],
+) -> Decision:
+    """The decision table over the rules of one action that were not false; `failed` ones of any effect."""
     if denied:
         return _decision(Outcome.DENY, Reason.DENY_RULE, denied)
     if applicable.counters and not readable_counters(action, applicable):
@@ -161,7 +183,7 @@ def _applicable(policies: PolicySet, action: Any) -> Applicable | None:
     return policies.table.get((surface, operation))
 
 
-def _combine(decisions: Sequence[Decision]) -> Decision:
+def combine(decisions: Sequence[Decision]) -> Decision:
     """One decision for all actions of a request: it is forwarded as a whole or not at all."""
     if len(decisions) == 1:
         return decisions[0]

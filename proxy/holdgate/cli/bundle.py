@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -218,10 +219,11 @@ def _build(args: argparse.Namespace) -> int:
         raise ConfigError(message, file=str(config.path))
     files = gather(config.surfaces, config.policies)
     raw, findings = build(files, name=args.name, **_manifest_fields(args, config))
+    beside = sys.stderr if args.json else sys.stdout  # what reads JSON reads nothing else
     for each in findings:
-        print(each)
+        print(each, file=beside)
     if findings and not args.warn:
-        print("not built: --warn builds it all the same")
+        print("not built: --warn builds it all the same", file=beside)
         return 1
     write_folder(raw, args.out)
     _print_bundle(args, raw, {"dir": str(args.out)})

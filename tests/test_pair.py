@@ -1,0 +1,104 @@
+"""pair.py: two policy sets over one input say what the gate says about each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdgate import gate
+from holdgate.bundle import Bundle
+from holdgate.pair import Pair
+from test_backtest import CAPPED, MAP, POLICY, load
+
+MORE = POLICY + "  - {id: odd, effect: review, when: params.amount / (params.amount - 7) == 1}\n"
+# Every policy against every other one: what they read alike, what is theirs alone, and loops.
+POLICIES = {
+    "plain": (POLICY, MAP),
+    "another limit": (POLICY.replace("<= 100", "<= 60"), MAP),
+    "another effect": (POLICY.replace("small, effect: permit", "small, effect: review"), MAP),
+    "one rule more, which may fail": (MORE, MAP),
+    "a constant": (
+        POLICY.replace("  rules:", "  constants: {most: 100}\n  rules:").replace(
+            "<= 100", "<= constants.most"
+        ),
+        MAP,
+    ),
+    "the constant, larger": (
+        POLICY.replace("  rules:", "  constants: {most: 200}\n  rules:").replace(
+            "<= 100", "<= constants.most"
+        ),
+        MAP,
+    ),
+    "a counter": (CAPPED, MAP),
+    "a loop": (
+        POLICY.replace(
+            "params.amount <= 100", "'params.amount <= 100 && !agent.groups.exists(g, g == \"barred\")'"
+        ),
+        MAP,
+    ),
+    "another operation": (POLICY, MAP.replace("id: refund", "id: give_back")),
+    "another parameter": (POLICY, MAP.replace("currency: {from: body.currency", "money: {from: body.money")),
+    "another type": (POLICY, MAP.replace("body.currency, type: string", "body.currency, type: int")),
+}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    folder = tmp_path_factory.mktemp("pairs")
+    return {name: load(folder / name, *each) for name, each in POLICIES.items()}
+
+
+def action(amount: Any, counted: Any = None) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "surface": "payments.refund",
+        "operation": "pay.refund",
+        "effect": "commit",
+        "host": "api.pay.test",
+        "params": {"amount": amount, "currency": "eur"},
+    }
+    return made if counted is None else made | {"counters": {"day": {"sum": counted, "count": 1}}}
+
+
+def asked(actions: list[dict[str, Any]], groups: list[str]) -> dict[str, Any]:
+    return {
+        "v": 1,
+        "agent": {"id": "bot", "groups": groups, "attrs": {}},
+        "actions": actions,
+        "request": {"digest": "sha256:" + "ab" * 32},
+        "clock": {"now_s": 1_790_000_000, "hour_utc": 7, "weekday_utc": 2},
+        "approvals": [],
+    }
+
+
+amounts = st.sampled_from([0, 7, 60, 61, 100, 101, 150, 201, 1000, 1001, -1, "7", True])
+actions = st.builds(action, amounts, st.sampled_from([None, 0, 149, 151, "1"]))
+inputs = st.builds(
+    asked, st.lists(actions, max_size=3), st.sampled_from([[], ["barred"], ["x"] * 400 + ["barred"]])
+)
+
+
+@pytest.fixture(scope="module")
+def pairs(bundles: dict[str, Bundle]) -> dict[tuple[str, str], Pair]:
+    return {
+        (old, new): Pair(bundles[old].policies, bundles[new].policies) for old in bundles for new in bundles
+    }
+
+
+@given(said=inputs)
+@settings(max_examples=60, deadline=None)  # 121 pairs each
+def test_pr1_both_decisions_are_the_gates(
+    bundles: dict[str, Bundle], pairs: dict[tuple[str, str], Pair], said: dict[str, Any]
+) -> None:
+    alone = {name: gate.decide(each.policies, said) for name, each in bundles.items()}
+    for (old, new), pair in pairs.items():
+        assert pair.decide(said) == (alone[old], alone[new]), (old, new)
+
+
+def test_pr2_one_object_where_no_rule_differs(bundles: dict[str, Bundle]) -> None:
+    said = asked([action(50)], [])
+    for old in bundles:
+        first, second = Pair(bundles[old].policies, bundles["plain"].policies).decide(said)
+        assert (first is second) == (old == "plain"), old
