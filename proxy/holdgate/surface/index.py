@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, Final
 
 from ..canonical import CanonicalRequest
@@ -33,7 +34,7 @@ from .model import Action, Effect, ParamSchema, Recognised, Value
 from .overlap import check_overlaps
 from .plan import MapRuntime, Operation
 from .settings import effective
-from .spec import HostPattern, SurfaceMap, pack, unpack
+from .spec import HostPattern, ParamSpec, SurfaceMap, pack, unpack
 from .types import cel_type
 
 __all__ = ["SurfaceIndex"]
@@ -300,13 +301,14 @@ class SurfaceIndex:
             if name not in known:
                 raise ConfigError(f"operation {name!r} does not have the surface {surface!r}")
         chosen = sorted(known) if operations is None else sorted(set(operations))
+        if len(chosen) == 1:
+            return _schema_of(known[chosen[0]])
         schema: dict[str, ParamSchema] = {}
         first: dict[str, str] = {}
         times: dict[str, int] = {}
         for name in chosen:
             for param in known[name].spec.params:
-                kind = cel_type(param.type)
-                optional = not (param.required or param.sources[0].startswith("const."))
+                kind, optional = cel_type(param.type), _optional(param)
                 have = schema.get(param.name)
                 if have is not None and have.type is not kind:
                     raise ConfigError(
@@ -323,6 +325,16 @@ class SurfaceIndex:
             name: row if times[name] == len(chosen) else replace(row, optional=True)
             for name, row in sorted(schema.items())
         }
+
+
+def _optional(param: ParamSpec) -> bool:
+    return not (param.required or param.sources[0].startswith("const."))
+
+
+def _schema_of(operation: Operation) -> dict[str, ParamSchema]:
+    """Of one operation, where nothing can disagree."""
+    params = sorted(operation.spec.params, key=attrgetter("name"))
+    return {p.name: ParamSchema(type=cel_type(p.type), optional=_optional(p)) for p in params}
 
 
 def _variables(pattern: str, host: str) -> dict[str, str]:
