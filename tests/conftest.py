@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,3 +19,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "checkout" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def same_process() -> Iterator[None]:
+    """What a test changes of its process ends with it: the order of files is not the same in two runs."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    levels = {name: logging.getLogger(name).level for name in ("holdgate", "holdgate.pipeline")}
+    yield
+    os.umask(umask)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

@@ -212,8 +212,16 @@ def test_bt2_what_had_no_effect_is_not_charged_and_windows_end(tmp_path: Path, o
     new = load(tmp_path / "new", CAPPED)
     records = amounts(old, 100, 100)
     assert run(records, old, new).resimulated["counts"]["newly-silent"] == 1
-    free = run(records, old, new, without_effect=frozenset({"rcpt_0"}))
+    free = run(records, old, new, without_effect={"rcpt_0": T0 + 1_000_000})
     assert free.resimulated["counts"]["same"] == 2
+    # Until it has ended, it counts.
+    late = run(records, old, new, without_effect={"rcpt_0": T0 + 1_000_001})
+    assert late.resimulated["counts"]["newly-silent"] == 1
+    # It ends once: neither before nor after its window is it taken off a second time.
+    gone = [records[0], record(old, 100, number=1), record(old, 100, number=90_000)]
+    gone += [record(old, 100, number=90_001)]
+    said = run(gone, old, new, without_effect={"rcpt_0": T0 + 500_000}).resimulated["counts"]
+    assert (said["same"], said["newly-silent"]) == (3, 1)
     later = [records[0], record(old, 100, number=90_000)]
     assert run(later, old, new).resimulated["counts"]["same"] == 2
     others = [records[0], record(old, 100, number=1, agent="other")]
@@ -255,8 +263,8 @@ class Ledger:
         for each in self._records[first:until]:
             yield b"e30." + b64url(dumps(dict(each.statement))) + b".AA", each.inputs, each.salt
 
-    def without_effect(self) -> frozenset[str]:
-        return frozenset()
+    def without_effect(self) -> dict[str, int]:
+        return {}
 
 
 @pytest.fixture

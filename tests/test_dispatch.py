@@ -1155,6 +1155,10 @@ ALLOWED = {
     "adapters/gate_client.py": {"ClientSession"},
     # Providers of facts: addresses of holdgate.yaml alone, before the decision (FS3).
     "adapters/fact_sources.py": {"ClientSession"},
+    # Witnesses and time stamps: the URLs of `log:` alone, from a thread of its own.
+    "adapters/anchoring.py": {"HTTPConnection", "HTTPSConnection", "http.client"},
+    # `holdgate signer`: a process of its own, on a Unix socket.
+    "adapters/signer_server.py": {"socketserver"},
     # Tries to get out where an agent stands: sent there by `holdgate doctor`, never imported by `run`.
     "adapters/doctor/probe.py": {"create_connection"},
     # `receipts export --syslog|--http`: run by an operator, in a process of its own, never by `run`.

@@ -235,6 +235,18 @@ async def test_a_provider_replay_goes_out_again_and_a_replay_without_effect_chan
     assert _audit(tmp_path).problems == ()
 
 
+async def test_the_reader_knows_since_when_a_permit_has_no_effect(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    items = await _recorded(ledger, *(RefundJudge(name) for name in "abcd"))
+    names = [each.entry.receipt_id for each in items]
+    for name, status in zip(names, (EXECUTED, NOT_SENT, UNKNOWN), strict=False):
+        ledger.record_outcome(name, status, 0, delivered=False)
+    ledger.close()
+    with SqliteReader(tmp_path) as reader:
+        outcomes = {verify(each.jws, KEYS).statement.get("of"): each.iat_us for each in reader.export()}
+        assert reader.without_effect() == {names[1]: outcomes[names[1]]}
+
+
 async def test_implicit_and_conflict_claims_are_forgotten_when_nothing_is_open(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     (first,) = await _recorded(ledger, RefundJudge(source="implicit", conflict="charge"))

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter as Tally
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from heapq import heappop, heappush
+from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -160,10 +161,10 @@ def backtest(
     policies_of: Callable[[str], PolicySet | None],
     new: Bundle,
     *,
-    without_effect: frozenset[str] = frozenset(),
+    without_effect: Mapping[str, int] = MappingProxyType({}),
     progress: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """`without_effect`: receipts of permits that ended not_sent or failed, which charge nothing."""
+    """`without_effect`: permits that ended not_sent or failed, and since when (us) they charge nothing."""
     frozen, simulated = _Tally(), _Tally()
     meters = _Meters()
     pairs: dict[str, Pair] = {}
@@ -193,8 +194,7 @@ def backtest(
         now = old if decided is old else _judged(new, inputs, decided)
         frozen.add(record, inputs, old, now)
         if counting:
-            is_free = said["id"] in without_effect
-            again = _resimulated(new, inputs, said, meters, now, free=is_free)
+            again = _resimulated(new, inputs, said, meters, now, free_us=without_effect.get(said["id"]))
             simulated.add(record, inputs, old, again)
     found = frozen.document()
     return Report(
@@ -259,20 +259,25 @@ class _Meters:
     """Totals of meters over ascending time."""
 
     def __init__(self) -> None:
-        self._charges: dict[str, deque[Charge]] = {}
         self._totals: dict[str, list[int]] = {}
+        # What is taken off again, the earliest first; the number keeps equal times apart.
+        self._ends: dict[str, list[tuple[int, int, Charge]]] = {}
+        self._number = 0
 
     def total(self, meter: str, now_us: int) -> Total:
-        charges, total = self._charges.get(meter), self._totals.get(meter, [0, 0])
-        while charges and charges[0].until_us <= now_us:
-            over = charges.popleft()
+        ends, total = self._ends.get(meter), self._totals.get(meter, [0, 0])
+        while ends and ends[0][0] <= now_us:
+            _, _, over = heappop(ends)
             total[0] -= over.amount
             total[1] -= over.count
         return Total(sum=total[0], count=total[1])
 
-    def charge(self, charges: Iterable[Charge]) -> None:
+    def charge(self, charges: Iterable[Charge], free_us: int | None) -> None:
+        """`free_us`: when it ended without effect, if it did."""
         for each in charges:
-            self._charges.setdefault(each.meter, deque()).append(each)
+            until_us = each.until_us if free_us is None else min(each.until_us, free_us)
+            self._number += 1
+            heappush(self._ends.setdefault(each.meter, []), (until_us, self._number, each))
             total = self._totals.setdefault(each.meter, [0, 0])
             total[0] += each.amount
             total[1] += each.count
@@ -285,7 +290,7 @@ def _resimulated(
     meters: _Meters,
     frozen: Decision | str,
     *,
-    free: bool,
+    free_us: int | None,
 ) -> Decision | str:
     policies = new.policies
     if not any(policies.counters_of(each["surface"], each["operation"]) for each in inputs["actions"]):
@@ -300,10 +305,9 @@ def _resimulated(
     else:
         again = {**inputs, "actions": actions}
         decision = _judged(new, again, gate.decide(new.policies, again))
-    # A replay of a permitted request charges nothing; what had no effect gave its charge back.
-    if isinstance(decision, Decision) and decision.outcome is Outcome.PERMIT:
-        if not free and "replay_of" not in said:
-            meters.charge(charges)
+    # A replay of a permitted request charges nothing; what had no effect gives its charge back.
+    if isinstance(decision, Decision) and decision.outcome is Outcome.PERMIT and "replay_of" not in said:
+        meters.charge(charges, free_us)
     return decision
 
 

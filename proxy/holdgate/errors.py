@@ -155,6 +155,7 @@ class ConfigError(HoldgateError):
         self.message, self.file, self.line, self.column, self.excerpt = message, file, line, column, excerpt
         place = ":".join(str(part) for part in (file, line, column) if part)
         shown = f"{place}: {message}" if file else message
+        self.shown = shown  # in one line, and without a word of the file: what logs and receipts may hold
         super().__init__(f"{shown}\n{excerpt}" if excerpt else shown)
 
 

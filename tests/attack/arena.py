@@ -406,7 +406,8 @@ class Arena:
 
     def decisions(self, since: int) -> list[tuple[Verified, bytes]]:
         """Every decision receipt since then, oldest first, verified."""
-        page = self.reader.list(limit=max(1, self.reader.size - since))
+        # The outcome of a decision may be committed between these two: more than there were.
+        page = self.reader.list(limit=self.reader.size - since + 50)
         rows = [row for row in reversed(page.receipts) if row.index >= since and row.type == "decision"]
         return [(verify(row.jws, self.keys), row.jws) for row in rows]
 

@@ -319,7 +319,10 @@ def test_idh14_the_log_is_one_clean_line_per_event(arena: Arena) -> None:
         agent.connect("\x1b]0;evil.test:443")
     log = arena.gate.log
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e]", log)
-    assert all(re.match(r"[0-9]{4}-[0-9-]+ [0-9:,]+ [A-Z]+ [a-z._]+ ", line) for line in log.splitlines())
+    odd = [
+        line for line in log.splitlines() if not re.match(r"[0-9]{4}-[0-9-]+ [0-9:,]+ [A-Z]+ [a-z._]+ ", line)
+    ]
+    assert odd == []
     assert max(map(len, log.splitlines())) < 2000
     assert "Traceback" not in log
 

@@ -206,7 +206,7 @@ class Activator:
             raw = await asyncio.to_thread(kept_signed, self._dir, mark.digest)
             bundle, manifest = await asyncio.to_thread(self._verified, raw)
         except ConfigError as error:
-            await self._reject(BundleRejected(Refusal.UNREADABLE, str(error)), "state_dir", (), mark.digest)
+            await self._reject(BundleRejected(Refusal.UNREADABLE, error.shown), "state_dir", (), mark.digest)
         except BundleRejected as error:
             await self._reject(error, "state_dir", (), mark.digest)
         else:
@@ -255,7 +255,7 @@ class Activator:
         try:
             self._fits(bundle)
         except ConfigError as error:
-            raise BundleRejected(Refusal.DOES_NOT_FIT, str(error)) from error
+            raise BundleRejected(Refusal.DOES_NOT_FIT, error.shown) from error
         return bundle, manifest
 
     async def _take(self, raw: RawBundle, bundle: Bundle, manifest: Manifest) -> None:

@@ -107,7 +107,9 @@ class TableFile:
             self._fault = ""
         except OSError as error:
             self._fault = error.strerror or "cannot be read"
-        except (SourceError, ConfigError, InputError, ValueError) as error:
+        except ConfigError as error:
+            self._fault = error.shown  # no word of the table: its rows are about people
+        except (SourceError, InputError, ValueError) as error:
             self._fault = str(error)
 
 

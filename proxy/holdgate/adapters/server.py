@@ -133,7 +133,8 @@ class Server:
                 check_ca(self.config, authority, self.pipeline.bundle)
                 refused = [str(error) for error in await self.activator.refresh(again=True)]
         except (ConfigError, BackendError) as error:
-            log.error("reload refused, %s stays active: %s", self.pipeline.bundle.digest or "nothing", error)
+            shown = error.shown if isinstance(error, ConfigError) else str(error)  # a log line is one line
+            log.error("reload refused, %s stays active: %s", self.pipeline.bundle.digest or "nothing", shown)
             return self._active([str(error)])
         self.pipeline.vouches_for = _vouching(authority)
         self.agent_tls.adopt(LeafMaker(authority))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from ..audit import AuditInput, CounterRow, HeadRow, LogRecord, PermitRow
 from ..erasure import Erasure
 from ..errors import ConfigError
+from ..keys import unb64url
 from ..ledger import ClaimRow, State, Total
 from ..sealing import SealError, Stored
 from .sequencer import CHECKPOINT, LOG
@@ -168,10 +170,16 @@ class SqliteReader:
         for row in self._rows(sql, (since_index, until, limit)):
             yield _opened(row)
 
-    def without_effect(self) -> frozenset[str]:
-        """The permits that ended not_sent or failed."""
-        sql = "SELECT id FROM permits WHERE state IN ('not_sent', 'failed')"
-        return frozenset(row[0] for row in self._rows(sql))
+    def without_effect(self) -> dict[str, int]:
+        """The permits that ended not_sent or failed, and when (us) that was found."""
+        ended = {row[0] for row in self._rows("SELECT id FROM permits WHERE state IN ('not_sent', 'failed')")}
+        sql = "SELECT jws, iat_us FROM receipts WHERE type = 'outcome' AND reason <> 'executed' ORDER BY idx"
+        found: dict[str, int] = {}
+        for jws, iat_us in self._rows(sql):
+            of = json.loads(unb64url(bytes(jws).split(b".")[1]))["of"]
+            if of in ended:
+                found[of] = iat_us  # the last one: what was unknown first
+        return found
 
     def totals(self, meters: tuple[str, ...], now_us: int) -> dict[str, Total]:
         """What stands on these meters (counters.py)."""
