@@ -178,8 +178,29 @@ async def test_dd4_the_same_question_gets_the_first_receipt_again(desk: Desk) ->
     again = await desk.ask(refund(key="k-1"))
     assert (again.outcome, again.id, again.jws, again.repeated) == (Outcome.PERMIT, first.id, first.jws, True)
     assert decode_jws(desk.ledger.last.jws)["reason"] == "in_flight"
-    desk.timers.fire()
-    assert (await desk.ask(refund(key="k-1"))).id == first.id
+
+
+ENDS = {
+    "executed": (OutcomeStatus.EXECUTED, Reason.ALREADY_EXECUTED),
+    "unknown": (OutcomeStatus.UNKNOWN, Reason.OUTCOME_UNKNOWN),
+}
+
+
+@pytest.mark.parametrize(("status", "reason"), ENDS.values(), ids=ENDS)
+async def test_dd5_what_has_ended_is_not_permitted_again(
+    desk: Desk, status: OutcomeStatus, reason: Reason
+) -> None:
+    first = await desk.ask(refund(key="k-1"))
+    assert desk.decider.settle(first.id, ("bot",), status, 0)
+    again = await desk.ask(refund(key="k-1"))
+    assert (again.outcome, again.reason, again.repeated) == (Outcome.SILENCE, reason, False)
+
+
+async def test_dd5_a_permit_that_expired_is_not_given_again(desk: Desk) -> None:
+    await desk.ask(refund(key="k-1"))
+    desk.ledger.now_us += 30_000_001
+    again = await desk.ask(refund(key="k-1"))
+    assert (again.outcome, again.reason, again.repeated) == (Outcome.SILENCE, Reason.IN_FLIGHT, False)
 
 
 OTHERS: dict[str, tuple[ActionAsked, str, str, Reason]] = {
@@ -197,6 +218,21 @@ async def test_dd4_another_question_never_gets_the_first_answer(
     first = await desk.ask(refund(key="k-1"))
     second = await desk.ask(about, agent, door)
     assert second.reason is reason and second.id != first.id and not second.repeated
+
+
+async def test_questions_count_as_in_flight_and_are_limited(desk: Desk) -> None:
+    held = asyncio.Event()
+    desk.ledger.before = held.wait
+    desk.pipeline.limits = Limits(in_flight=1)
+    first = asyncio.ensure_future(desk.ask(refund()))
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(desk.ask(refund()))
+    await asyncio.sleep(0)
+    assert desk.pipeline.in_flight == 2
+    held.set()
+    assert [(await each).reason for each in (first, second)] == [Reason.PERMIT_RULE, Reason.OVERLOADED]
+    assert desk.pipeline.in_flight == 0
+    desk.pipeline.limits = Limits()
 
 
 async def test_without_a_store_the_answer_is_silence_without_a_receipt(desk: Desk) -> None:

@@ -170,6 +170,15 @@ class Pipeline:
 
         `prepare` puts the request into `held`, or what is recognised in place of one; it raises InputError.
         """
+        self.in_flight += 1
+        self.meter.in_flight(1)
+        try:
+            return await self._asked(held, prepare)
+        finally:
+            self.in_flight -= 1
+            self.meter.in_flight(-1)
+
+    async def _asked(self, held: Held, prepare: Callable[[Held], None]) -> Recorded | None:
         try:
             async with asyncio.timeout(self.limits.hold_s):
                 if self.in_flight > self.limits.in_flight:

@@ -4,13 +4,15 @@
 
 Nothing is forwarded from here. Whoever asked and was permitted says later what became of it (`outcome`);
 who does not, within `settle_s`, leaves it `unknown`. A question repeated under its idempotency key gets the
-first answer again, as these protocols have it: the second receipt says why the gate was not asked twice.
+first answer again while that permit may still be used, as these protocols have it: the second receipt says
+why the gate was not asked twice. After that it is answered like any other repeat.
 
 Invariants (tests/test_decider.py has one test named after each):
   DD1  Asking never reaches the dispatcher, whatever the answer.
   DD2  Every receipt of a question names its door in `via`.
   DD3  Every PERMIT of a door gets exactly one outcome: the one that was reported, else `unknown`.
   DD4  A repeated question gets the first receipt, and only of the same agent, door and question.
+  DD5  What has an outcome, or a permit that has expired, is not permitted again by a repeated question.
 """
 
 from __future__ import annotations
@@ -39,7 +41,6 @@ __all__ = ["Decided", "Decider", "build_decider"]
 
 log = logging.getLogger("holdgate.decider")
 
-_REPEATS: Final = frozenset({Reason.IN_FLIGHT, Reason.OUTCOME_UNKNOWN, Reason.ALREADY_EXECUTED})
 _NOWHERE: Final = Origin(
     listener=Listener.EXPLICIT,
     tls=True,
@@ -125,7 +126,7 @@ class Decider:
         entry = recorded.entry
         if entry.outcome is Outcome.PERMIT:
             self._expect_outcome(entry.receipt_id, agent)
-        elif entry.reason in _REPEATS and entry.prior:
+        elif entry.reason is Reason.IN_FLIGHT and entry.prior:
             first = await self.stored(entry.prior)
             if first is not None and _repeats(decode_jws(entry.jws), decode_jws(first)):
                 return _decided(first, repeated=True)
@@ -179,8 +180,10 @@ def _bare(about: RequestAsked | ActionAsked) -> Message:
 
 
 def _repeats(second: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
-    """Whether two receipts are answers to one question."""
-    return _asked(second) == _asked(first) and bool(first.get("via"))
+    """Whether two receipts are answers to one question, the first a permit that may still be used."""
+    # One spelling of time, so text order is time order; a refusal has no `exp`.
+    in_time = second["iat"] < first.get("exp", "")
+    return in_time and _asked(second) == _asked(first) and bool(first.get("via"))
 
 
 def _asked(statement: Mapping[str, Any]) -> tuple[Any, ...]:
