@@ -322,7 +322,6 @@ POLICIES = [
     _when("agent roles", '"admin" in agent.¦roles', "did you mean agent.groups?"),
     _when("undeclared attribute", 'agent.attrs.¦team == "a"', "write it into `agent_attrs`"),
     _when("undeclared counter", "counters.¦day.sum < 5", "write it into spec.counters"),
-    Wrong("two surfaces", "surface: payments.refund", "surface: ¦[payments.refund]", "must be a string, not"),
     _when("action name", 'action.¦name == "x"', "did you mean action.operation?"),
     _when("clock now", "clock.¦now > 5", "clock.now_s"),
     _when("approvals role", '¦approvals.role == "a"', "approvals.exists(a, a.role == ...)"),

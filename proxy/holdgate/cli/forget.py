@@ -11,7 +11,7 @@ from typing import Any
 from ..adapters.admin.shapes import decode_jws
 from ..adapters.control import ask
 from ..adapters.forgetting import Forgetter, Forgotten
-from ..adapters.open_ledger import open_ledger
+from ..adapters.offline import offline_ledger
 from ..adapters.sqlite_reader import SqliteReader
 from ..config import Config
 from ..erasure import MAX_IDS, SHRED, Erasure
@@ -111,12 +111,9 @@ def _forget(config: Config, orders: list[Erasure]) -> list[Forgotten]:
 
 
 async def _forget_here(config: Config, orders: list[Erasure]) -> list[Forgotten]:
-    ledger = open_ledger(config).ledger
-    try:
+    with offline_ledger(config) as ledger:
         forgetter = Forgetter(config.state_dir, ledger)
         return [await forgetter.forget(order, by="local") for order in orders]
-    finally:
-        await asyncio.to_thread(ledger.close)
 
 
 def _print(args: argparse.Namespace, done: Forgotten, receipts: list[str], *, dry: bool = False) -> None:
