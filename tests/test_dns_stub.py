@@ -13,6 +13,7 @@ import pytest
 from holdgate.adapters.dns_stub import RECEIPTS_PER_S, DnsStub, bind_udp
 from holdgate.adapters.dnswire import A, build_query, parse_answer
 from holdgate.config import Address
+from ports import free_port
 
 
 @dataclass
@@ -105,8 +106,7 @@ async def test_ds3_a_tcp_connection_answers_and_ends(noted: Noted) -> None:
 
 async def test_it_listens_on_the_ipv6_twin_too(noted: Noted, client: socket.socket) -> None:
     stub = noted.stub()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     end = await stub.listen(Address(host="127.0.0.1", port=port))
     try:
         query = build_query("a.b", A, 9)

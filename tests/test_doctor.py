@@ -23,6 +23,7 @@ from holdgate.cli import main
 from holdgate.coverage import State
 from holdgate.errors import ConfigError
 from holdgate.escape import CELLS, NETWORK, REQUIRED, Judge, Probe, Targets, token_of
+from ports import free_port
 
 RUN = "0123456789abcdef" * 2
 HALF = '{"netns": 1, "uid": 0, "results": {"tcp4.22": {"ran": 1}}}'
@@ -137,8 +138,7 @@ def witness(monkeypatch: pytest.MonkeyPatch) -> Callable[[], _Witness]:
         made.append(found)
         return found
 
-    ports = iter(_free_ports(60))
-    moved = {port: next(ports) for port in sorted({CELLS[name].port for name in NETWORK})}
+    moved = {port: free_port() for port in sorted({CELLS[name].port for name in NETWORK})}
     cells = {name: _moved(cell, moved.get(cell.port, 0)) for name, cell in CELLS.items()}
     for module in (prover, sys.modules["holdgate.escape"]):
         monkeypatch.setattr(module, "CELLS", cells)
@@ -149,15 +149,6 @@ def witness(monkeypatch: pytest.MonkeyPatch) -> Callable[[], _Witness]:
 
 def _moved(cell: Any, port: int) -> Any:
     return replace(cell, port=port) if cell.port and cell.to == "witness" else cell
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def test_an_open_path_is_seen_by_the_witness(config: Any, witness: Callable[[], _Witness]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -28,6 +27,7 @@ from holdgate.errors import BackendError, Outcome, Reason
 from holdgate.gate import Decision
 from holdgate.ledger import OutcomeStatus
 from holdgate.remote_gate import Remote, RemoteProtocol
+from ports import free_port
 from test_remote_gate import ASKED
 
 type Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -190,10 +190,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
         decider.run_words = ("gate",)
         digest = hashlib.sha256(TOKEN.encode()).hexdigest()
         tokens = f"tokens: {{proxy: {{sha256: {digest}, roles: [decider], agents: [demo-agent]}}}}"
-        with socket.create_server(
-            ("127.0.0.1", 0)
-        ) as probe:  # it is stopped and comes back at the same place
-            admin = f"admin: {{listen: 127.0.0.1:{probe.getsockname()[1]}"
+        # It is stopped and comes back at the same place.
+        admin = f"admin: {{listen: 127.0.0.1:{free_port()}"
         text = decider.config.read_text().replace("admin: {listen: 127.0.0.1:0", admin)
         decider.config.write_text(text.replace("open: [metrics", f"{tokens}, open: [metrics"))
         with decider:

@@ -16,6 +16,7 @@ from holdgate.adapters import handed
 from holdgate.adapters.engine import serves
 from holdgate.config import Address, NetworkMode
 from holdgate.errors import ConfigError
+from ports import free_port
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a transparent socket")
 PLACE = 200  # where the descriptors go: pytest's own are below
@@ -73,9 +74,8 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Iterator[Take]:
 
 @needs_root
 def test_hs1_the_listener_and_its_twin_are_taken_and_not_inherited(take: Take) -> None:
-    four = opened("0.0.0.0")
-    port = four.getsockname()[1]
-    sockets = take(four, opened("::", port), port=port)
+    port = free_port()
+    sockets = take(opened("0.0.0.0", port), opened("::", port), port=port)
     assert [sock.getsockname()[:2] for sock in sockets] == [("0.0.0.0", port), ("::", port)]
     assert not any(os.get_inheritable(sock.fileno()) for sock in sockets)
 
@@ -214,8 +214,7 @@ def test_hs3_a_connection_to_nowhere_known_is_closed_and_never_met(tmp_path: Pat
 
 @needs_root
 def test_the_privileged_step_opens_what_is_taken(take: Take) -> None:
-    with socket.create_server(("0.0.0.0", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     sockets = handed.open_transparent(config(port))
     assert len(take(*sockets, port=port)) == len(sockets) >= 1
     assert handed.open_transparent(config(port, NetworkMode.REDIRECT)) == ()

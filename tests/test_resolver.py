@@ -25,6 +25,7 @@ from holdgate.adapters.resolver import (
     dns_lookup,
     system_lookup,
 )
+from ports import free_port
 
 
 def answering(*ips: str) -> Lookup:
@@ -311,7 +312,9 @@ async def dns_server(
     answers: Callable[[bytes], list[bytes]],
 ) -> AsyncIterator[tuple[Server, tuple[str, int]]]:
     loop = asyncio.get_running_loop()
-    transport, server = await loop.create_datagram_endpoint(lambda: Server(answers), ("127.0.0.1", 0))
+    transport, server = await loop.create_datagram_endpoint(
+        lambda: Server(answers), ("127.0.0.1", free_port())
+    )
     try:
         yield server, transport.get_extra_info("sockname")
     finally:

@@ -35,6 +35,7 @@ from holdgate.demo.instance import Instance
 from holdgate.errors import ConfigError
 from holdgate.note import sign_checkpoint
 from holdgate.tlog import EMPTY, leaf_hash
+from ports import free_port
 
 STRIPE = "api.stripe.com:443"
 
@@ -434,10 +435,10 @@ def policy_of(answer: tuple[int, str]) -> str:
 
 def test_listeners_may_be_ipv6_and_redirect_targets_have_both_versions(tmp_path: Path) -> None:
     try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6) as probe:
-            port = probe.getsockname()[1]
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no IPv6")
+    port = free_port()
     gate = Instance(tmp_path, connect_to={}, transparent=True)
     gate.config.write_text(
         gate.config.read_text().replace("explicit: 127.0.0.1:0", f'explicit: "[::1]:{port}"')

@@ -23,6 +23,7 @@ import pytest
 from behind import Bench
 from holdgate.demo.instance import Instance
 from holdgate.demo.standins import StandIns
+from ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -80,8 +81,7 @@ def moto() -> Iterator[str]:
     """moto's server, with the bucket and the table that the starter policies speak of."""
     pytest.importorskip("moto")
     boto3 = pytest.importorskip("boto3")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
