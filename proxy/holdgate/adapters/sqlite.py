@@ -3,7 +3,8 @@
     record(judge) --queue--> writer thread: judge, sign, insert ... COMMIT (fsync) --> futures
 
 The thread commits whatever queued while the last commit ran; nobody waits for company. Outcomes
-alone wait up to `linger_s` for a decision to share its commit with, since nobody waits for them.
+alone wait up to `linger_s` for a decision to share its commit with, since nobody waits for them: what a
+crash in that time costs is an outcome that is known (then it is `unknown`), never a permit.
 Tiles and checkpoint follow a commit within a second, in a thread of their own (sequencer.py).
 One class for two threads, a little over 400 lines: they are read together or not at all.
 
@@ -132,7 +133,7 @@ class SqliteLedger:
         node: str,
         clock_us: Callable[[], int],
         nonce16: Callable[[], bytes],
-        linger_s: float = 0.002,
+        linger_s: float = 0.010,
         headroom_bytes: int = 64 << 20,
         free: Callable[[Path], int] = free_bytes,
         device: Device | None = None,
