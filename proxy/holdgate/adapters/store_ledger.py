@@ -3,7 +3,8 @@
     record(judge) --queue--> writer thread: begin, judge, sign ... commit (durable) --> futures
 
 The thread commits whatever queued while the last commit ran; nobody waits for company. Outcomes
-alone wait up to `linger_s` for a decision to share its commit with, since nobody waits for them.
+alone wait up to `linger_s` for a decision to share its commit with, since nobody waits for them: what a
+crash in that time costs is an outcome that is known (then it is `unknown`), never a permit.
 Tiles and checkpoint follow a commit within a second, in a thread of their own (sequencer.py).
 What is particular to a database is behind store.py. One class for two threads, over 400 lines: they are
 read together or not at all.
@@ -144,7 +145,7 @@ class StoreLedger:
         state_dir: Path,
         prepare: Callable[[Node, PublicKey], Prepared],
         *,
-        linger_s: float = 0.002,
+        linger_s: float = 0.010,
         headroom_bytes: int = 64 << 20,
         free: Callable[[Path], int] = free_bytes,
         device: Device | None = None,
