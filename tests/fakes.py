@@ -11,7 +11,17 @@ from typing import Any
 from holdgate.answer import DispatchError
 from holdgate.counters import Book
 from holdgate.errors import BackendError, HoldgateError, Outcome, Reason
-from holdgate.ledger import ClaimRow, Judge, OutcomeStatus, Recorded, State, bind, settle, settle_row
+from holdgate.ledger import (
+    ClaimRow,
+    Judge,
+    OutcomeStatus,
+    Recorded,
+    State,
+    bind,
+    settle,
+    settle_claim,
+    settle_row,
+)
 from holdgate.message import Headers, ResponseHead
 from holdgate.policy_model import PolicySet
 from holdgate.receipt import new_receipt_id
@@ -69,6 +79,13 @@ class MemoryLedger:
         for key, row in list(self.claims.items()):
             if row.receipt_id == receipt_id:
                 self.claims[key] = settle_row(row, status, http_status, delivered=delivered)
+
+    def reconcile(self, receipt_id: str, found: OutcomeStatus) -> None:
+        """Somebody looked what became of an unknown outcome."""
+        for key, row in list(self.claims.items()):
+            self.claims[key] = settle_claim(
+                row, receipt_id, OutcomeStatus.RECONCILED, 0, delivered=False, found=found
+            )
 
     @property
     def last(self) -> Any:

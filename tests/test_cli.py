@@ -835,7 +835,7 @@ def test_surfaces_list_and_compile(run, shop):
     assert [(row["operation"], row["match"]) for row in rows] == [("shop.buy", "POST /orders")]
     assert "payments.charge" in run("surfaces", "list").out
     assert json.loads(run("surfaces", "list", "--surface", "x", "--json").out) == []
-    assert json.loads(run("surfaces", "compile", "surfaces").out)["version"] == 1
+    assert json.loads(run("surfaces", "compile", "surfaces").out)["version"] == 2
 
 
 @pytest.fixture
