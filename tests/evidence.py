@@ -153,7 +153,13 @@ class RefundJudge:
         self.verdict: Verdict | None = None
 
     def __call__(
-        self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets
+        self,
+        claims: Mapping[str, ClaimRow],
+        *,
+        now_us: int,
+        receipt_id: str,
+        budgets: Budgets,
+        standing: Standing = NOTHING_STANDS,
     ) -> Entry:
         verdict, prior, status = appraise(claims, self._wanted, digest=self._digest, now_us=now_us)
         self.verdict = verdict

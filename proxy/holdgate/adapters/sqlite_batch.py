@@ -40,15 +40,19 @@ from ..ledger import (
 )
 from ..receipt import MAX_BYTES, admin_statement, jws_prefix, new_receipt_id, outcome_statement, sign
 from ..sealing import Sealed
+from ..standing import MAX_DENIALS, Denial, Standing
 from ..tlog import Tree, leaf_hash
 from .sqlite_schema import (
     PUT_CLAIM,
     PUT_COUNTER,
+    PUT_DENIAL,
     PUT_PERMIT,
     PUT_RECEIPT,
     charges_of,
     charges_text,
     claim_of,
+    denial_of,
+    denial_row,
     pack,
     read_total,
     row_of,
@@ -124,11 +128,13 @@ class Batch:
     ) -> None:
         self._db, self._node, self._live, self.active = db, node, live, active
         self._tree, self._iat_us = head.tree, head.iat_us
+        self._first = head.tree.size  # leaves before this group
         self._claims: dict[str, ClaimRow] = {}
         self._receipts: list[tuple[int, str, str, str, str, str, str, int, bytes]] = []
         self._inputs: list[tuple[int, bytes]] = []
         self._changes: dict[tuple[str, int], Charge] = {}  # to the counters' rows; amounts may be negative
         self._sealed: list[tuple[int, Sealed]] = []
+        self._denials: dict[str, tuple[int, Denial]] = {}  # by key, with the index of the DENY
         self.permits: dict[str, Permit] = {}
         self.unknown = 0  # by how much the number of unknown outcomes changes
         self.erasing: list[tuple[int, Erasure]] = []  # orders, each under the index of its receipt
@@ -167,7 +173,9 @@ class Batch:
         now_us = self._now_us()
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
         budgets = self._budgets(judge.meters, claims, now_us) if judge.meters else NO_BUDGETS
-        entry = judge(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets)
+        denials = {key: denial for key in judge.denials if (denial := self._denial(_text(key))) is not None}
+        standing = Standing(denials=denials)
+        entry = judge(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets, standing=standing)
         if entry.outcome is Outcome.PERMIT and self.active not in ("", entry.policy):
             raise Superseded
         bound = self._check(entry, claims, now_us, receipt_id)
@@ -183,6 +191,8 @@ class Batch:
             self._inputs.append((index, entry.inputs))
         if entry.sealed is not None:
             self._sealed.append((index, entry.sealed))
+        if entry.denial is not None:
+            self._denials[entry.denial.key] = (index, entry.denial)
         if entry.outcome is Outcome.PERMIT:
             self._claims.update(bound)
             self.permits[receipt_id] = Permit(
@@ -350,6 +360,9 @@ class Batch:
             db.executemany(
                 "INSERT INTO secrets VALUES (?,?,?)", [(i, item.salt, item.key) for i, item in self._sealed]
             )
+        if self._denials:
+            db.executemany(PUT_DENIAL, [denial_row(index, one) for index, one in self._denials.values()])
+        self._forget_denials()
         if self.erasing:
             db.executemany("INSERT INTO erasing VALUES (?)", [(index,) for index, _ in self.erasing])
         if self.permits:
@@ -373,6 +386,16 @@ class Batch:
             (self._tree.size, self._iat_us, pack(self._tree)),
         )
 
+    def _forget_denials(self) -> None:
+        """Once per 1,024 leaves: what has expired, and what is more than may be kept, the oldest first."""
+        if self._tree.size >> 10 == self._first >> 10:
+            return
+        self._db.execute("DELETE FROM denials WHERE expires_us <= ?", (self._iat_us,))
+        self._db.execute(
+            "DELETE FROM denials WHERE idx <= (SELECT idx FROM denials ORDER BY idx DESC LIMIT 1 OFFSET ?)",
+            (MAX_DENIALS,),
+        )
+
     def _write_counters(self) -> None:
         changes = self._changes.values()
         changed = [(c.meter, c.at_us, c.until_us, c.amount, c.count) for c in changes if c.amount or c.count]
@@ -394,6 +417,13 @@ class Batch:
         found = self._db.execute("SELECT * FROM claims WHERE key = ?", (key,)).fetchone()
         return None if found is None else claim_of(found)
 
+    def _denial(self, key: str) -> Denial | None:
+        pending = self._denials.get(key)
+        if pending is not None:
+            return pending[1]
+        found = self._db.execute("SELECT * FROM denials WHERE key = ?", (key,)).fetchone()
+        return None if found is None else denial_of(found)
+
     def _check(
         self, entry: Entry, claims: Mapping[str, ClaimRow], now_us: int, receipt_id: str
     ) -> dict[str, ClaimRow]:
@@ -402,6 +432,8 @@ class Batch:
             raise BackendError(Reason.INTERNAL_ERROR, "the entry is not for this receipt id and time")
         if entry.outcome is not Outcome.PERMIT and entry.bindings:
             raise BackendError(Reason.INTERNAL_ERROR, "only a PERMIT binds claims")
+        if entry.denial is not None:
+            _check_denial(entry, entry.denial)
         # What SQLite could choke on must be this request's failure, not the store's.
         _text(entry.agent), _text(entry.surface)
         if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, bytes | None):
@@ -453,6 +485,17 @@ class Batch:
             charges=charges_of(row[4]),
             lender=row[5],
         )
+
+
+def _check_denial(entry: Entry, denial: Denial) -> None:
+    """ST2, the store's own look: what would stick is a DENY, this one, and fits into its row."""
+    if entry.outcome is not Outcome.DENY or (denial.receipt_id, denial.policy) != (entry.receipt_id, entry.policy):
+        raise BackendError(Reason.INTERNAL_ERROR, "only a DENY sticks, and for itself")
+    texts = (denial.key, denial.digest, *denial.rules)
+    if not all(map(_text, texts)) or not denial.rules or any(" " in rule for rule in denial.rules):
+        raise BackendError(Reason.INTERNAL_ERROR, "a denial without key, digest or rules")
+    if not 0 <= denial.expires_us < _INT64:
+        raise BackendError(Reason.INTERNAL_ERROR, "a denial that expires out of range")
 
 
 def _text(value: str) -> str:
