@@ -204,9 +204,7 @@ class Adjudication:
         if case.recognised.require_key:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
         for denial in map(standing.denials.get, self.denials):
-            if repeats(
-                denial, digest=case.recognised.digest, policy=self._bundle.digest, now_us=now_us
-            ):
+            if repeats(denial, digest=case.recognised.digest, policy=self._bundle.digest, now_us=now_us):
                 return self._denied_again(now_us, receipt_id, denial)
         inputs = decision_input(case.agent, case.request, case.recognised, now_us)
         repeated = prior if verdict is Verdict.REPLAY else ""

@@ -15,6 +15,8 @@ Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budge
   A8  Any single byte changed in a receipt, its row, a tile or the checkpoint is a problem.
   A9  A counter's row that the permits' charges do not add up to is a problem, and so is a charge that its
       receipt or recorded input does not bear out.
+  A11  A DENY that says it repeats another one is a problem unless that is an earlier DENY of the same request,
+      agent, rules and bundle, which the gate made.
   A10  A receipt by another key than the one that the log itself names for its index is a problem, and so is
       a list of keys that says otherwise than the log.
 
@@ -34,7 +36,7 @@ from .audit_budgets import BudgetAudit, CounterRow
 from .audit_inputs import InputAudit
 from .audit_keys import KeyAudit
 from .audit_tiles import StoredTiles, TileAudit
-from .errors import Outcome
+from .errors import Outcome, Reason
 from .keys import KeySet
 from .ledger import RELEASING, SOURCES, Charge, ClaimRow, OutcomeStatus, State
 from .note import Checkpoint, verify_log
@@ -211,6 +213,9 @@ class _Auditor:
         self.edge = self.tiles.edge
         self._origin = origin
         self._permits: dict[str, _Permit] = {}
+        self._denied: dict[
+            str, int
+        ] = {}  # receipt of a DENY by the gate -> hash of what a repeat has in common
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
         self.budgets = BudgetAudit()
         self._inputs = InputAudit(self.problem)
@@ -300,6 +305,7 @@ class _Auditor:
         if is_permit != (record.permit is not None):
             self._at(record, "the ledger and the receipt disagree whether this is a permit")
         if not is_permit:
+            self._denial(record, statement)
             return
         key = statement.get("idempotency", {"key_hash": "", "source": ""})
         permit = _Permit(
@@ -321,6 +327,23 @@ class _Auditor:
         self._permits[permit.id] = permit
         charged = None if record.permit is None else (record.permit.charges, record.permit.lender)
         self.budgets.permit(record.index, statement, charged, inputs)
+
+    def _denial(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
+        if statement["reason"] != Reason.DENY_RULE:
+            return
+        request, key = statement["request"], statement.get("idempotency", {})
+        common = (
+            statement["agent"],
+            request.get("digest"),
+            key.get("key_hash"),
+            statement["policy"]["digest"],
+        )
+        known = hash((*common, *statement["rules"]))
+        first = statement.get("replay_of")
+        if first is None:
+            self._denied[statement["id"]] = known
+        elif self._denied.get(first) != known:
+            self._at(record, f"it repeats {first}, which is no earlier DENY of this request")
 
     def _after(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         """Anything but a decision."""

@@ -343,7 +343,9 @@ def _check_decision(statement: Mapping[str, Any]) -> None:
     outcome, reason = Outcome(statement["outcome"]), Reason(statement["reason"])
     if OUTCOME_OF[reason] is not outcome:
         raise StatementError(f"the reason {reason} does not go with {outcome}")
-    repeats = outcome is Outcome.DENY and "replay_of" in statement  # a denial that stuck: nobody was asked again
+    repeats = (
+        outcome is Outcome.DENY and "replay_of" in statement
+    )  # a denial that stuck: nobody was asked again
     if reason in _GATE_RAN and ("input_digest" in statement) == repeats:
         raise StatementError(f"{reason} without input_digest, or a repeated DENY with one")
     if "replay_of" in statement and reason not in (Reason.PERMIT_RULE, Reason.DENY_RULE):

@@ -1,7 +1,7 @@
 """The tables of a SQLite ledger, and rows to values and back.
 
-One file, `state_dir/ledger.db`. Only sqlite.py writes it, through one connection: SQLite 3.7.0 to
-3.51.2 can corrupt a WAL that two connections write or checkpoint at once. Readers open it `mode=ro`.
+One file, `state_dir/ledger.db`. Only sqlite_store.py and sqlite_erase.py write it, through one connection:
+SQLite 3.7.0 to 3.51.2 can corrupt a WAL that two connections write or checkpoint at once. Readers open it `mode=ro`.
 """
 
 from __future__ import annotations
@@ -211,6 +211,4 @@ def denial_of(row: _DenialTuple) -> Denial:
 
 
 def denial_row(index: int, one: Denial) -> _DenialTuple:
-    return (
-        one.key, index, one.digest, one.policy, one.receipt_id, " ".join(one.rules), one.expires_us
-    )
+    return (one.key, index, one.digest, one.policy, one.receipt_id, " ".join(one.rules), one.expires_us)
