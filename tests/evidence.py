@@ -27,6 +27,7 @@ from holdgate.ledger import (
 )
 from holdgate.receipt import admin_statement, decision_statement, input_digest, sign
 from holdgate.sealing import Kept, seal
+from holdgate.standing import NOTHING_STANDS, Standing
 from holdgate.surface.model import Action, Effect, Param
 
 RECEIPT_KEY = SigningKey(seed=bytes(range(32)))
@@ -149,6 +150,7 @@ class RefundJudge:
             self._wanted.append((op_key("thing", conflict), CONFLICT_SOURCE))
         self._digest, self._provider, self._ttl_us, self._inputs = digest, provider, ttl_us, inputs
         self._is_sealed = sealed
+        self.denials: tuple[str, ...] = ()
         self.keys = tuple(key for key, _ in self._wanted)
         self.verdict: Verdict | None = None
 

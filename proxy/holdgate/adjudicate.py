@@ -3,7 +3,7 @@
 A Case (everything known of the request) and the claims that the ledger read become one Entry. Pure: time,
 receipt id and claims are arguments. The Entry is not a permit yet: only a store can make it Recorded.
 
-Invariants (tests/test_adjudicate.py):
+Invariants (tests/test_adjudicate.py; A9: tests/test_standing.py):
   A1  PERMIT only when every claim verdict leaves the way open and the gate said PERMIT.
   A2  A Case with a refusal never reaches the gate.
   A3  Claims are bound on PERMIT only.
@@ -11,9 +11,9 @@ Invariants (tests/test_adjudicate.py):
   A5  A voided Case (its hold deadline passed) is never permitted.
   A6  Of a sensitive operation nothing is kept in clear: its input is sealed, its receipt has a commitment.
   A7  A PERMIT charges every counter of every action, a replay none; the receipt names ids only.
-  A9  A repeat of a request that a policy denied is DENY again with the same rules, names the first receipt, and
-      does not reach the gate; under another bundle, or another gate, it does.
   A8  Under no bundle, or one that has ended, every Case is SILENCE with that reason, refused ones too.
+  A9  A repeat of a request that a policy denied is DENY again with the same rules and names the first
+      receipt, and the gate is not asked; under another bundle, or by another gate, it is.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from .ledger import (
 from .policy import PolicySet
 from .receipt import decision_statement, input_digest, sign
 from .sealing import SALT_BYTES, Kept, Sealed, commitment, seal
-from .standing import KEYLESS_S, NOTHING_STANDS, Denial, Standing, repeats
+from .standing import KEYLESS_S, NOTHING_STANDS, Denial, Standing, repeated
 from .surface.model import Action, KeySource, Recognised
 
 __all__ = ["Adjudication", "Case", "Evidence", "Target", "TimedGate", "decision_input", "questions"]
@@ -192,10 +192,11 @@ class Adjudication:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, case.refusal)
         if case.agent is None or case.request is None or case.recognised is None:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.INTERNAL_ERROR)
+        digest = case.recognised.digest
         verdict, prior, prior_status = appraise(
             claims,
             [(claim.key, claim.source) for claim in self._claims],
-            digest=case.recognised.digest,
+            digest=digest,
             now_us=now_us,
         )
         refused = _REFUSED.get(verdict)
@@ -203,15 +204,16 @@ class Adjudication:
             return self._entry(now_us, receipt_id, *refused, prior=prior, prior_status=prior_status)
         if case.recognised.require_key:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
-        for denial in map(standing.denials.get, self.denials):
-            if repeats(denial, digest=case.recognised.digest, policy=self._bundle.digest, now_us=now_us):
+        for key in self.denials:
+            denial = repeated(standing, key, digest=digest, policy=self._bundle.digest, now_us=now_us)
+            if denial is not None:
                 return self._denied_again(now_us, receipt_id, denial)
         inputs = decision_input(case.agent, case.request, case.recognised, now_us)
-        repeated = prior if verdict is Verdict.REPLAY else ""
+        first = prior if verdict is Verdict.REPLAY else ""
         if self._engine == gate.ENGINE:  # like counters
             facts_of = self._bundle.policies.facts_of
             state_facts(facts_of, inputs["agent"], inputs["actions"], case.facts, now_s=now_us // 1_000_000)
-        charges = self._charged(inputs, budgets, repeated, now_us)
+        charges = self._charged(inputs, budgets, first, now_us)
         decision = self._decide(self._bundle.policies, inputs)
         permitted = decision.outcome is Outcome.PERMIT and not self._void
         if decision.outcome is Outcome.PERMIT and not permitted:
@@ -228,7 +230,7 @@ class Adjudication:
             inputs=dumps_input(inputs),
             prior=prior if permitted else "",
             prior_status=prior_status,
-            replay=repeated != "",
+            replay=first != "",
             charges=charges if permitted else (),
             would=would.get("outcome", ""),
         )

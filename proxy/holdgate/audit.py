@@ -4,7 +4,8 @@ Pure: it reads iterators once, in order, and trusts nothing in them but the publ
 given. It sees everything from leaf 0, so it does not rely on what the ledger remembered of the tree.
 A problem names the leaf and its receipt, so that one can look at it.
 
-Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budgets.py):
+Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budgets.py; A11:
+tests/test_standing.py):
   A1  An edited, removed, inserted or reordered receipt is a problem, the removed tail included.
   A2  Every PERMIT has at most one outcome, or unknown and then reconciled; every outcome has its PERMIT.
   A3  A recorded input that is not the one its receipt names is a problem (audit_inputs.py says more).
@@ -15,10 +16,10 @@ Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budge
   A8  Any single byte changed in a receipt, its row, a tile or the checkpoint is a problem.
   A9  A counter's row that the permits' charges do not add up to is a problem, and so is a charge that its
       receipt or recorded input does not bear out.
-  A11  A DENY that says it repeats another one is a problem unless that is an earlier DENY of the same request,
-      agent, rules and bundle, which the gate made.
   A10  A receipt by another key than the one that the log itself names for its index is a problem, and so is
       a list of keys that says otherwise than the log.
+  A11  A DENY that says it repeats another one is a problem unless that is an earlier DENY by the gate of the
+      same request, agent, rules and bundle.
 
 It does not see: a roll-back of ledger and checkpoint together (keep an earlier checkpoint elsewhere
 and pass it as `earlier`), and what is in no receipt: when a claim expires, what was charged where an

@@ -2,8 +2,8 @@
 
 A DENY is a policy's explicit no, and a repeat of the request is told the same no, without a second look: the
 same key (idempotency key, natural key, else the request itself) and digest, under the same bundle. SILENCE
-decides nothing and never sticks. A denial lasts as long as its key does; where a commit has no key of its own,
-a repeat may be a new intention, so only `KEYLESS_S`: long enough for a retry loop.
+decides nothing and never sticks. A denial lasts as long as its key does; where a commit has no key of its
+own, a repeat may be a new intention, so only `KEYLESS_S`: long enough for a retry loop.
 
 Stores keep these rows beside the claims and write them in the decision's own transaction. They may forget any
 of them: then the policy is asked again. That bounds the table (`MAX_DENIALS`), whatever agents send.
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["KEYLESS_S", "MAX_DENIALS", "NOTHING_STANDS", "Denial", "Standing", "repeats"]
+__all__ = ["KEYLESS_S", "MAX_DENIALS", "NOTHING_STANDS", "Denial", "Standing", "repeated"]
 
 KEYLESS_S: Final = 600
 MAX_DENIALS: Final = 65_536  # rows; the oldest are forgotten first
@@ -47,11 +47,9 @@ class Standing:
 NOTHING_STANDS: Final = Standing(denials={})
 
 
-def repeats(denial: Denial | None, *, digest: str, policy: str, now_us: int) -> bool:
-    """Whether a request of this key is the one that was denied, and the denial still stands."""
-    return (
-        denial is not None
-        and denial.digest == digest
-        and denial.policy == policy
-        and now_us < denial.expires_us
-    )
+def repeated(standing: Standing, key: str, *, digest: str, policy: str, now_us: int) -> Denial | None:
+    """The denial that a request of this key repeats; None when there is none, or none that still stands."""
+    denial = standing.denials.get(key)
+    if denial is None or (denial.digest, denial.policy) != (digest, policy) or now_us >= denial.expires_us:
+        return None
+    return denial

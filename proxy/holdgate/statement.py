@@ -343,13 +343,11 @@ def _check_decision(statement: Mapping[str, Any]) -> None:
     outcome, reason = Outcome(statement["outcome"]), Reason(statement["reason"])
     if OUTCOME_OF[reason] is not outcome:
         raise StatementError(f"the reason {reason} does not go with {outcome}")
-    repeats = (
-        outcome is Outcome.DENY and "replay_of" in statement
-    )  # a denial that stuck: nobody was asked again
-    if reason in _GATE_RAN and ("input_digest" in statement) == repeats:
-        raise StatementError(f"{reason} without input_digest, or a repeated DENY with one")
-    if "replay_of" in statement and reason not in (Reason.PERMIT_RULE, Reason.DENY_RULE):
-        raise StatementError("only a PERMIT or a DENY by a rule repeats another one")
+    repeats = reason is Reason.DENY_RULE and "replay_of" in statement  # a denial that stuck: nobody was asked
+    if repeats and "input_digest" in statement:
+        raise StatementError("a repeated DENY with an input_digest")
+    if reason in _GATE_RAN and "input_digest" not in statement and not repeats:
+        raise StatementError(f"{reason} without input_digest")
     if reason is Reason.DENY_RULE and "rules" not in statement:
         raise StatementError("deny_rule without rules")
     if ("actions_digest" in statement) != ("counts" in statement):

@@ -101,8 +101,8 @@ class OutcomeNote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """Everything that one group writes. Claims that are free (ledger.is_free) are to be forgotten; denials that
-    have expired, and the oldest above standing.MAX_DENIALS, within FORGET_EVERY leaves."""
+    """Everything that one group writes. Claims that are free (ledger.is_free) are to be forgotten; denials
+    that have expired, and the oldest above standing.MAX_DENIALS, within FORGET_EVERY leaves."""
 
     receipts: Sequence[ReceiptRow]  # in log order
     inputs: Sequence[tuple[int, bytes]]  # under the index of their receipt
