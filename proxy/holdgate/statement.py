@@ -38,7 +38,7 @@ class StatementError(HoldgateError):
 # --- time: RFC 3339 UTC with microseconds, one spelling ---
 
 _EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001  (naive UTC: isoformat then has no offset to cut off)
-_INSTANT: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{6})Z\Z", re.ASCII).match
+_INSTANT: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d):([0-5]\d)\.(\d{6})Z\Z", re.ASCII).match
 
 
 def format_us(epoch_us: int) -> str:
@@ -57,11 +57,12 @@ def parse_us(text: str) -> int:
     found = _INSTANT(text)
     if not found:
         raise ValueError("not an RFC 3339 time in UTC with microseconds")
-    return _parse_second(found[1]) * 1_000_000 + int(found[2])
+    minute, second, micros = found.groups()
+    return (_parse_minute(minute) + int(second)) * 1_000_000 + int(micros)
 
 
-@lru_cache(maxsize=64)  # the receipts of one second come one after the other
-def _parse_second(text: str) -> int:
+@lru_cache(maxsize=64)  # the receipts of one minute come one after the other
+def _parse_minute(text: str) -> int:
     # Read as UTC: the text has no offset any more.
     delta = datetime.fromisoformat(text + "+00:00") - datetime(1970, 1, 1, tzinfo=UTC)
     return delta // timedelta(seconds=1)
