@@ -263,20 +263,20 @@ class SqliteReader:
             " LEFT JOIN permits p ON p.idx = r.idx ORDER BY r.idx"
         )
         for row in self._rows(sql):
-            permit = None if row[13] is None else self._permit_row(*row[13:])
+            index, receipt_id, kind, outcome, reason, agent, surface, iat_us, jws, clear, *sealed = row[:13]
             yield LogRecord(
-                index=row[0],
-                id=row[1],
-                type=row[2],
-                outcome=row[3],
-                reason=row[4],
-                agent=row[5],
-                surface=row[6],
-                iat_us=row[7],
-                jws=bytes(row[8]),
-                inputs=_clear(row[9]),
-                sealed=_sealed(*row[10:13]),
-                permit=permit,
+                index=index,
+                id=receipt_id,
+                type=kind,
+                outcome=outcome,
+                reason=reason,
+                agent=agent,
+                surface=surface,
+                iat_us=iat_us,
+                jws=bytes(jws),
+                inputs=None if clear is None else _clear(clear),
+                sealed=_sealed(*sealed),
+                permit=None if row[13] is None else self._permit_row(*row[13:]),
             )
 
     def _permit_row(
