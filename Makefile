@@ -19,7 +19,7 @@ demo: venv ## see it work: stand-in vendors, real clients, no root, no internet
 
 # Two processes for all of them: a file is one process's, since its tests share instances and namespaces.
 test: venv ## all tests, against the editable install (TESTS=tests/test_gate.py for one file)
-	@$(PY) -m pytest -q $(if $(filter tests,$(TESTS)),-n 2 --dist loadfile) $(TESTS)
+	@$(PY) -m pytest -q $(if $(filter tests,$(TESTS)),-n 2 --dist loadfile --no-loadscope-reorder) $(TESTS)
 
 lint: venv ## ruff, formatting, mypy --strict
 	@$(PY) -m ruff check .

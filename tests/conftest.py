@@ -13,6 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A file is one process's: the long ones first, so that none of them runs alone at the end.
+    long = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: item.path not in long)
     if (ROOT / "proxy" / "holdgate").is_dir():
         return
     skip = pytest.mark.skip(reason="needs the source tree, and only tests/ is here")

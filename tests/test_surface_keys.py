@@ -121,3 +121,24 @@ def test_two_keys_are_refused() -> None:
 def test_conflict_keys_are_values_under_the_maps_name() -> None:
     assert refund().conflict_keys == ("pay:reference=ch_1",)
     assert recognise(INDEX, request("/v1/refunds", method="GET")).conflict_keys == ()
+
+
+@pytest.mark.parametrize(
+    ("declared", "target", "keys"),
+    [
+        pytest.param("[params.a]", "/x?a=1", ("m0:a=1",), id="a parameter under its own name"),
+        pytest.param("{thing: params.a}", "/x?a=1", ("m0:thing=1",), id="under the name of a thing"),
+        pytest.param("{thing: params.l}", "/x?l=1&l=2", ("m0:thing=1", "m0:thing=2"), id="a key per item"),
+        pytest.param("{o: [params.a, params.b]}", "/x?a=1&b=2", ('m0:o={"a":"1","b":"2"}',), id="several"),
+        pytest.param("{o: [params.a, params.b]}", "/x?b=2", ('m0:o={"b":"2"}',), id="several, one there"),
+        pytest.param("{o: [params.a, params.b]}", "/x", (), id="none there"),
+        pytest.param("{o: params.a, p: params.b}", "/x?a=1&b=2", ("m0:o=1", "m0:p=2"), id="two things"),
+    ],
+)
+def test_conflict_keys_may_name_the_thing(declared: str, target: str, keys: tuple[str, ...]) -> None:
+    index = index_of(
+        "hosts: [a.test]\noperations:\n  - {id: A, match: {method: POST, path: /x}, surface: data.write,"
+        f" effect: commit, conflict_key: {declared}, params: {{a: {{from: query.a, type: string}},"
+        " b: {from: query.b, type: string}, l: {from: query.l, type: list<string>, repeat: true}}}"
+    )
+    assert recognise(index, request(target, host="a.test")).conflict_keys == keys

@@ -158,6 +158,14 @@ def wrong(old: str, new: str) -> str:
             wrong("type: int", "type: int, required: yes"), 12, "true or false", id="yes is no boolean"
         ),
         pytest.param(GOOD + "    conflict_key: [x]\n", 13, "must be params.NAME", id="conflict key"),
+        pytest.param(
+            GOOD + "    conflict_key: {x: y}\n", 13, "must be params.NAME", id="a thing that is nothing"
+        ),
+        pytest.param(GOOD + "    conflict_key: {}\n", 13, "must not be empty", id="no conflict key"),
+        pytest.param(GOOD + "    conflict_key: {X: params.y}\n", 13, "lower-case", id="the name of a thing"),
+        pytest.param(
+            GOOD + "    conflict_key: {x: [params.y, params.y]}\n", 13, "occurs twice", id="a parameter twice"
+        ),
         pytest.param(GOOD + "    ignore: [amount]\n", 13, "is not a field", id="ignore"),
         pytest.param(GOOD + "    body: {decode: yaml}\n", 13, "decode must be one of", id="decoder"),
         pytest.param(

@@ -60,6 +60,14 @@ def own(text: str) -> str:
         pytest.param(
             own("conflict_key: [params.y]"), "conflict_key names 'y'", id="a conflict key of nothing"
         ),
+        pytest.param(
+            own(
+                "params: {y: {from: body.y, type: string}, z: {from: body.z, type: list<string>}}\n"
+                "body: {decode: form}\nconflict_key: {x: [params.y, params.z]}"
+            ),
+            "a list stands alone",
+            id="a list among others in a conflict key",
+        ),
         pytest.param(own("idempotency: {natural: [y]}"), "natural names 'y'", id="a natural key of nothing"),
         pytest.param(
             own("body: {decode: form}\nparams: {y: {from: body.a.b, type: list<string>, repeat: true}}"),

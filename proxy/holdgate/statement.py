@@ -324,7 +324,10 @@ def _broken_rule(outcome: str, reason: str, names: _Names, request: _Names, poli
     found, why = Outcome(outcome), Reason(reason)
     if OUTCOME_OF[why] is not found:
         return f"the reason {why} does not go with {found}"
-    if why in _GATE_RAN and "input_digest" not in names:
+    repeats = why is Reason.DENY_RULE and "replay_of" in names  # a denial that stuck: nobody was asked
+    if repeats and "input_digest" in names:
+        return "a repeated DENY with an input_digest"
+    if why in _GATE_RAN and "input_digest" not in names and not repeats:
         return f"{why} without input_digest"
     if why is Reason.DENY_RULE and "rules" not in names:
         return "deny_rule without rules"

@@ -18,6 +18,10 @@ from holdgate.adapters.ca import LeafMaker, create_ca
 from holdgate.files import packaged
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))  # the tests' own modules
+
+from ports import free_port  # noqa: E402
+
 BIN = Path(sys.executable).parent
 SUBJECT_CORE, LOAD_CORE = 0, 1
 START_S = 30.0
@@ -179,12 +183,6 @@ def build_load(work: Path) -> tuple[list[str], str]:
         sys.executable,
         str(HERE / "load.py"),
     ], "Python (no C compiler with OpenSSL headers: a slower client)"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def printed_port(process: subprocess.Popen[str]) -> int:

@@ -16,14 +16,15 @@ from typing import Any
 from ..audit import AuditInput, CounterRow, HeadRow, LogRecord, PermitRow
 from ..erasure import Erasure
 from ..errors import ConfigError
+from ..keyhistory import REVOKE, ROTATE
 from ..keys import unb64url
 from ..ledger import ClaimRow, State, Total
 from ..sealing import SealError, Stored
 from .sequencer import CHECKPOINT, LOG
-from .sqlite_batch import Permit
 from .sqlite_erase import count_kept
 from .sqlite_open import read_permits
 from .sqlite_schema import DB_NAME, VERSION, charges_of, claim_of, connect_reader, read_total, schema_of_new
+from .store import Permit
 from .tilestore import TileStore
 
 __all__ = ["Page", "SqliteReader", "StoredReceipt"]
@@ -231,6 +232,18 @@ class SqliteReader:
             counters=self.counters(),
         )
 
+    def retired_keys(self) -> frozenset[tuple[str, bool]]:
+        """(kid, whether it is revoked) of the keys that the log says are in use no more."""
+        sql = "SELECT jws FROM receipts WHERE type = 'admin' AND reason = ? ORDER BY idx"
+        old, revoked = (
+            {
+                str(json.loads(unb64url(bytes(row[0]).split(b".")[1]))["details"][name])
+                for row in self._rows(sql, (action,))
+            }
+            for action, name in ((ROTATE, "old"), (REVOKE, "kid"))
+        )
+        return frozenset((kid, kid in revoked) for kid in old)
+
     def end_audit(self) -> None:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
@@ -293,7 +306,7 @@ class SqliteReader:
             lender=lender,
         )
 
-    def _rows(self, sql: str, values: tuple[int, ...] = ()) -> Iterator[Any]:
+    def _rows(self, sql: str, values: tuple[int | str, ...] = ()) -> Iterator[Any]:
         with self._damage():
             yield from self._db.execute(sql, values)
 

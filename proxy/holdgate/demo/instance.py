@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -49,10 +50,16 @@ class InstanceError(HoldgateError):
 
 
 def _free_address() -> str:
-    # The proxy engine does not take port 0 for two listeners. The port may be taken before it is used; then
-    # start() says so.
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    # The proxy engine does not take port 0 for two listeners. Below 32768, where Linux begins to hand out
+    # numbers by itself: one that was let go there may be the next connection's own. start() says so when it
+    # is taken all the same.
+    while True:
+        port = 10_240 + secrets.randbelow(32_768 - 10_240)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return f"127.0.0.1:{port}"
 
 
 class Instance:

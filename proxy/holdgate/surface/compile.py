@@ -18,6 +18,7 @@ from .read import ParamPlan, compile_param, reader_of
 from .settings import Effective, effective
 from .sources import Cover, Pattern, Source, parse_pattern, parse_source
 from .spec import ParamSpec
+from .types import cel_type
 
 __all__ = ["compile_plan"]
 
@@ -47,7 +48,7 @@ def compile_plan(op: Operation) -> Plan:
     selectors = tests + keys + principals + _dispatch_sources(op) + inherited
     declared = {param.name for param in params}
     _check_names(op, "idempotency.natural", use.idempotency.natural, declared)
-    _check_names(op, "conflict_key", spec.conflict_key, declared)
+    _check_conflicts(op, declared)
     _check_names(op, "in_clear", [name for name, _ in spec.settings.in_clear], declared)
     _check_variables(op, reads + inherited, ignored)
     queries = _query_rules(params, selectors, ignored + volatile)
@@ -111,6 +112,14 @@ def _check_names(op: Operation, what: str, wanted: Sequence[str], declared: set[
     for name in wanted:
         if name not in declared:
             raise op.fail(f"{what} names {name!r}, which is not a parameter")
+
+
+def _check_conflicts(op: Operation, declared: set[str]) -> None:
+    types = {param.name: cel_type(param.type) for param in op.spec.params}
+    for key, names in op.spec.conflict_key:
+        _check_names(op, "conflict_key", names, declared)
+        if len(names) > 1 and any(types[name].startswith("list<") for name in names):
+            raise op.fail(f"conflict_key {key!r}: a list stands alone, it makes one key per item")
 
 
 def _check_variables(op: Operation, reads: Sequence[Source], ignored: Sequence[Pattern]) -> None:

@@ -39,7 +39,7 @@ from .types import cel_type
 
 __all__ = ["SurfaceIndex"]
 
-_LOCK_VERSION: Final = 1
+_LOCK_VERSION: Final = 2
 # The heaviest effect of a batch decides what key it needs.
 _BY_WEIGHT: Final = (Effect.COMMIT, Effect.PREPARE, Effect.CHANNEL)
 _BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})

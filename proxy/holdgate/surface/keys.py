@@ -75,10 +75,17 @@ def _natural(op: Operation, values: dict[str, Value]) -> str | None:
 
 
 def conflict_keys(op: Operation, values: dict[str, Value]) -> list[str]:
-    """One key per declared parameter that is there, per item of a list."""
+    """What this request is about, for every declared thing of which a parameter is there.
+
+    Of one parameter: its value, a key per item of a list. Of several: canonical JSON of those that are there.
+    """
     found = []
-    for name in op.plan.conflict:
-        value = values.get(name)
-        for item in value if type(value) is tuple else () if value is None else (value,):
-            found.append(f"{op.map.head.name}:{name}={item}")
+    for key, names in op.plan.conflict:
+        prefix = f"{op.map.head.name}:{key}="
+        if len(names) == 1:
+            value = values.get(names[0])
+            items = value if type(value) is tuple else () if value is None else (value,)
+            found += [f"{prefix}{item}" for item in items]
+        elif any(name in values for name in names):
+            found.append(prefix + canonical_json({n: plain(values[n]) for n in names if n in values}))
     return found

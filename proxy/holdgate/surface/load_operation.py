@@ -197,12 +197,28 @@ def _is_set(keys: dict[str, Node], flag: str) -> bool:
     return flag in keys and keys[flag].value is True
 
 
-def _conflict_key(node: Node) -> tuple[str, ...]:
-    found = names(node, "conflict_key")
-    for item in found:
+def _conflict_key(node: Node) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """`[params.charge]`, or names of things: `{intent: params.id, object: [params.bucket, params.key]}`."""
+    if isinstance(node.value, list):
+        return tuple((name, (name,)) for name in _param_names(node, names(node, "conflict_key")))
+    rows = []
+    for name, item in node.open_mapping("conflict_key").items():
+        if not _PARAM.match(name):
+            raise item.fail_key(f"conflict_key: {name!r}: lower-case letters, digits and _")
+        texts = tuple(each.text("conflict_key") for each in one_or_more(item, f"conflict_key.{name}"))
+        rows.append((name, _param_names(item, texts)))
+    if not rows:
+        raise node.fail("conflict_key must not be empty")
+    return tuple(rows)
+
+
+def _param_names(node: Node, texts: tuple[str, ...]) -> tuple[str, ...]:
+    for item in texts:
         if not item.startswith("params.") or not _PARAM.match(item[7:]):
-            raise node.fail(f"conflict_key: {item!r} must be params.NAME")
-    return tuple(item[7:] for item in found)
+            raise node.fail(f"{item!r} must be params.NAME")
+    if len(set(texts)) != len(texts):
+        raise node.fail("a parameter occurs twice")
+    return tuple(item[7:] for item in texts)
 
 
 def _explode(node: Node) -> ExplodeSpec:

@@ -54,7 +54,7 @@ class Plan:
     window_s: int
     provider: bool
     require_key: bool
-    conflict: tuple[str, ...]
+    conflict: tuple[tuple[str, tuple[str, ...]], ...]
     sensitive: bool
     secret_headers: frozenset[str]
     deadlines: Deadlines

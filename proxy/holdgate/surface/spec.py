@@ -162,7 +162,8 @@ class OperationSpec:
     effect: str | None = None
     params: tuple[ParamSpec, ...] = ()
     settings: Settings = Settings()
-    conflict_key: tuple[str, ...] = ()
+    # What at most one open request may be about: a name, and the parameters that together say which one.
+    conflict_key: tuple[tuple[str, tuple[str, ...]], ...] = ()
     explode: ExplodeSpec | None = None
 
 
