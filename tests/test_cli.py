@@ -998,3 +998,42 @@ def test_log_audit_waits_for_files_about_keys_and_not_for_ever(recorded, shop, r
     monkeypatch.setattr("holdgate.cli.log.time.sleep", lambda _: listed.write_bytes(good))
     listed.write_text(json.dumps({"keys": document["keys"] + [SigningKey(seed=b"x" * 32).public.jwk]}))
     assert run("log", "audit").code == 0
+
+
+# --- receipts disclose ---
+
+
+def test_receipts_disclose_shows_nothing_that_is_not_recorded_first(shop, run):
+    from evidence import RefundJudge
+
+    config = load_config(shop / "holdgate.yaml")
+    keys = load_keys(config.state_dir)
+
+    def opened():
+        return SqliteLedger.open(
+            config.state_dir,
+            receipt_key=keys.receipt,
+            log_key=keys.log,
+            origin=config.issuer,
+            node=config.node,
+            clock_us=itertools.count(1_700_000_000_000_000, 1_000_000).__next__,
+            nonce16=lambda: bytes(16),
+            headroom_bytes=0,
+        )
+
+    async def fill():
+        ledger = opened()
+        found = (await ledger.record(RefundJudge("a", signer=keys.receipt, sealed=True))).entry.receipt_id
+        await asyncio.to_thread(ledger.close)
+        return found
+
+    receipt = asyncio.run(fill())
+    elsewhere = opened()  # it has the ledger, and no socket to ask it by
+    said = run("receipts", "disclose", receipt)
+    assert (said.code, said.out) == (2, "") and "another process" in said.err
+    elsewhere.close()
+    said = run("receipts", "disclose", receipt)
+    assert said.code == 0 and json.loads(said.out)["receipt"] == receipt
+    rows = [json.loads(row)["receipt"] for row in run("receipts", "export").out.splitlines()]
+    (noted,) = [row for row in rows if row.get("action") == "disclose"]
+    assert (noted["by"], noted["details"]) == ("local", {"of": receipt}) and noted["id"] in said.err

@@ -178,6 +178,7 @@ _ADMIN_DETAILS: Final[Mapping[str, Shape]] = {
         {"count": is_count},
         {"ids": list_of(_id), "agent": _is_text, "surface": _is_text, "before": _is_instant},
     ),
+    "disclose": Record({"of": _id}),
     "retention": Record({"count": is_count, "before": _is_instant}),
 }
 _ADMIN: Final[Mapping[str, Shape]] = {
