@@ -167,18 +167,16 @@ def _frame(data: bytes, tail: bytes) -> Frame:
         canonical = orjson.dumps(head, option=orjson.OPT_SORT_KEYS) == data
     except (orjson.JSONDecodeError, orjson.JSONEncodeError, RecursionError) as error:
         raise WireError(f"not JSON: {error}") from error
-    if not canonical or not isinstance(head, dict) or head.get("t") not in _KINDS:
+    name = head.pop("t", None) if isinstance(head, dict) else None
+    if not canonical or not isinstance(name, str) or name not in _SHAPES:
         raise WireError("not a frame of any kind")
-    kind = Kind(head.pop("t"))
+    kind = Kind(name)
     shape = _SHAPES[kind]
     if head.keys() != shape.keys() or any(type(head[name]) is not shape[name] for name in shape):
         raise WireError(f"{kind}: not its members")
     if tail and kind not in _WITH_TAIL:
         raise WireError(f"{kind}: a tail that it does not have")
     return Frame(kind, head, tail)
-
-
-_KINDS: Final = frozenset(kind.value for kind in Kind)
 
 
 # --- a case ---

@@ -132,6 +132,7 @@ class GateLine:
     _outcomes: deque[_Outcome] = field(default_factory=deque)
     _figures: dict[str, Any] | None = None
     _adopting: asyncio.Task[None] | None = None
+    _closing: bool = False
 
     # -- Ledger -----------------------------------------------------------------------------------
 
@@ -207,7 +208,10 @@ class GateLine:
                 self._lost()
                 if welcomed:
                     waits = iter(_AGAIN_S)
-                log.error("%s: the gate process is gone: everything is refused until it is back", self.role)
+                if not self._closing:
+                    log.error(
+                        "%s: the gate process is gone: everything is refused until it is back", self.role
+                    )
             await self.pause(next(waits, _AGAIN_S[-1]))
 
     async def _connect(self) -> _Link | None:
@@ -250,6 +254,7 @@ class GateLine:
 
     async def close(self) -> None:
         """Let the gate read everything that was said, and end."""
+        self._closing = True
         link = self._link
         if link is not None:
             link.finish()

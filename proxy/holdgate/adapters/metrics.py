@@ -176,9 +176,9 @@ class Metrics:
         try:
             trial = Metrics()
             trial._workers[role] = figures
-            for number in _numbers(trial._summed()):
-                if type(number) not in (int, float):
-                    raise TypeError("not a number")
+            trial._summed()
+            if any(type(number) not in (int, float) for number in _numbers(figures)):
+                raise TypeError("not a number")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"not figures: {error!r}") from error
         self._workers[role] = figures

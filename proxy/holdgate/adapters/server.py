@@ -294,7 +294,7 @@ async def serve(
     gc.freeze()  # maps and policies live as long as the process: no collection needs to walk them
     end_stub: Callable[[], None] = lambda: None  # noqa: E731
     try:
-        await server.admin.start()
+        await server.admin.start(shared=server.workers is not None)
         await control.start()
         if server.workers is not None:
             await server.workers.start()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, Protocol, Self
 
@@ -55,6 +56,7 @@ class Part:
     supervisor: int  # pid
     explicit_port: int  # 0: off
     transparent_port: int  # 0: off
+    admin_port: int
     handed: tuple[int, ...]  # descriptors of transparent listeners that were opened with a right
 
     @classmethod
@@ -69,14 +71,16 @@ class Part:
     def __str__(self) -> str:
         return json.dumps(asdict(self))
 
-    def listen(self, configured: Listen) -> Listen:
-        """Where agents are heard, with the ports that the kernel chose."""
-        explicit, transparent = configured.explicit, configured.transparent
-        return Listen(
+    def bound(self, config: Config) -> Config:
+        """With the ports that the kernel chose, where it was asked to."""
+        explicit, transparent = config.listen.explicit, config.listen.transparent
+        listen = Listen(
             explicit=Address(host=explicit.host, port=self.explicit_port) if explicit else None,
             transparent=Address(host=transparent.host, port=self.transparent_port) if transparent else None,
-            dns=configured.dns,
+            dns=config.listen.dns,
         )
+        admin = Address(host=config.admin.listen.host, port=self.admin_port)
+        return replace(config, listen=listen, admin=replace(config.admin, listen=admin))
 
 
 class Child(Protocol):
@@ -285,6 +289,7 @@ def programs(
             supervisor=os.getpid(),
             explicit_port=ports.get("explicit", 0),
             transparent_port=ports.get("transparent", 0),
+            admin_port=ports["admin"],
             handed=descriptors,
         )
         command = [sys.executable, "-P", "-m", "holdgate", "run", "-c", str(config.path)]
@@ -312,14 +317,18 @@ def divided(config: Config, workers: int) -> Limits:
 
 
 def reserve(config: Config, *, handed: bool) -> tuple[dict[str, int], list[socket.socket]]:
-    """The ports of the listeners for agents, and what keeps them. Raises ConfigError when one is taken.
+    """The ports of all listeners, and what keeps them. Raises ConfigError when one is taken.
 
     They are bound without SO_REUSEPORT, which fails where anybody listens; with it set afterwards the
     workers, of the same user, may bind them too. Nothing ever arrives at a socket that does not listen.
     """
     ports: dict[str, int] = {}
     kept: list[socket.socket] = []
-    wanted = {"explicit": config.listen.explicit, "transparent": config.listen.transparent}
+    wanted = {
+        "explicit": config.listen.explicit,
+        "transparent": config.listen.transparent,
+        "admin": config.admin.listen,
+    }
     for name, address in wanted.items():
         if address is None:
             continue
@@ -336,14 +345,31 @@ def reserve(config: Config, *, handed: bool) -> tuple[dict[str, int], list[socke
 
 
 def _bind(name: str, address: Address, config: Config) -> socket.socket:
+    try:
+        try:
+            sock = _bound(address, again=False)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            # By what is left of old connections only: a listener, or what another instance keeps, is in the
+            # way of this too.
+            sock = _bound(address, again=True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError as error:
+        where = "admin.listen" if name == "admin" else f"listen.{name}"
+        raise ConfigError(f"{where}: {address}: {error.strerror}", file=str(config.path)) from error
+    return sock
+
+
+def _bound(address: Address, *, again: bool) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if address.ip.version == 6 else socket.AF_INET)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, again)
         if address.ip.version == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address.host, address.port))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise ConfigError(f"listen.{name}: {address}: {error.strerror}", file=str(config.path)) from error
+        raise
     return sock

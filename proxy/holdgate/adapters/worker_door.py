@@ -186,7 +186,8 @@ class WorkerDoor:
         if not any(other.role == line.role for other in self._lines):
             self.metrics.worker_ended(line.role)
         if line.role:
-            log.warning("%s is gone, %d permits are unknown", line.role, len(line.permits))
+            level = logging.WARNING if line.permits else logging.INFO
+            log.log(level, "%s is gone, %d of its permits are unknown now", line.role, len(line.permits))
 
     def hear(self, line: _Line, frame: Frame) -> None:
         """Raises WireError."""

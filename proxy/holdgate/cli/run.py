@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ..adapters.sd_notify import notify
@@ -121,7 +120,7 @@ def _part(config: Config, args: argparse.Namespace) -> int:
     die_with_parent()
     if os.getppid() != part.supervisor:  # it ended before that could be asked for
         return 1
-    config = replace(config, listen=part.listen(config.listen))
+    config = part.bound(config)
     if part.role == GATE:
         from ..adapters.server import serve
 

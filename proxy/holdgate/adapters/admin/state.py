@@ -98,12 +98,14 @@ class AdminServer:
     def trigguard_keys(self) -> dict[str, Any]:
         return trigguard_keys(self._evidence.issuer, load_public_keys(self.state_dir).values())
 
-    async def start(self) -> None:
-        """Listen. Raises ConfigError when the address is taken."""
+    async def start(self, *, shared: bool = False) -> None:
+        """Listen; `shared`: the port is kept by a process that does not listen. Raises ConfigError when the
+        address is taken."""
         self._runner = web.AppRunner(build_app(self), access_log=None)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self._listen.host, self._listen.port).start()
+            where = self._listen.host, self._listen.port
+            await web.TCPSite(self._runner, *where, reuse_port=shared or None).start()
         except OSError as error:
             raise ConfigError(f"admin.listen {self._listen}: {error.strerror or error}") from error
 
