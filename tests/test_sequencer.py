@@ -19,6 +19,7 @@ from evidence import LOG_KEY, ORIGIN, OTHER_KEY, RefundJudge, open_ledger
 from holdgate.adapters import durable, sequencer, tilestore
 from holdgate.adapters.sequencer import CHECKPOINT, Sequencer, edge_of
 from holdgate.adapters.sqlite_schema import unpack
+from holdgate.adapters.sqlite_store import SqliteLeaves
 from holdgate.errors import BackendError, ConfigError
 from holdgate.note import Checkpoint, sign_checkpoint, verify_checkpoint
 from holdgate.tiles import Edge, new_tiles
@@ -72,6 +73,7 @@ def _sequencer(state: Path, **changes: Any) -> Sequencer:
         "edge": edge_of(state, checkpoint) or Edge.empty(),
         "signed": checkpoint.size,
         "head": lambda: _head(state),
+        "leaves": lambda: SqliteLeaves(state),
         "failed": pytest.fail,
     }
     return Sequencer(**(facts | changes))

@@ -33,8 +33,7 @@ from evidence import (
     open_ledger,
     ticking,
 )
-from holdgate.adapters import sequencer, sqlite_open, sqlite_schema
-from holdgate.adapters import sqlite as sqlite_adapter
+from holdgate.adapters import sequencer, sqlite_open, sqlite_schema, sqlite_store, store_ledger
 from holdgate.adapters.keyring import Rotation
 from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
 from holdgate.audit import AuditReport, audit
@@ -44,7 +43,6 @@ from holdgate.keys import key_set
 from holdgate.ledger import (
     AdminNote,
     Binding,
-    Budgets,
     ClaimRow,
     Entry,
     Noted,
@@ -79,15 +77,13 @@ async def _settled(ledger: SqliteLedger) -> None:
 class _Broken:
     """A Judge that does what a test needs; `keys` is what it asks for."""
 
-    meters = ()
+    meters = denials = ()
 
     def __init__(self, does: Callable[[Entry], Entry], keys: Any = ()) -> None:
         self.keys, self._does, self._good = keys, does, RefundJudge("broken")
 
-    def __call__(
-        self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets
-    ) -> Entry:
-        return self._does(self._good(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets))
+    def __call__(self, claims: Mapping[str, ClaimRow], **given: Any) -> Entry:
+        return self._does(self._good(claims, **given))
 
 
 # --- formats ---
@@ -407,7 +403,7 @@ async def test_s3_after_an_error_of_the_store_everything_is_refused(
 ) -> None:
     ledger = open_ledger(tmp_path)
     await ledger.record(RefundJudge("before"))
-    ledger._db = _Db(ledger._db, at, error)  # type: ignore[assignment]
+    ledger._store._db = _Db(ledger._store._db, at, error)  # type: ignore[attr-defined]
     failures = await asyncio.gather(
         *(ledger.record(RefundJudge(f"key {number}")) for number in range(4)), return_exceptions=True
     )
@@ -438,7 +434,7 @@ async def test_s3_a_checkpoint_that_cannot_be_written_stops_the_store(
 
 async def test_s3_a_dead_writer_thread_refuses(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
-    ledger._queue.put(sqlite_adapter._CLOSE)
+    ledger._queue.put(store_ledger._CLOSE)
     ledger._thread.join(10)
     assert not ledger.healthy
     with pytest.raises(BackendError) as raised:
@@ -471,7 +467,7 @@ async def test_a_nearly_full_disk_refuses_decisions_but_still_takes_outcomes(tmp
 async def test_s7_nothing_is_recorded_in_a_file_that_was_moved_away(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_adapter, "_FILES_S", 0.0)
+    monkeypatch.setattr(sqlite_store, "_FILES_S", 0.0)
     ledger = open_ledger(tmp_path)
     await ledger.record(RefundJudge("a"))
     (tmp_path / name).rename(tmp_path / "away")

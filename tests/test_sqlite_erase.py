@@ -148,18 +148,18 @@ async def test_se2_what_a_crash_interrupted_the_next_open_finishes(
     monkeypatch.setattr(sqlite_erase, "_WINDOW", 10)
     steps = iter(range(100))
 
-    def crash(self: sqlite_erase.Eraser) -> None:
+    def crash(self: sqlite_erase.SqliteEraser) -> None:
         if next(steps) == 2:
             raise OSError("killed")
         real(self)
 
-    real = sqlite_erase.Eraser._erase_window
-    monkeypatch.setattr(sqlite_erase.Eraser, "_erase_window", crash)
+    real = sqlite_erase.SqliteEraser._erase_window
+    monkeypatch.setattr(sqlite_erase.SqliteEraser, "_erase_window", crash)
     await _erase(tmp_path, ledger, agent="refund-bot")
     ledger.close()
     left = [name for name in ids if any(_secrets(tmp_path)[name][1])]
     assert left == ids[20:]
-    monkeypatch.setattr(sqlite_erase.Eraser, "_erase_window", real)
+    monkeypatch.setattr(sqlite_erase.SqliteEraser, "_erase_window", real)
     again = open_ledger(tmp_path, nonce16=nonces(), clock_us=iter(range(T0 + 10**9, T0 + 2 * 10**9)).__next__)
     await again.record(RefundJudge("wake"))
     while again._eraser.busy:

@@ -37,10 +37,10 @@ from ..manifest import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURES, BundleRejected,
 from ..signed_bundle import Mark, RawBundle, check_signed
 from ..trust_roots import Roots, current_roots, parse_chain
 from .admin.shapes import decode_jws
+from .batch import ACTIVATED
 from .bundle_folder import read_folder
 from .bundle_load import load_signed
 from .bundle_store import keep_signed, kept_signed
-from .sqlite_batch import ACTIVATED
 from .sqlite_reader import SqliteReader
 
 __all__ = ["Activator", "read_mark", "read_roots"]

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from ..erasure import RETENTION, EraseOrder, Erasure
-from .sqlite import Erased
 from .sqlite_reader import SqliteReader
+from .store_ledger import Erased
 
 __all__ = ["RETENTION_EVERY_S", "Forgetter", "Forgotten"]
 

@@ -37,6 +37,7 @@ from ..errors import BackendError, ConfigError, Reason
 from ..gate import ENGINE
 from ..ledger import NO_BUDGETS, Budgets, ClaimRow, Entry, Judge, OutcomeStatus, Recorded, Superseded
 from ..relay import Converged, Flight
+from ..standing import NOTHING_STANDS, Standing
 from ..worker_protocol import (
     Frame,
     FrameReader,
@@ -68,6 +69,7 @@ class Petition:
 
     keys: tuple[str, ...] = ()
     meters: tuple[str, ...] = ()
+    denials: tuple[str, ...] = ()
 
     def __init__(
         self, case: Case, bundle: Bundle, evidence: Evidence, decide: Gate | None, engine: str
@@ -82,7 +84,13 @@ class Petition:
         """Nothing to do: who gives a petition up withdraws it (GL3)."""
 
     def __call__(
-        self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets = NO_BUDGETS
+        self,
+        claims: Mapping[str, ClaimRow],
+        *,
+        now_us: int,
+        receipt_id: str,
+        budgets: Budgets = NO_BUDGETS,
+        standing: Standing = NOTHING_STANDS,
     ) -> Entry:
         raise BackendError(Reason.INTERNAL_ERROR, "a worker judges nothing")
 

@@ -17,8 +17,7 @@ Invariants (tests/test_keyring.py has one test named after each):
 from __future__ import annotations
 
 import secrets
-import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -35,10 +34,6 @@ from .private_file import write_new
 __all__ = ["ActiveSigner", "KeyChange", "KeyRing", "Revocation", "Rotation"]
 
 _TRIAL: Final = b"holdgate: a key that can sign\n"
-_EVENTS: Final = (
-    "SELECT idx, jws FROM receipts WHERE type = 'admin' AND reason IN ('key_revoke', 'key_rotate')"
-    " ORDER BY idx"
-)
 
 
 class ActiveSigner:
@@ -117,9 +112,10 @@ class KeyRing:
 
     # --- start ---
 
-    def settle(self, db: sqlite3.Connection, sequencer: HandsOver) -> None:
-        """Bring files and signers to what the log says. Raises ConfigError, OSError, TlogError."""
-        rotated = self._read(db)
+    def settle(self, events: Sequence[tuple[int, bytes]], sequencer: HandsOver) -> None:
+        """Bring files and signers to what the log says; `events` are its receipts about keys (index, JWS).
+        Raises ConfigError, OSError, TlogError."""
+        rotated = self._read(events)
         for purpose, signer in self.signers.items():
             wanted, waiting = self._history.active(purpose), self._next(purpose)
             if signer.kid != wanted:
@@ -138,14 +134,14 @@ class KeyRing:
         if self._folder.is_dir():
             self._list()
 
-    def _read(self, db: sqlite3.Connection) -> Mapping[Purpose, int]:
+    def _read(self, leaves: Sequence[tuple[int, bytes]]) -> Mapping[Purpose, int]:
         """Fold the log's receipts about keys; returns the index of each purpose's last rotation."""
         known = {purpose: self._listed(purpose) for purpose in Purpose}
         rotated: dict[Purpose, int] = {}
         try:
             events: list[_Event] = [
                 (index, said["action"], said["details"])
-                for index, jws in db.execute(_EVENTS)
+                for index, jws in leaves
                 for said in [verify(jws, known[Purpose.RECEIPT]).statement]
             ]
             history = KeyHistory.begin(*(self._first(purpose, known[purpose], events) for purpose in Purpose))

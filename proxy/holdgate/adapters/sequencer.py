@@ -18,8 +18,6 @@ Invariants (tests/test_sequencer.py has one test named after each):
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -33,7 +31,7 @@ from ..tiles import Edge, Tile, inclusion_from_tiles, new_tiles
 from ..tlog import TlogError, Tree
 from ..tlogproof import Proof, format_proof
 from .durable import replace_file
-from .sqlite_schema import DB_NAME, connect_reader
+from .store import Leaves, StoreLost
 from .tilestore import TileMissing, TileStore
 
 __all__ = ["CHANGES", "CHECKPOINT", "LOG", "VKEY", "Sequencer", "edge_of"]
@@ -73,7 +71,8 @@ class Sequencer:
 
     `edge` is the tree that the last checkpoint signed, or empty when its tiles are lost: they are made again.
     `signed` is the size of that checkpoint's tree, 0 when there is none. `head` is asked for the tree over
-    everything that is durable; it begins with the signed one (sqlite_open.py has compared them).
+    everything that is durable; it begins with the signed one (log_tail.py has compared them). `leaves` opens
+    a connection to what is committed.
     """
 
     def __init__(
@@ -85,10 +84,11 @@ class Sequencer:
         edge: Edge,
         signed: int,
         head: Callable[[], Tree],
+        leaves: Callable[[], Leaves],
         failed: Callable[[str], None],
     ) -> None:
         self._state_dir, self._origin, self._key = state_dir, origin, key
-        self._edge, self._head, self._failed = edge, head, failed
+        self._edge, self._head, self._leaves, self._failed = edge, head, leaves, failed
         self._tiles = TileStore(state_dir / LOG)
         self._note = _read(state_dir / CHECKPOINT)
         self._signed = signed
@@ -145,6 +145,8 @@ class Sequencer:
         try:
             self.publish()
             self._late_since = 0.0
+        except StoreLost:
+            self._wake.set()  # nothing is recorded meanwhile, and what was is read when it is back
         except BackendError:
             now = time.monotonic()
             self._late_since = self._late_since or now
@@ -154,7 +156,7 @@ class Sequencer:
         self._busy_since = 0.0
 
     def publish(self) -> None:
-        """Bring tiles and checkpoint up to what is committed. Raises TlogError, OSError, sqlite3.Error."""
+        """Bring tiles and checkpoint up to what is committed. Raises TlogError, OSError, the store's own."""
         with self._lock:
             self._publish(None)
 
@@ -171,8 +173,8 @@ class Sequencer:
 
     def _keep_change(self, index: int) -> None:
         """Keep what leads from the old key to the new one: the leaf, and its proof under both."""
-        with contextlib.closing(connect_reader(self._state_dir / DB_NAME)) as db:
-            leaf = db.execute("SELECT jws FROM receipts WHERE idx = ?", (index,)).fetchone()[0]
+        with self._leaves() as leaves:
+            leaf = leaves.read(index, index + 1)[0]
         path = inclusion_from_tiles(index, index + 1, self._tiles.read)
         proof = Proof(index=index, path=path, checkpoint=self._note or b"", extra=leaf)
         folder = self._state_dir / CHANGES
@@ -185,8 +187,8 @@ class Sequencer:
             raise TlogError(f"{self._signed} receipts were signed, and the ledger has {head.size}")
         if head.size == start == self._signed and self._note is not None and coming is None:
             return
-        with contextlib.closing(connect_reader(self._state_dir / DB_NAME)) as db:
-            self._extend(db, head.size)
+        with self._leaves() as leaves:
+            self._extend(leaves, head.size)
         if self._edge.tree != head:
             raise TlogError(f"the first {head.size} receipts on disk are not those that were committed")
         self._tiles.write(self._edge.partials())
@@ -194,17 +196,14 @@ class Sequencer:
             self._sign(head, coming)
         self._tiles.prune(new_tiles(start, head.size))
 
-    def _extend(self, db: sqlite3.Connection, size: int) -> None:
+    def _extend(self, leaves: Leaves, size: int) -> None:
         filled: list[tuple[Tile, bytes]] = []
         while (at := self._edge.size) < size:
-            rows = db.execute(
-                "SELECT jws FROM receipts WHERE idx >= ? AND idx < ? ORDER BY idx",
-                (at, min(size, at + _CHUNK)),
-            ).fetchall()
-            if not rows:
+            found = leaves.read(at, min(size, at + _CHUNK))
+            if not found:
                 raise TlogError(f"receipt {at} is missing in the ledger")
-            for row in rows:
-                filled.extend(self._edge.append(row[0]))
+            for jws in found:
+                filled.extend(self._edge.append(jws))
             if len(filled) >= _BUFFERED:
                 self._tiles.write(filled)
                 filled = []

@@ -57,6 +57,7 @@ from .decider import build_decider
 from .dispatch import HttpDispatcher, tls_context
 from .dns_stub import DnsStub
 from .engine import build_engine
+from .envoy_door import EnvoyDoor, build_envoy_door
 from .exec_door import ExecDoor
 from .facts import Facts, build_facts
 from .fitness import check_ca, check_connect_to, check_facts
@@ -115,6 +116,7 @@ class Server:
     listen: Listen | None = None  # and where they listen
     activator: Activator | None = None  # of signed bundles; None: files
     anchors: Anchors | None = None
+    envoy: EnvoyDoor | None = None
     device: SignerSocket | None = None  # where keys are; None: files
     serving: list[asyncio.Server] = field(default_factory=list)
     draining: bool = False
@@ -295,6 +297,8 @@ async def serve(
     end_stub: Callable[[], None] = lambda: None  # noqa: E731
     try:
         await server.admin.start(shared=server.workers is not None)
+        if server.envoy is not None:
+            await server.envoy.start()
         await control.start()
         if server.workers is not None:
             await server.workers.start()
@@ -311,6 +315,8 @@ async def serve(
         server.admin.ready = False
         end_stub()
         server.deaf()
+        if server.envoy is not None:
+            await server.envoy.stop()
         if server.anchors is not None:
             server.anchors.stop()
         await server.door.hang_up()
@@ -376,6 +382,7 @@ async def _build(config: Config) -> Server:
         if activator is not None:
             activator.activate = server.activate
         server.anchors = _anchors(config, metrics)
+        server.envoy = build_envoy_door(config, server.admin.decider)
         return server
     except BaseException:
         ledger.close()
@@ -516,7 +523,7 @@ def build_dispatcher(config: Config) -> HttpDispatcher:
         lookup = system_lookup(ThreadPoolExecutor(max_workers=4, thread_name_prefix="resolver"))
     else:
         lookup = dns_lookup(tuple((server.host, server.port) for server in upstream.resolver))
-    ours = {*config.listen.all, config.admin.listen}
+    ours = {*config.listen.all, config.admin.listen, *([config.ext_authz.listen] if config.ext_authz else [])}
     ours |= {other for each in config.listen.all if (other := twin(each)) is not None}
     resolver = Resolver(
         lookup=lookup,

@@ -24,14 +24,14 @@ from ..erasure import Erasure
 from ..jcs import loads_strict
 from ..keys import unb64url
 
-__all__ = ["Eraser", "count_kept"]
+__all__ = ["SqliteEraser", "count_kept"]
 
 _WINDOW: Final = 512  # receipts looked at in one transaction: decisions wait for it
 _PAUSE_S: Final = 0.02
 _PATIENCE_S: Final = 30.0  # a reader that stays in one snapshot for longer is not going away
 
 
-class Eraser:
+class SqliteEraser:
     """Used by the writer thread alone, but for done()."""
 
     def __init__(self, db: sqlite3.Connection) -> None:

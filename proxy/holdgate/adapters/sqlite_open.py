@@ -1,66 +1,41 @@
-"""Opening a SQLite ledger: schema, and the audit of the log's tail against its signed checkpoint.
-
-The checkpoint lives outside the database, so a database restored from a backup is behind it, and
-one that was edited is unlike it. Either refuses to open, and so do tiles that are not what was signed.
-The tree under the checkpoint comes from its tiles; what was signed before is re-hashed by `log audit`, not
-here: a start must not take minutes. Only where tiles are lost everything is read once, to make them again.
-"""
+"""Opening the file of a SQLite ledger: schema, and whose it is."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..keys import PublicKey
 from ..ledger import State
-from ..note import Checkpoint, verify_checkpoint
-from ..tiles import Edge
-from ..tlog import EMPTY, TlogError, Tree, leaf_hash
-from .sequencer import CHECKPOINT, LOG, edge_of
-from .sqlite_batch import Head, Node, Permit
+from ..tlog import TlogError
 from .sqlite_schema import DB_NAME, STEPS, VERSION, charges_of, connect_writer, unpack
+from .store import Head, Node, Permit
 
-__all__ = ["files_of", "free_bytes", "lock_directory", "prepare", "read_permits"]
+__all__ = ["OpenFile", "files_of", "open_file", "read_permits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Prepared:
+class OpenFile:
     db: sqlite3.Connection
     head: Head
-    edge: Edge  # of the tiles that the checkpoint signed; empty when they are lost
-    signed: int  # leaves under the checkpoint
+    last: int | None  # index of the last receipt
 
 
-def prepare(state_dir: Path, node: Node, log_key: PublicKey) -> Prepared:
+def open_file(state_dir: Path, node: Node) -> OpenFile:
     """The writer's connection, and the end of the log. Raises ConfigError, sqlite3.Error, OSError."""
-    (state_dir / LOG).mkdir(mode=0o755, exist_ok=True)
-    checkpoint = _stored_checkpoint(state_dir, node.origin, log_key)
-    edge = None if checkpoint is None else edge_of(state_dir, checkpoint)
     path = state_dir / DB_NAME
     if not path.exists():
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     db = connect_writer(path)
     try:
         head = _open_head(db, path, node)
-        _audit_tail(db, path, head, checkpoint, edge)
+        last = db.execute("SELECT max(idx) FROM receipts").fetchone()[0]
     except BaseException:
         db.close()
         raise
-    return Prepared(db=db, head=head, edge=edge or Edge.empty(), signed=checkpoint.size if checkpoint else 0)
-
-
-def _stored_checkpoint(state_dir: Path, origin: str, log_key: PublicKey) -> Checkpoint | None:
-    path = state_dir / CHECKPOINT
-    try:
-        return verify_checkpoint(path.read_bytes(), origin, log_key)
-    except FileNotFoundError:
-        return None
-    except TlogError as error:
-        raise ConfigError(str(error), file=str(path)) from error
+    return OpenFile(db=db, head=head, last=last)
 
 
 def _open_head(db: sqlite3.Connection, path: Path, node: Node) -> Head:
@@ -92,43 +67,6 @@ def _bring_up_to_date(db: sqlite3.Connection, version: int, node: Node) -> None:
     db.execute("COMMIT")
 
 
-def _audit_tail(
-    db: sqlite3.Connection, path: Path, head: Head, checkpoint: Checkpoint | None, edge: Edge | None
-) -> None:
-    size = head.tree.size
-    if checkpoint is None:
-        if size:
-            raise ConfigError("the log's checkpoint is missing: the log was tampered with", file=str(path))
-        return
-    if checkpoint.size > size:
-        raise ConfigError(
-            f"the ledger has {size} receipts but {checkpoint.size} were signed: it was restored from a"
-            " backup. Start a new node name with an empty state directory; never roll a log back",
-            file=str(path),
-        )
-    start = edge.tree if edge is not None else _grow(db, EMPTY, checkpoint.size)
-    if start.root() != checkpoint.root:
-        raise ConfigError("the ledger differs from what its checkpoint signed", file=str(path))
-    if _grow(db, start, size) != head.tree or _count(db) != size:
-        raise ConfigError("the end of the ledger was edited or is damaged", file=str(path))
-
-
-def _grow(db: sqlite3.Connection, tree: Tree, size: int) -> Tree:
-    rows = db.execute(
-        "SELECT idx, jws FROM receipts WHERE idx >= ? AND idx < ? ORDER BY idx", (tree.size, size)
-    )
-    for index, jws in rows:
-        if index != tree.size:
-            break
-        tree = tree.append(leaf_hash(jws))
-    return tree
-
-
-def _count(db: sqlite3.Connection) -> int:
-    last = db.execute("SELECT max(idx) FROM receipts").fetchone()[0]
-    return 0 if last is None else int(last) + 1
-
-
 def read_permits(db: sqlite3.Connection, state: State) -> tuple[Permit, ...]:
     """The permits in one open state, oldest first."""
     rows = db.execute(
@@ -154,23 +92,3 @@ def files_of(state_dir: Path) -> tuple[tuple[int, int], ...]:
     """Which files the ledger's names stand for now. Raises OSError when one is gone."""
     path = f"{state_dir}/{DB_NAME}"
     return tuple((info.st_dev, info.st_ino) for info in (os.stat(path), os.stat(f"{path}-wal")))
-
-
-def free_bytes(path: Path) -> int:
-    info = os.statvfs(path)
-    return info.f_bavail * info.f_frsize
-
-
-def lock_directory(state_dir: Path) -> int:
-    """The descriptor that holds the state directory for this process. Raises ConfigError."""
-    path = state_dir / "ledger.lock"
-    try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"cannot write the state directory: {error.strerror}", file=str(path)) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise ConfigError("another process has this state directory open", file=str(path)) from error
-    return lock

@@ -20,10 +20,10 @@ from ..keys import unb64url
 from ..ledger import ClaimRow, State, Total
 from ..sealing import SealError, Stored
 from .sequencer import CHECKPOINT, LOG
-from .sqlite_batch import Permit
 from .sqlite_erase import count_kept
 from .sqlite_open import read_permits
 from .sqlite_schema import DB_NAME, VERSION, charges_of, claim_of, connect_reader, read_total, schema_of_new
+from .store import Permit
 from .tilestore import TileStore
 
 __all__ = ["Page", "SqliteReader", "StoredReceipt"]

@@ -143,7 +143,7 @@ def _part(config: Config, args: argparse.Namespace) -> int:
 
 def announce_all(listeners: Mapping[str, str]) -> None:
     """As announce(), of what several processes listen on."""
-    for name in ("explicit", "transparent", "admin"):
+    for name in ("explicit", "transparent", "admin", "ext_authz"):
         if name in listeners:
             print(f"{name} {listeners[name]}")
     print("ready", flush=True)
@@ -189,5 +189,6 @@ def announce(server: Server) -> None:
         "explicit": server.explicit,
         "transparent": server.transparent,
         "admin": server.admin.address,
+        "ext_authz": server.envoy.address if server.envoy is not None else None,
     }
     announce_all({name: str(address) for name, address in named.items() if address is not None})

@@ -17,7 +17,7 @@ from ...config import Config, NetworkMode
 from ...coverage import State
 from ...errors import ConfigError
 from ...network_rules import LOCAL_ROUTE
-from ..sqlite_open import free_bytes
+from ..log_tail import free_bytes
 from ..sqlite_reader import SqliteReader
 
 __all__ = ["look", "rules_digest", "secret_files"]

@@ -1,19 +1,17 @@
-"""One group commit: held requests and outcomes become rows, inside one open transaction.
+"""One group: held requests and outcomes become the rows to write, inside one open transaction of a store.
 
 Judging is serial: each Judge sees the claims that every earlier item left, committed or in this
-group. Nothing is inserted until all are judged, so a Judge that raises leaves no trace.
+group. Nothing is written until all are judged, so a Judge that raises leaves no trace.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 from ..erasure import EraseOrder, Erasure
 from ..errors import BackendError, HoldgateError, InputError, Outcome, Reason
-from ..keys import Signer
 from ..ledger import (
     FINDINGS,
     NO_BUDGETS,
@@ -40,68 +38,17 @@ from ..ledger import (
 )
 from ..receipt import MAX_BYTES, admin_statement, jws_prefix, new_receipt_id, outcome_statement, sign
 from ..sealing import Sealed
-from ..tlog import Tree, leaf_hash
-from .sqlite_schema import (
-    PUT_CLAIM,
-    PUT_COUNTER,
-    PUT_PERMIT,
-    PUT_RECEIPT,
-    charges_of,
-    charges_text,
-    claim_of,
-    pack,
-    read_total,
-    row_of,
-)
+from ..standing import Denial, Standing
+from ..tlog import leaf_hash
+from .store import Changes, Head, Node, OutcomeNote, Permit, ReceiptRow, Rows
 
 _INT64: Final = 2**63
 
-__all__ = ["ACTIVATED", "Batch", "Fence", "Head", "Node", "OutcomeNote", "Permit", "Written"]
+__all__ = ["ACTIVATED", "Batch", "Fence", "Written"]
 
 ACTIVATED: Final = "policy_activated"
 
 type Written = tuple[Entry, int] | Noted  # in a transaction that is still open
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """What a ledger signs with, and where time and randomness come from."""
-
-    key: Signer
-    origin: str
-    name: str
-    owner: str  # this process's run: permits of another owner are nobody's
-    clock_us: Callable[[], int]
-    nonce16: Callable[[], bytes]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """The end of the log."""
-
-    tree: Tree
-    iat_us: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Permit:
-    index: int
-    receipt_id: str
-    state: State
-    http_status: int
-    claims: tuple[str, ...]
-    charges: tuple[Charge, ...]  # what it holds of budgets now
-    lender: str  # the permit that it repeats and took them over from; "" when none
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutcomeNote:
-    """A queued record_outcome()."""
-
-    receipt_id: str
-    status: OutcomeStatus
-    http_status: int
-    delivered: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,21 +61,15 @@ class Fence:
 class Batch:
     """`active` is the digest that PERMITs need; "" while no fence was ever set."""
 
-    def __init__(
-        self,
-        db: sqlite3.Connection,
-        node: Node,
-        head: Head,
-        live: Mapping[str, Permit],
-        active: str = "",
-    ) -> None:
-        self._db, self._node, self._live, self.active = db, node, live, active
+    def __init__(self, rows: Rows, node: Node, head: Head, active: str = "") -> None:
+        self._rows, self._node, self.active = rows, node, active
         self._tree, self._iat_us = head.tree, head.iat_us
         self._claims: dict[str, ClaimRow] = {}
-        self._receipts: list[tuple[int, str, str, str, str, str, str, int, bytes]] = []
+        self._receipts: list[ReceiptRow] = []
         self._inputs: list[tuple[int, bytes]] = []
         self._changes: dict[tuple[str, int], Charge] = {}  # to the counters' rows; amounts may be negative
         self._sealed: list[tuple[int, Sealed]] = []
+        self._denials: dict[str, tuple[int, Denial]] = {}  # by key, with the index of the DENY
         self.permits: dict[str, Permit] = {}
         self.unknown = 0  # by how much the number of unknown outcomes changes
         self.erasing: list[tuple[int, Erasure]] = []  # orders, each under the index of its receipt
@@ -147,14 +88,14 @@ class Batch:
         return not self._receipts
 
     def attempt(self, work: Judge | AdminNote | EraseOrder | Finding) -> Written | HoldgateError:
-        """What the COMMIT will make durable, or why nothing will be. Raises sqlite3.Error only."""
+        """What the COMMIT will make durable, or why nothing will be. Raises what the store's rows raise."""
         try:
             if isinstance(work, EraseOrder):
                 return self.erase(work)
             if isinstance(work, Finding):
                 return self.reconcile(work)
             return self.note(work) if isinstance(work, AdminNote) else self.judge(work)
-        except sqlite3.Error:
+        except self._rows.errors:
             raise
         except (InputError, BackendError, ReconcileError) as error:
             return error
@@ -167,12 +108,14 @@ class Batch:
         now_us = self._now_us()
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
         budgets = self._budgets(judge.meters, claims, now_us) if judge.meters else NO_BUDGETS
-        entry = judge(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets)
+        denials = {key: denial for key in judge.denials if (denial := self._denial(_text(key))) is not None}
+        standing = Standing(denials=denials)
+        entry = judge(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets, standing=standing)
         if entry.outcome is Outcome.PERMIT and self.active not in ("", entry.policy):
             raise Superseded
         bound = self._check(entry, claims, now_us, receipt_id)
         lender = self._check_charges(entry, now_us)
-        # Past this line nothing raises but SQLite.
+        # Past this line nothing raises but the store.
         index = self._append(
             entry.receipt_id,
             ("decision", entry.outcome.value, entry.reason.value, entry.agent, entry.surface),
@@ -183,6 +126,8 @@ class Batch:
             self._inputs.append((index, entry.inputs))
         if entry.sealed is not None:
             self._sealed.append((index, entry.sealed))
+        if entry.denial is not None:
+            self._denials[entry.denial.key] = (index, entry.denial)
         if entry.outcome is Outcome.PERMIT:
             self._claims.update(bound)
             self.permits[receipt_id] = Permit(
@@ -205,7 +150,7 @@ class Batch:
         )
 
     def _total(self, meter: str, now_us: int) -> Total:
-        total = read_total(self._db, meter, now_us)
+        total = self._rows.total(meter, now_us)
         changes = [c for (name, _), c in self._changes.items() if name == meter and now_us < c.until_us]
         return Total(
             sum=total.sum + sum(change.amount for change in changes),
@@ -339,48 +284,19 @@ class Batch:
         self.erasing.append((noted.index, erasure))
         return noted
 
-    def write(self) -> None:
-        """Insert everything. The caller commits."""
-        db, owner = self._db, self._node.owner
-        db.executemany(PUT_RECEIPT, self._receipts)
-        if self._inputs:
-            db.executemany("INSERT INTO inputs VALUES (?,?)", self._inputs)
-        if self._sealed:
-            db.executemany("INSERT INTO sealed VALUES (?,?)", [(i, item.data) for i, item in self._sealed])
-            db.executemany(
-                "INSERT INTO secrets VALUES (?,?,?)", [(i, item.salt, item.key) for i, item in self._sealed]
-            )
-        if self.erasing:
-            db.executemany("INSERT INTO erasing VALUES (?)", [(index,) for index, _ in self.erasing])
-        if self.permits:
-            rows = [
-                (
-                    *(p.index, p.receipt_id, p.state.value, owner, p.http_status, " ".join(p.claims)),
-                    *(charges_text(p.charges) if p.charges else "", p.lender),
-                )
-                for p in self.permits.values()
-            ]
-            db.executemany(PUT_PERMIT, rows)
-        if self._changes:
-            self._write_counters()
-        if self._claims:
-            free = [(key,) for key, row in self._claims.items() if is_free(row)]
-            held = [row_of(row) for row in self._claims.values() if not is_free(row)]
-            db.executemany(PUT_CLAIM, held)
-            db.executemany("DELETE FROM claims WHERE key = ?", free)
-        db.execute(
-            "UPDATE head SET size = ?, iat_us = ?, hashes = ?",
-            (self._tree.size, self._iat_us, pack(self._tree)),
-        )
-
-    def _write_counters(self) -> None:
-        changes = self._changes.values()
-        changed = [(c.meter, c.at_us, c.until_us, c.amount, c.count) for c in changes if c.amount or c.count]
-        self._db.executemany(PUT_COUNTER, changed)
-        # What counts no more is dropped where there is something to write anyway.
-        self._db.executemany(
-            "DELETE FROM counters WHERE id = ? AND (until_us <= ? OR count = 0)",
-            [(meter, self._iat_us) for meter in {c.meter for c in changes}],
+    def changes(self) -> Changes:
+        """What is to be written, all of it or nothing."""
+        return Changes(
+            receipts=self._receipts,
+            inputs=self._inputs,
+            sealed=self._sealed,
+            erasing=self.erasing,
+            permits=self.permits,
+            charges=tuple(self._changes.values()),
+            claims=self._claims,
+            denials=tuple(self._denials.values()),
+            head=self.head,
+            unknown=self.unknown,
         )
 
     def _now_us(self) -> int:
@@ -391,8 +307,13 @@ class Batch:
         row = self._claims.get(key)
         if row is not None:
             return None if is_free(row) else row
-        found = self._db.execute("SELECT * FROM claims WHERE key = ?", (key,)).fetchone()
-        return None if found is None else claim_of(found)
+        return self._rows.claim(key)
+
+    def _denial(self, key: str) -> Denial | None:
+        pending = self._denials.get(key)
+        if pending is not None:
+            return pending[1]
+        return self._rows.denial(key)
 
     def _check(
         self, entry: Entry, claims: Mapping[str, ClaimRow], now_us: int, receipt_id: str
@@ -402,7 +323,9 @@ class Batch:
             raise BackendError(Reason.INTERNAL_ERROR, "the entry is not for this receipt id and time")
         if entry.outcome is not Outcome.PERMIT and entry.bindings:
             raise BackendError(Reason.INTERNAL_ERROR, "only a PERMIT binds claims")
-        # What SQLite could choke on must be this request's failure, not the store's.
+        if entry.denial is not None:
+            _check_denial(entry, entry.denial)
+        # What the store could choke on must be this request's failure, not the store's.
         _text(entry.agent), _text(entry.surface)
         if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, bytes | None):
             raise BackendError(Reason.INTERNAL_ERROR, "the entry's receipt and inputs must be bytes")
@@ -433,26 +356,21 @@ class Batch:
         return index
 
     def _permit(self, receipt_id: str) -> Permit | None:
-        found = self.permits.get(receipt_id) or self._live.get(receipt_id)
-        return found or self._stored_permit(receipt_id)
+        return self.permits.get(receipt_id) or self._rows.permit(receipt_id)
 
-    def _stored_permit(self, receipt_id: str) -> Permit | None:
-        row = self._db.execute(
-            "SELECT p.idx, p.state, p.http_status, p.claims, p.charges, p.lender"
-            " FROM receipts r JOIN permits p ON p.idx = r.idx WHERE r.id = ?",
-            (receipt_id,),
-        ).fetchone()
-        if row is None:
-            return None
-        return Permit(
-            index=row[0],
-            receipt_id=receipt_id,
-            state=State(row[1]),
-            http_status=row[2],
-            claims=tuple(row[3].split()),
-            charges=charges_of(row[4]),
-            lender=row[5],
-        )
+
+def _check_denial(entry: Entry, denial: Denial) -> None:
+    """ST2, the store's own look: what would stick is a DENY, this one, and fits into its row."""
+    if entry.outcome is not Outcome.DENY or (denial.receipt_id, denial.policy) != (
+        entry.receipt_id,
+        entry.policy,
+    ):
+        raise BackendError(Reason.INTERNAL_ERROR, "only a DENY sticks, and for itself")
+    texts = (denial.key, denial.digest, *denial.rules)
+    if not all(map(_text, texts)) or not denial.rules or any(" " in rule for rule in denial.rules):
+        raise BackendError(Reason.INTERNAL_ERROR, "a denial without key, digest or rules")
+    if not 0 <= denial.expires_us < _INT64:
+        raise BackendError(Reason.INTERNAL_ERROR, "a denial that expires out of range")
 
 
 def _text(value: str) -> str:

@@ -1,0 +1,222 @@
+"""What a store gives to the ledger's serial step, and what it is given to write: the narrow port.
+
+    begin(work) -> Rows: what is committed; nothing else commits until ...   (batch.py judges)
+    commit(Changes): everything or nothing, durable when it returns          (or rollback())
+
+store_ledger.py calls it from one thread. An error that a store raises ends the ledger, because nobody knows
+what is on disk, but for two: StoreLost (the store comes back by itself; the group may or may not have been
+committed, and none of it is dispatched) and Conflict (nothing was committed: judge the group again).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from ..erasure import Erasure
+from ..errors import BackendError, Reason
+from ..keys import Signer
+from ..ledger import Charge, ClaimRow, OutcomeStatus, State, Total
+from ..sealing import Sealed
+from ..standing import Denial
+from ..tlog import Tree
+
+__all__ = [
+    "FORGET_EVERY",
+    "Changes",
+    "Conflict",
+    "Eraser",
+    "Head",
+    "Leaves",
+    "Node",
+    "OutcomeNote",
+    "Permit",
+    "ReceiptRow",
+    "Rows",
+    "Store",
+    "StoreLost",
+]
+
+FORGET_EVERY: Final = (
+    1024  # leaves; what expires is forgotten in strides, so that a commit seldom pays for it
+)
+
+# index, id, type, outcome, reason, agent, surface, iat_us, jws: see StoredReceipt
+type ReceiptRow = tuple[int, str, str, str, str, str, str, int, bytes]
+
+
+class StoreLost(BackendError):
+    """The store does not answer, and is tried again. What was asked of it may have been done."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Reason.STORE_UNAVAILABLE, detail)
+
+
+class Conflict(Exception):
+    """The transaction was undone by the store, because of another one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What a ledger signs with, and where time and randomness come from."""
+
+    key: Signer
+    origin: str
+    name: str
+    owner: str  # this process's run: permits of another owner are nobody's
+    clock_us: Callable[[], int]
+    nonce16: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The end of the log. The next receipt is later than `iat_us`."""
+
+    tree: Tree
+    iat_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permit:
+    index: int
+    receipt_id: str
+    state: State
+    http_status: int
+    claims: tuple[str, ...]
+    charges: tuple[Charge, ...]  # what it holds of budgets now
+    lender: str  # the permit that it repeats and took them over from; "" when none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeNote:
+    """A queued record_outcome()."""
+
+    receipt_id: str
+    status: OutcomeStatus
+    http_status: int
+    delivered: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """Everything that one group writes. Claims that are free (ledger.is_free) are to be forgotten; denials
+    that have expired, and the oldest above standing.MAX_DENIALS, within FORGET_EVERY leaves."""
+
+    receipts: Sequence[ReceiptRow]  # in log order
+    inputs: Sequence[tuple[int, bytes]]  # under the index of their receipt
+    sealed: Sequence[tuple[int, Sealed]]
+    erasing: Sequence[tuple[int, Erasure]]
+    permits: Mapping[str, Permit]  # as they are now
+    charges: Sequence[Charge]  # to add to the counters' rows; amounts may be negative
+    claims: Mapping[str, ClaimRow]
+    denials: Sequence[
+        tuple[int, Denial]
+    ]  # with the index of the DENY; each takes the place of its key's last
+    head: Head
+    unknown: int  # by how much the number of unknown outcomes changes
+
+
+class Rows(Protocol):
+    """The rows that a group starts from, inside its transaction."""
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What these methods raise when the store fails. A judge's own errors are others."""
+        ...
+
+    def claim(self, key: str) -> ClaimRow | None: ...
+
+    def permit(self, receipt_id: str) -> Permit | None: ...
+
+    def denial(self, key: str) -> Denial | None: ...
+
+    def total(self, meter: str, now_us: int) -> Total:
+        """What stands on the meter at that time."""
+        ...
+
+
+class Eraser(Protocol):
+    """Carries out committed orders, a few rows at a time, in the writer thread."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    @property
+    def pause_s(self) -> float: ...
+
+    def done(self, index: int) -> bool: ...
+
+    def resume(self) -> None: ...
+
+    def start(self, index: int, erasure: Erasure) -> None: ...
+
+    def step(self) -> None: ...
+
+
+class Leaves(Protocol):
+    """A connection of its own to what is committed, for the thread that makes the log's tiles."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def read(self, start: int, end: int) -> Sequence[bytes]:
+        """The receipts from index `start` on, at most up to `end`."""
+        ...
+
+
+class Store(Protocol):
+    @property
+    def head(self) -> Head:
+        """The end of the log as of the last begin() or commit()."""
+        ...
+
+    @property
+    def unknown(self) -> int:
+        """How many permits have an outcome that nobody knows."""
+        ...
+
+    @property
+    def lost(self) -> str:
+        """Why nothing can be recorded now; "" when it can, as far as is known."""
+        ...
+
+    @property
+    def eraser(self) -> Eraser: ...
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What opening may raise beside ConfigError and OSError."""
+        ...
+
+    def begin(self, work: Sequence[object]) -> Rows:
+        """Open the transaction; `work` is what will be judged, so that rows can be fetched at once."""
+        ...
+
+    def commit(self, changes: Changes) -> None: ...
+
+    def rollback(self) -> None: ...
+
+    def heal(self) -> None:
+        """Called now and then while `lost`. Raises what is not going to heal."""
+        ...
+
+    def stranded(self) -> Sequence[str]:
+        """PERMITs that a commit in doubt left and nobody dispatched. Asked inside a transaction."""
+        ...
+
+    def orphans(self) -> Sequence[str]:
+        """PERMITs of earlier runs of this node that have no outcome. Asked at start."""
+        ...
+
+    def key_events(self) -> Sequence[tuple[int, bytes]]:
+        """Index and JWS of every admin receipt about keys, in log order. Asked at start."""
+        ...
+
+    def leaves(self) -> Leaves: ...
+
+    def close(self) -> None: ...
