@@ -60,6 +60,7 @@ PLACE: Final = Path("run") / "gate.sock"  # below state_dir
 _AGAIN_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)  # between two tries to connect
 _TOLD_S: Final = 10.0  # an outcome that the gate has had for so long is durable, or never will be
 _HELLO_S: Final = 5.0
+_SOON_S: Final = 0.002
 
 
 class Petition:
@@ -181,7 +182,7 @@ class GateLine:
             self._outcomes.popleft()
         outcome = _Outcome(frame)
         self._outcomes.append(outcome)
-        if self._write(frame):
+        if self._write_soon(frame):
             outcome.told_s = now
 
     # -- what else the worker says -----------------------------------------------------------------
@@ -190,9 +191,9 @@ class GateLine:
         shared = None if answer.cancelled() or answer.exception() is not None else answer.result()
         head, tail = plain_answer(shared)
         with contextlib.suppress(WireError):  # too large to share: who waits asks for himself
-            if self._write(encode(Kind.END, tail, flight=name, answer=head)):
-                return
-        self._write(encode(Kind.END, flight=name, answer={}))
+            self._write_soon(encode(Kind.END, tail, flight=name, answer=head))
+            return
+        self._write_soon(encode(Kind.END, flight=name, answer={}))
 
     def report(self, figures: dict[str, Any]) -> None:
         """What this process counts; nothing is written when nothing changed."""
@@ -258,6 +259,14 @@ class GateLine:
         if link is None or not link.welcomed:
             return False
         link.write(frame)
+        return True
+
+    def _write_soon(self, frame: bytes) -> bool:
+        """With the next question, or a little later: nobody waits for this."""
+        link = self._link
+        if link is None or not link.welcomed:
+            return False
+        link.write_soon(frame)
         return True
 
     async def close(self) -> None:
@@ -359,6 +368,8 @@ class _Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._soon: list[bytes] = []
+        self._later: asyncio.TimerHandle | None = None
 
     @property
     def welcomed(self) -> bool:
@@ -375,10 +386,21 @@ class _Link(asyncio.Protocol):
         return self.welcomed
 
     def write(self, frame: bytes) -> None:
+        """At once, after whatever was to be written soon."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+            frame, self._soon = b"".join([*self._soon, frame]), []
         if self._transport is not None:
             self._transport.write(frame)
 
+    def write_soon(self, frame: bytes) -> None:
+        self._soon.append(frame)
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(_SOON_S, self.write, b"")
+
     def finish(self) -> None:
+        self.write(b"")
         if self._transport is not None and self._transport.can_write_eof():
             self._transport.write_eof()
 

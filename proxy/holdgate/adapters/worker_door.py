@@ -222,9 +222,14 @@ class WorkerDoor:
         case, told = read_case(frame.head["case"], self.agents), read_told(frame.head["told"])
         if case.refusal is None and (told.engine if told else ENGINE) != self.engine:
             raise WireError(f"decided by something else than {self.engine}")
-        task = line.asks[n] = asyncio.ensure_future(self._answer(line, n, case, frame.head["bundle"], told))
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
+        # Begun at once, not in the next turn of the loop: its first step is to queue for the ledger.
+        loop = asyncio.get_running_loop()
+        work = self._answer(line, n, case, frame.head["bundle"], told)
+        task = asyncio.Task(work, loop=loop, eager_start=True)
+        if not task.done():
+            line.asks[n] = task
+            self._work.add(task)
+            task.add_done_callback(self._work.discard)
 
     async def _answer(self, line: _Line, n: int, case: Case, bundle: str, told: Told | None) -> None:
         """One question, however it ends. Cancelled when it is withdrawn or its worker is gone."""
@@ -347,13 +352,21 @@ class _Line(asyncio.Protocol):
         self._hello: asyncio.TimerHandle | None = None
         self.role, self.pid = "", 0
         self.accepts: str | None = None  # the bundle under which it accepts requests; None: it does not yet
+        self._said: list[bytes] = []
         self.last = 0  # number of its last question
         self.asks: dict[int, asyncio.Task[None]] = {}
         self.permits: dict[str, int] = {}  # receipt whose outcome is to come -> number of the question
 
     def write(self, frame: bytes) -> None:
+        """Together with what else is said in this turn of the loop: a group of commits has many answers."""
+        self._said.append(frame)
+        if len(self._said) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        said, self._said = self._said, []
         if self._transport is not None:
-            self._transport.write(frame)
+            self._transport.write(b"".join(said))
 
     def end(self, why: str) -> None:
         log.info("%s: %s", self.role or "somebody", why)
