@@ -133,13 +133,22 @@ def test_n4_what_workers_report_is_added():
 
 def test_n4_a_worker_that_ended_takes_nothing_back():
     metrics = Metrics()
-    for _ in range(3):
-        metrics.of_worker("worker-1", worker(in_flight=3))
-        metrics.worker_ended("worker-1")
-    metrics.worker_ended("worker-1")
-    assert value(metrics, REFUNDS) == 3
-    assert value(metrics, "holdgate_hold_seconds_count") == 3
+    for pid in range(30):
+        metrics.of_worker(f"worker-1 {pid}", worker(in_flight=3))
+        metrics.worker_ended(f"worker-1 {pid}")
+    metrics.worker_ended("worker-1 7")
+    assert value(metrics, REFUNDS) == 30
+    assert value(metrics, "holdgate_hold_seconds_count") == 30
     assert value(metrics, "holdgate_in_flight") == 0
+
+
+def test_n4_a_worker_that_is_there_again_is_not_counted_twice():
+    metrics = Metrics()
+    metrics.of_worker("worker-1 7", worker())
+    metrics.worker_ended("worker-1 7")
+    metrics.of_worker("worker-1 7", worker(in_flight=2))
+    assert value(metrics, REFUNDS) == 1
+    assert value(metrics, "holdgate_in_flight") == 2
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class Gate:
 def start_gate(folder: Path, bundle: Bundle = BUNDLE, **change: Any) -> Gate:
     (folder / "run").mkdir(mode=0o700, exist_ok=True)
     nonce = secrets.token_bytes(1)[0] << 64  # receipts of two runs differ
-    numbers = iter(range(nonce, nonce + 10_000))
+    numbers = iter(range(nonce, nonce + 1_000_000))
     ledger = open_ledger(folder, nonce16=lambda: next(numbers).to_bytes(16, "little"))
     pipeline = GatePipeline(
         bundle,

@@ -31,7 +31,7 @@ PARALLEL = 64
 
 @pytest.fixture(scope="module")
 def two(vendors: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    gate = Instance(tmp_path_factory.mktemp("two"), connect_to=vendors.connect_to())
+    gate = Instance(tmp_path_factory.mktemp("two"), connect_to=vendors.connect_to(), transparent=True)
     gate.run_words = ("run", "--workers", "2")
     with gate:
         yield gate

@@ -35,6 +35,7 @@ _REASONS: Final = frozenset(reason.value for reason in Reason)
 _HOSTS: Final = 100
 _SURFACES: Final = 500
 _BARRIERS: Final = 50
+_ENDED: Final = 8  # workers whose connection ended, and who may be there again
 # Seconds. The budgets are 0.4 ms (added p50), 15 ms (p99) and 55 s (a held request).
 _BOUNDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.025),
@@ -143,7 +144,7 @@ class Metrics:
         self.commit = self._commit.observe
         self.upstream = self._upstream.observe
         self._workers: dict[str, Mapping[str, Any]] = {}  # what each says now
-        self._ended: list[Mapping[str, Any]] = []  # what those that ended had said, in one
+        self._ended: dict[str, Mapping[str, Any]] = {}  # what those that ended had said, the oldest in one
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Families(self))
 
@@ -171,28 +172,32 @@ class Metrics:
             "in_flight": self._in_flight,
         }
 
-    def of_worker(self, role: str, figures: Mapping[str, Any]) -> None:
-        """What a worker counts since it started. Raises ValueError for what are no figures."""
+    def of_worker(self, name: str, figures: Mapping[str, Any]) -> None:
+        """What a worker, one process, counts since it started. Raises ValueError for what are no figures."""
         try:
             trial = Metrics()
-            trial._workers[role] = figures
+            trial._workers[name] = figures
             trial._summed()
             if any(type(number) not in (int, float) for number in _numbers(figures)):
                 raise TypeError("not a number")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"not figures: {error!r}") from error
-        self._workers[role] = figures
+        self._ended.pop(name, None)  # only its connection had ended
+        self._workers[name] = figures
 
-    def worker_ended(self, role: str) -> None:
-        figures = self._workers.pop(role, None)
-        if figures is not None:
+    def worker_ended(self, name: str) -> None:
+        figures = self._workers.pop(name, None)
+        if figures is None:
+            return
+        self._ended[name] = {**figures, "in_flight": 0}
+        if len(self._ended) > _ENDED:
             past = Metrics()
-            past._ended = [*self._ended, {**figures, "in_flight": 0}]
-            self._ended = [past._summed()]
+            past._ended = {each: self._ended.pop(each) for each in list(self._ended)[:2]}
+            self._ended = {"": past._summed(), **self._ended}
 
     def _summed(self) -> dict[str, Any]:
         """Everything that figures() has, here and in all workers."""
-        others = [*self._ended, *self._workers.values()]
+        others = [*self._ended.values(), *self._workers.values()]
         decisions, shadows = dict(self._decisions), dict(self._shadows)
         for mine, name in ((decisions, "decisions"), (shadows, "shadows")):
             for surface, first, second, count in (row for other in others for row in other[name]):

@@ -183,8 +183,7 @@ class WorkerDoor:
             task.cancel()
         for name in [name for name, flight in self._flights.items() if flight.owner is line]:
             self._end_flight(name, {}, b"")
-        if not any(other.role == line.role for other in self._lines):
-            self.metrics.worker_ended(line.role)
+        self.metrics.worker_ended(line.name)
         if line.role:
             level = logging.WARNING if line.permits else logging.INFO
             log.log(level, "%s is gone, %d of its permits are unknown now", line.role, len(line.permits))
@@ -204,7 +203,7 @@ class WorkerDoor:
                     self._end_flight(frame.head["flight"], frame.head["answer"], frame.tail)
             case Kind.FIGURES:
                 try:
-                    self.metrics.of_worker(line.role, frame.head["figures"])
+                    self.metrics.of_worker(line.name, frame.head["figures"])
                 except ValueError as error:
                     raise WireError(str(error)) from error
             case Kind.READY:
@@ -356,6 +355,11 @@ class _Line(asyncio.Protocol):
         self.last = 0  # number of its last question
         self.asks: dict[int, asyncio.Task[None]] = {}
         self.permits: dict[str, int] = {}  # receipt whose outcome is to come -> number of the question
+
+    @property
+    def name(self) -> str:
+        """Of this process, over all its connections."""
+        return f"{self.role} {self.pid}"
 
     def write(self, frame: bytes) -> None:
         """Together with what else is said in this turn of the loop: a group of commits has many answers."""
