@@ -181,9 +181,11 @@ class Server:
         self.engine.shutdown()
 
     def deaf(self) -> None:
-        """Stop accepting on sockets that were handed over."""
+        """Stop accepting on sockets that were handed over, and from Envoy."""
         for server in self.serving:
             server.close()
+        if self.envoy is not None:
+            self.envoy.deaf()
 
     async def sweep(self) -> None:
         while True:
