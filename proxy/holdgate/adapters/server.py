@@ -229,9 +229,11 @@ class Server:
         return self.workers is not None and bool(self.workers.connected)
 
     def deaf(self) -> None:
-        """Stop accepting on sockets that were handed over."""
+        """Stop accepting on sockets that were handed over, and from Envoy."""
         for server in self.serving:
             server.close()
+        if self.envoy is not None:
+            self.envoy.deaf()
 
     async def sweep(self) -> None:
         while True:
