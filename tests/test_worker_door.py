@@ -373,6 +373,24 @@ async def test_a_worker_is_told_the_bundle_and_accepts_under_it(house: Gate) -> 
         await until(lambda: house.door.gap() == "")
 
 
+async def test_an_activation_can_wait_until_every_worker_has_the_bundle(house: Gate) -> None:
+    async with worker(house.folder) as one:
+        one.line.accept()
+        await until(lambda: house.door.accepting == 1)
+        loading = asyncio.Event()
+
+        async def adopt(bundle: str, ca: str) -> None:
+            await loading.wait()
+
+        one.line.adopt = adopt
+        house.pipeline.bundle = OTHER
+        house.door.announce()
+        assert not await house.door.caught_up(0.05)
+        loading.set()
+        assert await house.door.caught_up(20)
+        assert house.door.accepting == 1
+
+
 async def test_a_request_of_the_old_bundle_begins_again_when_the_worker_has_the_new_one(house: Gate) -> None:
     async with worker(house.folder) as one:
         house.pipeline.bundle = OTHER

@@ -90,6 +90,7 @@ __all__ = [
 log = logging.getLogger("holdgate")
 
 SWEEP_S = 0.25
+CATCH_UP_S = 30.0  # for workers to load a bundle
 WATCH_S = 1.0  # between two looks at the folder of signed bundles
 
 
@@ -170,6 +171,9 @@ class Server:
         self._vouch(authority)
         if self.workers is not None:
             self.workers.announce()
+            # Who asked for it may send a request next: it should be decided under what was activated.
+            if not await self.workers.caught_up(CATCH_UP_S):
+                log.error("not every worker has the active bundle yet")
         return self._active(refused)
 
     def _vouch(self, authority: CertificateAuthority) -> None:

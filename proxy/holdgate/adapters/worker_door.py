@@ -157,6 +157,16 @@ class WorkerDoor:
                 line.write(encode(Kind.ACTIVE, bundle=self.pipeline.bundle.digest, ca=self.ca))
         self._remember()
 
+    async def caught_up(self, within_s: float) -> bool:
+        """Until every worker that accepts requests does so under the active bundle; False: not in time."""
+        try:
+            async with asyncio.timeout(within_s):
+                while any(line.accepts not in (None, self.pipeline.bundle.digest) for line in self._lines):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            return False
+        return True
+
     def _remember(self) -> None:
         bundle = self.pipeline.bundle
         self._bundles[bundle.digest] = self._bundles.pop(bundle.digest, bundle)
