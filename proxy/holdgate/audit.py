@@ -121,6 +121,9 @@ class AuditInput:
     records: Iterable[LogRecord]
     claims: Iterable[ClaimRow]  # read after `records`
     counters: Iterable[CounterRow]  # read after `records`
+    # Other nodes have claims and counters in the same store, and may have settled what this one left open.
+    # Then `claims` are those of this log's PERMITs, and the counters are not compared.
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +158,10 @@ class _Permit:
     found: OutcomeStatus = OutcomeStatus.EXECUTED  # by whoever reconciled it
 
     @property
+    def is_open(self) -> bool:
+        return self.status in (None, OutcomeStatus.UNKNOWN)
+
+    @property
     def states(self) -> frozenset[State]:
         """What the store may say of it, and of a claim that it holds."""
         is_reconciled = self.status is OutcomeStatus.RECONCILED and self.found is not OutcomeStatus.EXECUTED
@@ -176,7 +183,7 @@ def audit(
     verifying: Verifying = verified_here,
 ) -> AuditReport:
     """Verify everything; problems are found, never raised. `progress` is told how many leaves were read."""
-    auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles)
+    auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles, given.is_shared)
     checkpoints = list(earlier)
     try:
         checkpoint = verify_log(given.checkpoint, origin, log_keys)
@@ -198,13 +205,17 @@ def audit(
     auditor.head(given.head)
     auditor.inputs_end()
     auditor.claims(given.claims)
-    for text in auditor.budgets.problems(given.counters, given.head.iat_us):
-        auditor.problem(text)
+    if not given.is_shared:
+        for text in auditor.budgets.problems(given.counters, given.head.iat_us):
+            auditor.problem(text)
     return auditor.report()
 
 
 class _Auditor:
-    def __init__(self, origin: str, keys: KeySet, log_keys: KeySet, tiles: StoredTiles) -> None:
+    def __init__(
+        self, origin: str, keys: KeySet, log_keys: KeySet, tiles: StoredTiles, is_shared: bool
+    ) -> None:
+        self._is_shared = is_shared
         self._problems: list[str] = []
         self.keys = KeyAudit(keys, log_keys, self.problem)
         self.tiles = TileAudit(tiles, self.problem)
@@ -313,7 +324,7 @@ class _Auditor:
             row=record.permit,
         )
         first = self._permits.get(self._by_key.get(permit.key_hash, ""))
-        if first is not None and first.status in (None, OutcomeStatus.UNKNOWN):
+        if first is not None and first.is_open and not self._settled_elsewhere(first):
             if first.status is None or "replay_of" not in statement:
                 self._at(record, f"a second PERMIT under a key that leaf {first.index} still holds")
         if permit.key_hash:
@@ -335,6 +346,8 @@ class _Auditor:
     def _outcome(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         self._outcomes += 1
         permit = self._permits.get(statement["of"])
+        if permit is None and self._is_shared:
+            return  # of another node's PERMIT, which that node could not settle
         if permit is None:
             self._at(record, "the outcome of no earlier PERMIT")
             return
@@ -359,17 +372,18 @@ class _Auditor:
             self._claim(row)
         for key, receipt_id in self._by_key.items():
             permit = self._permits[receipt_id]
-            open_now = permit.status in (None, OutcomeStatus.UNKNOWN)
-            if key not in held and (open_now or permit.source != "implicit"):
+            missing = key not in held and (permit.is_open or permit.source != "implicit")
+            if missing and not self._is_shared:
                 self.problem(f"leaf {permit.index}: its claim {key[:16]} is missing ({permit.id})")
 
     def _permit_row(self, permit: _Permit, row: PermitRow) -> None:
         name = f"leaf {permit.index}: the ledger's permit"
-        if row.state not in permit.states:
+        elsewhere = self._settled_elsewhere(permit)
+        if row.state not in permit.states and not elsewhere:
             self.problem(f"{name} state is not what its outcomes say ({permit.id})")
         if row.id != permit.id:
             self.problem(f"{name} id is not the receipt's ({permit.id})")
-        if row.http_status != permit.http_status:
+        if row.http_status != permit.http_status and not elsewhere:
             self.problem(f"{name} http_status is not its outcome's ({permit.id})")
         if permit.key_hash and permit.key_hash not in row.claims:
             self.problem(f"{name} claims are not what it held ({permit.id})")
@@ -382,7 +396,8 @@ class _Auditor:
             return
         if row.digest != permit.digest:
             self.problem(f"{name}: not for the request of leaf {permit.index}")
-        if row.state not in permit.states:
+        elsewhere = self._settled_elsewhere(permit)
+        if row.state not in permit.states and not elsewhere:
             self.problem(f"{name}: {row.state}, which leaf {permit.index} and its outcome do not say")
         if row.source == permit.source and permit.key_hash and row.key != permit.key_hash:
             self.problem(f"{name}: not the key of leaf {permit.index}")
@@ -390,11 +405,17 @@ class _Auditor:
             self.problem(f"{name}: its source is not that of leaf {permit.index}")
         if permit.row is not None and row.key not in permit.row.claims:
             self.problem(f"{name}: not among what leaf {permit.index} holds")
-        if row.http_status != permit.http_status:
+        if row.http_status != permit.http_status and not elsewhere:
             self.problem(f"{name}: http_status is not that of leaf {permit.index}'s outcome")
         newest = self._by_key.get(row.key)
         if newest not in (None, row.receipt_id) and not self._fell_back(row, newest):
             self.problem(f"{name}: a later PERMIT holds it")
+
+    def _settled_elsewhere(self, permit: _Permit) -> bool:
+        """Whether another node wrote the outcome that this log lacks: of a PERMIT that died with its node."""
+        if not self._is_shared or permit.row is None or not permit.is_open:
+            return False
+        return permit.row.state is not State.DISPATCHING
 
     def _fell_back(self, row: ClaimRow, newest: str | None) -> bool:
         """Whether the newest PERMIT was a replay without effect, so that the first one stands again."""

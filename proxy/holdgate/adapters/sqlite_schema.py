@@ -1,7 +1,8 @@
 """The tables of a SQLite ledger, and rows to values and back.
 
-One file, `state_dir/ledger.db`. Only sqlite_store.py and sqlite_erase.py write it, through one connection:
-SQLite 3.7.0 to 3.51.2 can corrupt a WAL that two connections write or checkpoint at once. Readers open it `mode=ro`.
+One file, `state_dir/ledger.db`. Only sqlite_store.py and sqlite_erase.py write it, through one
+connection: SQLite 3.7.0 to 3.51.2 can corrupt a WAL that two connections write or checkpoint at once.
+Readers open it `mode=ro`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 
 from ..adapters.bundle_load import load_folder
-from ..adapters.sqlite_reader import SqliteReader
+from ..adapters.open_reader import open_reader
+from ..adapters.reader import Reader
 from ..backtest import Change, NotReplayed, Report, backtest
 from ..errors import ConfigError
 from ..keys import unb64url
@@ -45,9 +46,10 @@ def register(commands: Commands) -> None:
 
 
 def _backtest(args: argparse.Namespace) -> int:
-    state_dir = config_of(args).state_dir
+    config = config_of(args)
+    state_dir = config.state_dir
     new = load_folder(args.bundle)
-    with SqliteReader(state_dir) as reader:
+    with open_reader(config) as reader:
         first = first_index(reader, args.since)
         end = reader.size if args.until is None else first_index(reader, args.until)
         with Progress("backtest", reader.size, "decisions") as progress:
@@ -72,7 +74,7 @@ def _backtest(args: argparse.Namespace) -> int:
     return 1 if failing and not is_accepted else 0
 
 
-def _records(reader: SqliteReader, first: int, end: int) -> Iterator[Record]:
+def _records(reader: Reader, first: int, end: int) -> Iterator[Record]:
     for jws, inputs, salt in reader.decisions(first, until=end):
         statement: Mapping[str, Any] = orjson.loads(unb64url(jws.split(b".")[1]))
         yield Record(statement=statement, inputs=inputs, salt=salt)
