@@ -6,6 +6,7 @@ to run as root, so as root it runs as the first unprivileged user that there is.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -13,13 +14,19 @@ import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from evidence import LOG_KEY, NODE, ORIGIN, RECEIPT_KEY, nonces, ticking
+from holdgate.adapters.reader import Reader
+from holdgate.adapters.store_ledger import StoreLedger
 from holdgate.config_store import PostgresStore
 from ports import free_port
 
@@ -94,10 +101,11 @@ class Server:
         return subprocess.run(asked, check=False).returncode == 0
 
     def kill(self) -> None:
-        """kill -9 of all its processes: what was not fsync'd by PostgreSQL is the kernel's."""
+        """kill -9 of all its processes."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            for pid in self._pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
 
@@ -112,8 +120,15 @@ class Server:
 
     def signal(self, number: signal.Signals) -> None:
         """To every process of the server."""
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _pids(self) -> list[int]:
+        """The postmaster first, then its children: each of them has a session of its own."""
         assert self.process is not None
-        os.killpg(self.process.pid, number)
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [self.process.pid, *map(int, children.split())]
 
     def sql(self, text: str, database: str = "postgres") -> str:
         """What psql prints, unaligned."""
@@ -148,16 +163,24 @@ def settings_of(
     )
 
 
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """Where the unprivileged user may write; pytest's own folders are closed to it."""
+    # In memory where there is some: fsync is on, and costs nothing.
+    shm = Path("/dev/shm")
+    roomy = shm.is_dir() and os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 512 << 20
+    made = Path(tempfile.mkdtemp(prefix="holdgate-pg-", dir=shm if roomy else None))
+    if user := _unprivileged():
+        os.chown(made, user["user"], user["group"])
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
 def make(folder: Path) -> Server:
-    """A new cluster in `folder`, not started. Whoever may reach the port may log in."""
-    bin_folder = need_postgres()
-    folder.mkdir(parents=True, exist_ok=True)
-    user = _unprivileged()
-    if user:
-        os.chown(folder, user["user"], user["group"])
-        for parent in (folder, *folder.parents):
-            if parent.owner() == "root" and parent != parent.parent and not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)  # pytest's folders are 0700
+    """A new cluster in a folder() of ours, not started. Whoever may reach the port may log in."""
+    bin_folder, user = need_postgres(), _unprivileged()
     subprocess.run(
         [
             *(str(bin_folder / "initdb"), "-D", str(folder / "data"), "-U", "holdgate", "-A", "trust"),
@@ -173,11 +196,66 @@ def make(folder: Path) -> Server:
 
 
 @contextlib.contextmanager
-def server(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
+def server(settings: Mapping[str, str] | None = None) -> Iterator[Server]:
     """A running one, ended afterwards."""
-    made = make(folder)
-    try:
-        made.start(settings)
-        yield made
-    finally:
-        made.kill()
+    need_postgres()
+    with folder() as place:
+        made = make(place)
+        try:
+            made.start(settings)
+            yield made
+        finally:
+            made.kill()
+
+
+class Fleets:
+    """Ledgers of tests: one database, emptied for every new state directory."""
+
+    def __init__(self, server: Server) -> None:
+        self._settings = server.database()
+        self._folder: Path | None = None
+
+    def _use(self, state_dir: Path) -> PostgresStore:
+        if state_dir != self._folder:
+            if self._folder is not None:
+                # In a thread: tests call this inside their event loop.
+                emptying = threading.Thread(target=lambda: asyncio.run(_empty(self._settings.urls[0])))
+                emptying.start()
+                emptying.join()
+            self._folder = state_dir
+        return self._settings
+
+    def open_ledger(self, state_dir: Path, **changes: Any) -> StoreLedger:
+        return open_ledger(state_dir, self._use(state_dir), **changes)
+
+    def reader(self, state_dir: Path) -> Reader:
+        from holdgate.adapters.postgres_reader import PostgresReader
+
+        return PostgresReader(state_dir, self._use(state_dir), NODE)
+
+
+def open_ledger(state_dir: Path, settings: PostgresStore, **changes: Any) -> StoreLedger:
+    """As evidence.open_ledger(); the clocks of tests are not the server's."""
+    from holdgate.adapters.postgres import PostgresLedger
+
+    facts: dict[str, Any] = {
+        "receipt_key": RECEIPT_KEY,
+        "log_key": LOG_KEY,
+        "origin": ORIGIN,
+        "node": NODE,
+        "clock_us": ticking(),
+        "nonce16": nonces(),
+        "linger_s": 0.0,
+        "headroom_bytes": 0,
+        "fleet_key": bytes(32),
+        "skew_s": 1e9,
+    }
+    return PostgresLedger.open(state_dir, settings, **(facts | changes))
+
+
+async def _empty(url: str) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(url)
+    await connection.execute("DROP SCHEMA IF EXISTS holdgate CASCADE")
+    await connection.close()

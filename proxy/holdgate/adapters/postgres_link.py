@@ -35,6 +35,14 @@ CHECKS: Final = (
 )
 # What passes: connections, resources, an operator's intervention, transactions that the server ended.
 _PASSING: Final = ("08", "25", "28", "3D", "53", "55", "57", "58")
+# The client's side of a connection that broke, in any of the states that it was in.
+_BROKEN: Final = (
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+    asyncio.IncompleteReadError,
+)
 _UNDONE: Final = ("40001", "40P01")
 
 
@@ -129,7 +137,7 @@ class Link:
         except StoreBroken:
             self.drop()
             raise
-        except (asyncpg.InterfaceError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        except _BROKEN as error:
             self.drop()
             raise StoreLost(f"PostgreSQL: {error or type(error).__name__}") from error
         if self._warning:
@@ -150,7 +158,7 @@ class Link:
             try:
                 await self._connect_to(urls[place], min(share, until) if left > 0 else share)
             except StoreLost as error:
-                reasons.append(f"{self._settings.hosts[place]}: {error}")
+                reasons.append(f"{self._settings.hosts[place]}: {error.detail}")
                 continue
             self._first = place
             return
@@ -167,7 +175,7 @@ class Link:
             raise StoreLost("no connection in time")
         try:
             self._conn = opening.result()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as error:
+        except (asyncpg.PostgresError, ValueError, *_BROKEN) as error:
             raise StoreLost(str(error) or type(error).__name__) from error
         self._conn.add_log_listener(self._noticed)
         try:
