@@ -27,6 +27,7 @@ from holdgate.ledger import (
 )
 from holdgate.receipt import admin_statement, decision_statement, input_digest, sign
 from holdgate.sealing import Kept, seal
+from holdgate.standing import NOTHING_STANDS, Standing
 from holdgate.surface.model import Action, Effect, Param
 
 RECEIPT_KEY = SigningKey(seed=bytes(range(32)))
@@ -149,11 +150,18 @@ class RefundJudge:
             self._wanted.append((op_key("thing", conflict), CONFLICT_SOURCE))
         self._digest, self._provider, self._ttl_us, self._inputs = digest, provider, ttl_us, inputs
         self._is_sealed = sealed
+        self.denials: tuple[str, ...] = ()
         self.keys = tuple(key for key, _ in self._wanted)
         self.verdict: Verdict | None = None
 
     def __call__(
-        self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets
+        self,
+        claims: Mapping[str, ClaimRow],
+        *,
+        now_us: int,
+        receipt_id: str,
+        budgets: Budgets,
+        standing: Standing = NOTHING_STANDS,
     ) -> Entry:
         verdict, prior, status = appraise(claims, self._wanted, digest=self._digest, now_us=now_us)
         self.verdict = verdict

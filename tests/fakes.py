@@ -26,6 +26,7 @@ from holdgate.message import Headers, ResponseHead
 from holdgate.policy_model import PolicySet
 from holdgate.receipt import new_receipt_id
 from holdgate.release import Release
+from holdgate.standing import Denial, Standing
 
 NO_POLICIES = PolicySet(
     policies=(), agent_attrs={}, attr_tests={}, table={}, files=()
@@ -40,6 +41,7 @@ class MemoryLedger:
         self.outcomes: list[tuple[str, OutcomeStatus, int, bool]] = []
         self.claims: dict[str, ClaimRow] = {}
         self.book = Book()
+        self.denials: dict[str, Denial] = {}
         self.now_us = 1_790_000_000_000_000
         self.before: Callable[[], Any] | None = None
         self.after: Callable[[], Any] | None = None
@@ -54,7 +56,15 @@ class MemoryLedger:
         receipt_id = new_receipt_id(self.now_us, len(self.entries).to_bytes(16, "big"))
         priors = {row.receipt_id for row in self.claims.values()}
         budgets = self.book.budgets(judge.meters, self.now_us, priors)
-        entry = judge(self.claims, now_us=self.now_us, receipt_id=receipt_id, budgets=budgets)
+        entry = judge(
+            self.claims,
+            now_us=self.now_us,
+            receipt_id=receipt_id,
+            budgets=budgets,
+            standing=Standing(denials=self.denials),
+        )
+        if entry.denial is not None:
+            self.denials[entry.denial.key] = entry.denial
         if entry.outcome is Outcome.PERMIT:
             self.book.permit(receipt_id, entry.charges, entry.prior)
         for binding in entry.bindings:

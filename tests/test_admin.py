@@ -51,12 +51,12 @@ ACTION = Action(surface="payments.refund", operation="stripe.PostRefunds", effec
 
 
 class Judge:
-    keys = meters = ()
+    keys = meters = denials = ()
 
     def __init__(self, key, outcome, agent):
         self.key, self.outcome, self.agent = key, outcome, agent
 
-    def __call__(self, claims, *, now_us, receipt_id, budgets):
+    def __call__(self, claims, *, now_us, receipt_id, budgets, standing):
         reason = Reason.PERMIT_RULE if self.outcome is Outcome.PERMIT else Reason.UNKNOWN_DESTINATION
         is_permit = self.outcome is Outcome.PERMIT
         statement = decision_statement(

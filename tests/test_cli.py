@@ -114,12 +114,12 @@ def run(capsys):
 
 
 class _Judge:
-    keys = meters = ()
+    keys = meters = denials = ()
 
     def __init__(self, key, issuer, outcome):
         self.key, self.issuer, self.outcome = key, issuer, outcome
 
-    def __call__(self, claims, *, now_us, receipt_id, budgets):
+    def __call__(self, claims, *, now_us, receipt_id, budgets, standing):
         statement = decision_statement(
             receipt_id=receipt_id,
             issuer=self.issuer,

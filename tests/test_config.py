@@ -178,6 +178,34 @@ MISTAKES = [
     pytest.param("store: sqlite", "store: postgresql://h/db", 11, "store: sqlite", id="another store"),
     pytest.param(
         "gate: embedded",
+        "ext_authz: {listen: 10.0.0.5:9191}",
+        12,
+        "readable on the network",
+        id="checks of Envoy over the network without TLS",
+    ),
+    pytest.param(
+        "gate: embedded",
+        "ext_authz: {listen: 127.0.0.1:9191}",
+        12,
+        "nobody may ask here",
+        id="checks of Envoy that nobody may make",
+    ),
+    pytest.param(
+        "gate: embedded",
+        "ext_authz: {listen: 10.0.0.5:9191, tls: {cert_file: a, key_file: b, client_ca_file: c}}",
+        12,
+        "does not exist",
+        id="checks of Envoy with a certificate that is not there",
+    ),
+    pytest.param(
+        "gate: embedded",
+        "ext_authz: {listen: 127.0.0.1:9191, token: x}",
+        12,
+        "token",
+        id="a key of ext_authz that is not known",
+    ),
+    pytest.param(
+        "gate: embedded",
         "gate: {url: https://gate:9443, protocol: opa}",
         12,
         "holdgate, authzen, trigguard",
@@ -555,3 +583,25 @@ def test_k4_two_agents_of_one_certificate_are_refused(folder: Path) -> None:
     one = "{id: %s, match: {client_cert: {ca_file: agents.pem, san: a.b}}}"
     text = SMALLEST.replace("agents: []", f"agents: [{one % 'a'}, {one % 'b'}]")
     assert "same certificate" in str(refused(folder, text))
+
+
+def test_ext_authz_has_a_listener_of_its_own(tmp_path: Path) -> None:
+    ops = f'ops: {{sha256: "{SHA}", roles: [operator]}}'
+    decider = f'{ops}, envoy: {{sha256: "{SHA2}", roles: [decider], agents: [triage]}}'
+    text = FULL.replace(ops, decider)
+    (tmp_path / "surfaces").mkdir()
+    (tmp_path / "policies").mkdir()
+    path = tmp_path / "holdgate.yaml"
+    path.write_text(text)
+    assert load_config(path).ext_authz is None
+    path.write_text(text + "ext_authz: {listen: 127.0.0.1:9191}\n")
+    found = load_config(path).ext_authz
+    assert found is not None and (str(found.listen), found.tls) == ("127.0.0.1:9191", None)
+    path.write_text(text + "ext_authz: {listen: 127.0.0.1:9090}\n")
+    with pytest.raises(ConfigError, match="two listeners share"):
+        load_config(path)
+    path.write_text(
+        text.replace("127.0.0.1:12111", "127.0.0.1:9191") + "ext_authz: {listen: 127.0.0.1:9191}\n"
+    )
+    with pytest.raises(ConfigError, match="own listener"):
+        load_config(path)

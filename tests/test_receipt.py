@@ -186,7 +186,7 @@ def _refusal(outcome: Outcome, reason: Reason) -> dict[str, Any]:
 def test_r3_every_reason_goes_with_exactly_one_outcome(reason: Reason) -> None:
     for outcome in Outcome:
         exp = T0 + 1_000_000 if outcome is Outcome.PERMIT else 0
-        jws = _resigned(permit_statement(outcome=outcome, reason=reason, exp_us=exp))
+        jws = _resigned(permit_statement(outcome=outcome, reason=reason, exp_us=exp, replay_of=""))
         if OUTCOME_OF[reason] is outcome:
             assert verify(jws, KEYS).statement["reason"] == reason
         else:

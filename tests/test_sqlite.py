@@ -43,7 +43,6 @@ from holdgate.keys import key_set
 from holdgate.ledger import (
     AdminNote,
     Binding,
-    Budgets,
     ClaimRow,
     Entry,
     Noted,
@@ -78,15 +77,13 @@ async def _settled(ledger: SqliteLedger) -> None:
 class _Broken:
     """A Judge that does what a test needs; `keys` is what it asks for."""
 
-    meters = ()
+    meters = denials = ()
 
     def __init__(self, does: Callable[[Entry], Entry], keys: Any = ()) -> None:
         self.keys, self._does, self._good = keys, does, RefundJudge("broken")
 
-    def __call__(
-        self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets
-    ) -> Entry:
-        return self._does(self._good(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets))
+    def __call__(self, claims: Mapping[str, ClaimRow], **given: Any) -> Entry:
+        return self._does(self._good(claims, **given))
 
 
 # --- formats ---

@@ -3,7 +3,7 @@
 A Case (everything known of the request) and the claims that the ledger read become one Entry. Pure: time,
 receipt id and claims are arguments. The Entry is not a permit yet: only a store can make it Recorded.
 
-Invariants (tests/test_adjudicate.py):
+Invariants (tests/test_adjudicate.py; A9: tests/test_standing.py):
   A1  PERMIT only when every claim verdict leaves the way open and the gate said PERMIT.
   A2  A Case with a refusal never reaches the gate.
   A3  Claims are bound on PERMIT only.
@@ -12,6 +12,8 @@ Invariants (tests/test_adjudicate.py):
   A6  Of a sensitive operation nothing is kept in clear: its input is sealed, its receipt has a commitment.
   A7  A PERMIT charges every counter of every action, a replay none; the receipt names ids only.
   A8  Under no bundle, or one that has ended, every Case is SILENCE with that reason, refused ones too.
+  A9  A repeat of a request that a policy denied is DENY again with the same rules and names the first
+      receipt, and the gate is not asked; under another bundle, or by another gate, it is.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ from .ledger import (
 from .policy import PolicySet
 from .receipt import decision_statement, input_digest, sign
 from .sealing import SALT_BYTES, Kept, Sealed, commitment, seal
-from .surface.model import Action, Recognised
+from .standing import KEYLESS_S, NOTHING_STANDS, Denial, Standing, repeated
+from .surface.model import Action, KeySource, Recognised
 
 __all__ = ["Adjudication", "Case", "Evidence", "Target", "TimedGate", "decision_input", "questions"]
 
@@ -139,6 +142,7 @@ class Adjudication:
         "_evidence",
         "_uses",
         "_void",
+        "denials",
         "keys",
         "meters",
     )
@@ -161,13 +165,22 @@ class Adjudication:
         self._uses = _uses(case, bundle, evidence.fleet_key) if counting else ()
         self.keys = tuple(claim.key for claim in self._claims)
         self.meters = meters_of(self._uses)
+        # Another gate's policies may change while the bundle here stays the same: its denials do not stick.
+        own = self._claims[:1] if engine == gate.ENGINE and case.recognised and case.recognised.keys else ()
+        self.denials = tuple(claim.key for claim in own)
 
     def void(self) -> None:
         """The hold deadline passed: whatever is judged from now on is SILENCE."""
         self._void = True
 
     def __call__(
-        self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets = NO_BUDGETS
+        self,
+        claims: Mapping[str, ClaimRow],
+        *,
+        now_us: int,
+        receipt_id: str,
+        budgets: Budgets = NO_BUDGETS,
+        standing: Standing = NOTHING_STANDS,
     ) -> Entry:
         case = self._case
         gap = self._bundle.gap(now_us)
@@ -179,10 +192,11 @@ class Adjudication:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, case.refusal)
         if case.agent is None or case.request is None or case.recognised is None:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.INTERNAL_ERROR)
+        digest = case.recognised.digest
         verdict, prior, prior_status = appraise(
             claims,
             [(claim.key, claim.source) for claim in self._claims],
-            digest=case.recognised.digest,
+            digest=digest,
             now_us=now_us,
         )
         refused = _REFUSED.get(verdict)
@@ -190,12 +204,16 @@ class Adjudication:
             return self._entry(now_us, receipt_id, *refused, prior=prior, prior_status=prior_status)
         if case.recognised.require_key:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
+        for key in self.denials:
+            denial = repeated(standing, key, digest=digest, policy=self._bundle.digest, now_us=now_us)
+            if denial is not None:
+                return self._denied_again(now_us, receipt_id, denial)
         inputs = decision_input(case.agent, case.request, case.recognised, now_us)
-        repeated = prior if verdict is Verdict.REPLAY else ""
+        first = prior if verdict is Verdict.REPLAY else ""
         if self._engine == gate.ENGINE:  # like counters
             facts_of = self._bundle.policies.facts_of
             state_facts(facts_of, inputs["agent"], inputs["actions"], case.facts, now_s=now_us // 1_000_000)
-        charges = self._charged(inputs, budgets, repeated, now_us)
+        charges = self._charged(inputs, budgets, first, now_us)
         decision = self._decide(self._bundle.policies, inputs)
         permitted = decision.outcome is Outcome.PERMIT and not self._void
         if decision.outcome is Outcome.PERMIT and not permitted:
@@ -212,9 +230,37 @@ class Adjudication:
             inputs=dumps_input(inputs),
             prior=prior if permitted else "",
             prior_status=prior_status,
-            replay=repeated != "",
+            replay=first != "",
             charges=charges if permitted else (),
             would=would.get("outcome", ""),
+        )
+
+    def _denied_again(self, now_us: int, receipt_id: str, denial: Denial) -> Entry:
+        return self._entry(
+            now_us,
+            receipt_id,
+            Outcome.DENY,
+            Reason.DENY_RULE,
+            rules=denial.rules,
+            prior=denial.receipt_id,
+            replay=True,
+        )
+
+    def _denial(
+        self, outcome: Outcome, rules: tuple[str, ...], now_us: int, receipt_id: str
+    ) -> Denial | None:
+        """What a decision of the gate leaves for repeats."""
+        if outcome is not Outcome.DENY or not self.denials or self._case.recognised is None:
+            return None
+        claim = self._claims[0]
+        ttl_s = KEYLESS_S if claim.source == KeySource.IMPLICIT else claim.ttl_s
+        return Denial(
+            key=claim.key,
+            digest=self._case.recognised.digest,
+            policy=self._bundle.digest,
+            receipt_id=receipt_id,
+            rules=rules,
+            expires_us=now_us + ttl_s * 1_000_000,
         )
 
     def _charged(
@@ -265,7 +311,7 @@ class Adjudication:
             engine=self._engine if inputs is not None else gate.ENGINE,
             input_digest="" if inputs is None else input_digest(inputs, sealed.salt if sealed else b""),
             exp_us=now_us + PERMIT_USE_BY_US if permit else 0,
-            replay_of=prior if permit and replay else "",
+            replay_of=prior if replay else "",
             supersedes=prior if permit and not replay else "",
             budget=budget_ids(charges),
             via=case.via,
@@ -289,6 +335,7 @@ class Adjudication:
             charges=charges,
             sealed=sealed,
             would=would,
+            denial=self._denial(outcome, rules, now_us, receipt_id) if inputs is not None else None,
         )
 
     def _sealed(self, receipt_id: str, inputs: bytes | None) -> tuple[Sealed | None, dict[str, str]]:

@@ -4,7 +4,8 @@ Pure: it reads iterators once, in order, and trusts nothing in them but the publ
 given. It sees everything from leaf 0, so it does not rely on what the ledger remembered of the tree.
 A problem names the leaf and its receipt, so that one can look at it.
 
-Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budgets.py):
+Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budgets.py; A11:
+tests/test_standing.py):
   A1  An edited, removed, inserted or reordered receipt is a problem, the removed tail included.
   A2  Every PERMIT has at most one outcome, or unknown and then reconciled; every outcome has its PERMIT.
   A3  A recorded input that is not the one its receipt names is a problem (audit_inputs.py says more).
@@ -17,6 +18,8 @@ Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budge
       receipt or recorded input does not bear out.
   A10  A receipt by another key than the one that the log itself names for its index is a problem, and so is
       a list of keys that says otherwise than the log.
+  A11  A DENY that says it repeats another one is a problem unless that is an earlier DENY by the gate of the
+      same request, agent, rules and bundle.
 
 It does not see: a roll-back of ledger and checkpoint together (keep an earlier checkpoint elsewhere
 and pass it as `earlier`), and what is in no receipt: when a claim expires, what was charged where an
@@ -34,7 +37,7 @@ from .audit_budgets import BudgetAudit, CounterRow
 from .audit_inputs import InputAudit
 from .audit_keys import KeyAudit
 from .audit_tiles import StoredTiles, TileAudit
-from .errors import Outcome
+from .errors import Outcome, Reason
 from .keys import KeySet
 from .ledger import RELEASING, SOURCES, Charge, ClaimRow, OutcomeStatus, State
 from .note import Checkpoint, verify_log
@@ -222,6 +225,9 @@ class _Auditor:
         self.edge = self.tiles.edge
         self._origin = origin
         self._permits: dict[str, _Permit] = {}
+        self._denied: dict[
+            str, int
+        ] = {}  # receipt of a DENY by the gate -> hash of what a repeat has in common
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
         self.budgets = BudgetAudit()
         self._inputs = InputAudit(self.problem)
@@ -311,6 +317,7 @@ class _Auditor:
         if is_permit != (record.permit is not None):
             self._at(record, "the ledger and the receipt disagree whether this is a permit")
         if not is_permit:
+            self._denial(record, statement)
             return
         key = statement.get("idempotency", {"key_hash": "", "source": ""})
         permit = _Permit(
@@ -332,6 +339,23 @@ class _Auditor:
         self._permits[permit.id] = permit
         charged = None if record.permit is None else (record.permit.charges, record.permit.lender)
         self.budgets.permit(record.index, statement, charged, inputs)
+
+    def _denial(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
+        if statement["reason"] != Reason.DENY_RULE:
+            return
+        request, key = statement["request"], statement.get("idempotency", {})
+        common = (
+            statement["agent"],
+            request.get("digest"),
+            key.get("key_hash"),
+            statement["policy"]["digest"],
+        )
+        known = hash((*common, *statement["rules"]))
+        first = statement.get("replay_of")
+        if first is None:
+            self._denied[statement["id"]] = known
+        elif self._denied.get(first, known if self._is_shared else None) != known:
+            self._at(record, f"it repeats {first}, which is no earlier DENY of this request")
 
     def _after(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         """Anything but a decision."""

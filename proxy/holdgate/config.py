@@ -25,6 +25,7 @@ from .config_admin import Admin, AdminToken, OpenDoor, read_admin
 from .config_agents import read_agents
 from .config_bundle import Files, Signed, read_bundle_mode
 from .config_doctor import Doctor, read_doctor
+from .config_ext_authz import ExtAuthz, read_ext_authz
 from .config_facts import Provider, read_facts
 from .config_gate import RemoteGate, read_gate
 from .config_log import Anchoring, read_log
@@ -129,6 +130,7 @@ class Config:
     retention: Retention
     gate: RemoteGate | None  # None: the policies here decide
     store: PostgresStore | None  # None: a SQLite file in the state directory
+    ext_authz: ExtAuthz | None  # None: Envoy is not answered here
 
     @property
     def issuer(self) -> str:
@@ -145,7 +147,7 @@ def load_config(path: Path) -> Config:
         required=("version", "node", "state_dir", "listen", "agents"),
         optional=(
             *("surfaces", "policies", "admin", "bundle", "ca", "store", "gate", "limits", "network"),
-            *("receipts", "upstream", "doctor", "facts", "log", "retention", "signer"),
+            *("receipts", "upstream", "doctor", "facts", "log", "retention", "signer", "ext_authz"),
         ),
         what="the configuration",
     )
@@ -160,7 +162,9 @@ def load_config(path: Path) -> Config:
     interfaces, network_mode = _network(keys.get("network"), listen)
     agents = read_agents(keys["agents"], base)
     admin = read_admin(keys.get("admin"), [rule.agent.id for rule in agents])
-    _refuse_same_listener(keys["listen"], listen, admin)
+    ext_authz = read_ext_authz(keys.get("ext_authz"), base, admin)
+    ours = [*listen.all, admin.listen, *([ext_authz.listen] if ext_authz else [])]
+    _refuse_same_listener(keys["listen"], ours)
     return Config(
         path=path.absolute(),
         node=read_matching(
@@ -177,7 +181,7 @@ def load_config(path: Path) -> Config:
         network_mode=network_mode,
         limits=_limits(keys.get("limits")),
         receipts_header=_receipts(keys.get("receipts")),
-        upstream=_upstream(keys.get("upstream"), base, listen, admin),
+        upstream=_upstream(keys.get("upstream"), base, ours),
         ca=read_ca(keys.get("ca")),
         doctor=read_doctor(keys.get("doctor")),
         anchoring=read_log(keys.get("log"), base),
@@ -186,6 +190,7 @@ def load_config(path: Path) -> Config:
         retention=read_retention(keys.get("retention")),
         gate=read_gate(keys.get("gate"), base),
         store=read_store(keys.get("store")),
+        ext_authz=ext_authz,
     )
 
 
@@ -212,8 +217,7 @@ def _network(node: Node | None, listen: Listen) -> tuple[tuple[str, ...], Networ
     return interfaces, chosen
 
 
-def _refuse_same_listener(node: Node, listen: Listen, admin: Admin) -> None:
-    ours = [*listen.all, admin.listen]
+def _refuse_same_listener(node: Node, ours: list[Address]) -> None:
     for place, address in enumerate(ours):
         if any(_reaches(address, other) for other in ours[:place]):
             raise node.fail(f"two listeners share {address}: give each its own port")
@@ -250,7 +254,7 @@ def _receipts(node: Node | None) -> ReceiptsHeader:
     return ReceiptsHeader(header.choice(tuple(ReceiptsHeader), "receipts.header"))
 
 
-def _upstream(node: Node | None, base: Path, listen: Listen, admin: Admin) -> Upstream:
+def _upstream(node: Node | None, base: Path, ours: list[Address]) -> Upstream:
     if node is None:
         return Upstream(ca_file=None, connect_to=(), allow_private=(), resolver="system")
     known = ("ca_file", "connect_to", "allow_private", "resolver")
@@ -268,7 +272,6 @@ def _upstream(node: Node | None, base: Path, listen: Listen, admin: Admin) -> Up
         resolver = tuple(read_address(item, "upstream.resolver", low=1) for item in choice.value)
     targets: list[ConnectTo] = []
     if (table := keys.get("connect_to")) is not None:
-        ours = [*listen.all, admin.listen]
         targets = [_connect_to(name, entry, ours) for name, entry in table.open_mapping("connect_to").items()]
     return Upstream(ca_file=ca_file, connect_to=tuple(targets), allow_private=private, resolver=resolver)
 

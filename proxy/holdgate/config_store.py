@@ -6,8 +6,8 @@ The URL is taken apart here, so that a word in it that we do not know is refused
 fills in what it leaves out. It may hold a password, so no message and no repr() shows it.
 
 Invariants (tests/test_config.py):
-  ST1  `store` is the word `sqlite`, or a PostgreSQL URL with hosts, user and database; else it is refused.
-  ST2  A host that is not this machine is asked for its certificate, unless the URL says `sslmode=disable`.
+  SR1  `store` is the word `sqlite`, or a PostgreSQL URL with hosts, user and database; else it is refused.
+  SR2  A host that is not this machine is asked for its certificate, unless the URL says `sslmode=disable`.
 """
 
 from __future__ import annotations

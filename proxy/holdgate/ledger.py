@@ -30,6 +30,7 @@ from typing import Any, Final, Protocol
 
 from .errors import BackendError, HoldgateError, Outcome, Reason
 from .sealing import Sealed
+from .standing import NOTHING_STANDS, Denial, Standing
 
 __all__ = [
     "ARRIVALS",
@@ -187,6 +188,7 @@ class Entry:
     prior_status: int  # upstream status of that prior receipt, 0 when none
     charges: tuple[Charge, ...] = ()  # what a PERMIT reserves; released with its outcome (RELEASING)
     sealed: Sealed | None = None  # of a sensitive operation: what is kept under a key of its own
+    denial: Denial | None = None  # what a DENY leaves for repeats of its request
     would: str = ""  # outcome if shadow policies counted, for the figures; "": none applies
 
 
@@ -244,8 +246,19 @@ class Judge(Protocol):
         """Meters to read before judging."""
         ...
 
+    @property
+    def denials(self) -> tuple[str, ...]:
+        """Keys of denials to read before judging."""
+        ...
+
     def __call__(
-        self, claims: Mapping[str, ClaimRow], *, now_us: int, receipt_id: str, budgets: Budgets = NO_BUDGETS
+        self,
+        claims: Mapping[str, ClaimRow],
+        *,
+        now_us: int,
+        receipt_id: str,
+        budgets: Budgets = NO_BUDGETS,
+        standing: Standing = NOTHING_STANDS,
     ) -> Entry: ...
 
 

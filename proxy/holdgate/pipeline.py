@@ -224,7 +224,7 @@ class Pipeline:
             return found
         recorded = found
         if recorded.entry.outcome is not Outcome.PERMIT:
-            answer = self._refusal(held, recorded, recorded.entry.reason)
+            answer = self.refusal(held, recorded, recorded.entry.reason)
             share(self.flights, flight, answer)
             return answer
         # From here on a PERMIT exists: every path below settles it.
@@ -336,7 +336,7 @@ class Pipeline:
         asked = Asked(agent=held.agent, request=held.request, recognised=held.recognised, wire=held.wire)
         return await self.gatekeeper.decide(asked)
 
-    def _release(self, held: Held, recorded: Recorded) -> Release:
+    def release(self, held: Held, recorded: Recorded) -> Release:
         """Step 8. Raises unless this is a recorded PERMIT for exactly this request."""
         if held.agent is None or held.request is None or held.recognised is None:
             raise BackendError(Reason.INTERNAL_ERROR, "permitted what was not recognised")
@@ -361,7 +361,7 @@ class Pipeline:
             retry_headers=retry,
         )
         try:
-            release = self._release(held, recorded)
+            release = self.release(held, recorded)
             if held.client.gone:
                 raise DispatchError(OutcomeStatus.NOT_SENT, 502, "the agent left before the release")
             started = self.clock()
@@ -404,7 +404,7 @@ class Pipeline:
         elif recorded.entry.reason in _NO_POLICY:  # that comes before anything about the request
             reason, status = recorded.entry.reason, None
         self.meter.decision("", Outcome.SILENCE.value, reason.value)
-        return self._refusal(held, recorded, reason, status=status, close=close)
+        return self.refusal(held, recorded, reason, status=status, close=close)
 
     async def _receipt_of(self, held: Held, reason: Reason) -> Recorded | None:
         """A refusal's own receipt; in a flood, one that counts it."""
@@ -447,7 +447,7 @@ class Pipeline:
             log.exception("a refusal could not be recorded")
         return None
 
-    def _refusal(
+    def refusal(
         self,
         held: Held,
         recorded: Recorded | None,

@@ -39,7 +39,8 @@ class Refusal:
 
     @property
     def text(self) -> str:
-        first = f" First receipt: {self.prior}, upstream status {self.prior_status}." if self.prior else ""
+        upstream = f", upstream status {self.prior_status}" if self.prior_status else ""
+        first = f" First receipt: {self.prior}{upstream}." if self.prior else ""
         said = f"Holdgate {self.outcome.value} ({self.reason.value}): {REASONS[self.reason].text}"
         return f"{said} Receipt {self.id or 'none'}.{first}"
 
@@ -63,7 +64,9 @@ def _problem(r: Refusal) -> tuple[bytes, bytes, Headers]:
         "retryable": REASONS[r.reason].retryable,
     }
     if r.prior:
-        body |= {"first_receipt_id": r.prior, "upstream_status": r.prior_status}
+        body["first_receipt_id"] = r.prior
+    if r.prior_status:
+        body["upstream_status"] = r.prior_status
     return b"application/problem+json", _json(body), ()
 
 

@@ -32,7 +32,7 @@ __all__ = ["Record", "Replayed", "Verdict", "replay"]
 class Verdict(StrEnum):
     IDENTICAL = "identical"
     DIFFERENT = "different"
-    NOT_ASKED = "not_asked"  # refused before the gate: there is nothing to decide again
+    NOT_ASKED = "not_asked"  # refused before the gate, or a denial that was repeated: nothing to decide again
     TOO_LATE = "too_late"  # decided, but after limits.decide_ms; that was a matter of time, not of the input
     UNDECIDABLE = "undecidable"  # the input was destroyed: `receipts shred`, or retention.inputs_days
     NOT_KEPT = "not_kept"  # of a sensitive operation, recorded by a version that did not keep their inputs

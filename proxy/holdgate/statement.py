@@ -343,7 +343,10 @@ def _check_decision(statement: Mapping[str, Any]) -> None:
     outcome, reason = Outcome(statement["outcome"]), Reason(statement["reason"])
     if OUTCOME_OF[reason] is not outcome:
         raise StatementError(f"the reason {reason} does not go with {outcome}")
-    if reason in _GATE_RAN and "input_digest" not in statement:
+    repeats = reason is Reason.DENY_RULE and "replay_of" in statement  # a denial that stuck: nobody was asked
+    if repeats and "input_digest" in statement:
+        raise StatementError("a repeated DENY with an input_digest")
+    if reason in _GATE_RAN and "input_digest" not in statement and not repeats:
         raise StatementError(f"{reason} without input_digest")
     if reason is Reason.DENY_RULE and "rules" not in statement:
         raise StatementError("deny_rule without rules")

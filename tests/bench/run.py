@@ -20,8 +20,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import policies
+import squid
 from subjects import LOAD_CORE, SUBJECTS, BenchError, Running, Stage, build_load
 
+ALL_SUBJECTS = SUBJECTS | {"squid": squid.squid}
 MAX_REQUESTS = 400_000
 WARM_UP_MS = 500
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -174,7 +176,11 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--reps", type=int, default=1, help="interleaved repetitions, medians are shown (default 1)"
     )
-    parser.add_argument("--subjects", default=",".join(SUBJECTS), help="some of: %(default)s")
+    parser.add_argument(
+        "--subjects",
+        default=",".join(SUBJECTS),
+        help=f"some of: {','.join(ALL_SUBJECTS)} (default %(default)s)",
+    )
     parser.add_argument(
         "--loads", default=",".join(each.name for each in SCENARIOS), help="some of: %(default)s"
     )
@@ -187,8 +193,8 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--seconds must be above 0 and at most 30, --reps between 1 and 10")
     known = {each.name for each in SCENARIOS}
     chosen.subjects, chosen.loads = chosen.subjects.split(","), chosen.loads.split(",")
-    if set(chosen.subjects) - set(SUBJECTS) or set(chosen.loads) - known:
-        parser.error(f"subjects are {', '.join(SUBJECTS)}; loads are {', '.join(known)}")
+    if set(chosen.subjects) - set(ALL_SUBJECTS) or set(chosen.loads) - known:
+        parser.error(f"subjects are {', '.join(ALL_SUBJECTS)}; loads are {', '.join(known)}")
     return chosen
 
 
@@ -198,7 +204,7 @@ def measure_all(stage: Stage, chosen: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for _ in range(chosen.reps):
         for name in chosen.subjects:
-            running = SUBJECTS[name](stage)
+            running = ALL_SUBJECTS[name](stage)
             for scenario in SCENARIOS:
                 if scenario.name in chosen.loads:
                     rows.append(bench.measure(name, running, scenario))

@@ -38,6 +38,7 @@ from ..ledger import (
 )
 from ..receipt import MAX_BYTES, admin_statement, jws_prefix, new_receipt_id, outcome_statement, sign
 from ..sealing import Sealed
+from ..standing import Denial, Standing
 from ..tlog import leaf_hash
 from .store import Changes, Head, Node, OutcomeNote, Permit, ReceiptRow, Rows
 
@@ -73,6 +74,7 @@ class Batch:
         self._inputs: list[tuple[int, bytes]] = []
         self._changes: dict[tuple[str, int], Charge] = {}  # to the counters' rows; amounts may be negative
         self._sealed: list[tuple[int, Sealed]] = []
+        self._denials: dict[str, tuple[int, Denial]] = {}  # by key, with the index of the DENY
         self.permits: dict[str, Permit] = {}
         self.unknown = 0  # by how much the number of unknown outcomes changes
         self.erasing: list[tuple[int, Erasure]] = []  # orders, each under the index of its receipt
@@ -111,7 +113,9 @@ class Batch:
         now_us = self._now_us()
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
         budgets = self._budgets(judge.meters, claims, now_us) if judge.meters else NO_BUDGETS
-        entry = judge(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets)
+        denials = {key: denial for key in judge.denials if (denial := self._denial(_text(key))) is not None}
+        standing = Standing(denials=denials)
+        entry = judge(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets, standing=standing)
         if entry.outcome is Outcome.PERMIT and self.active not in ("", entry.policy):
             raise Superseded
         bound = self._check(entry, claims, now_us, receipt_id)
@@ -127,6 +131,8 @@ class Batch:
             self._inputs.append((index, entry.inputs))
         if entry.sealed is not None:
             self._sealed.append((index, entry.sealed))
+        if entry.denial is not None:
+            self._denials[entry.denial.key] = (index, entry.denial)
         if entry.outcome is Outcome.PERMIT:
             self._claims.update(bound)
             self.permits[receipt_id] = Permit(
@@ -296,6 +302,7 @@ class Batch:
             permits=self.permits,
             charges=tuple(self._changes.values()),
             claims=self._claims,
+            denials=tuple(self._denials.values()),
             head=self.head,
             unknown=self.unknown,
         )
@@ -310,6 +317,12 @@ class Batch:
             return None if is_free(row) else row
         return self._rows.claim(key)
 
+    def _denial(self, key: str) -> Denial | None:
+        pending = self._denials.get(key)
+        if pending is not None:
+            return pending[1]
+        return self._rows.denial(key)
+
     def _check(
         self, entry: Entry, claims: Mapping[str, ClaimRow], now_us: int, receipt_id: str
     ) -> dict[str, ClaimRow]:
@@ -318,6 +331,8 @@ class Batch:
             raise BackendError(Reason.INTERNAL_ERROR, "the entry is not for this receipt id and time")
         if entry.outcome is not Outcome.PERMIT and entry.bindings:
             raise BackendError(Reason.INTERNAL_ERROR, "only a PERMIT binds claims")
+        if entry.denial is not None:
+            _check_denial(entry, entry.denial)
         # What the store could choke on must be this request's failure, not the store's.
         _text(entry.agent), _text(entry.surface)
         if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, bytes | None):
@@ -350,6 +365,20 @@ class Batch:
 
     def _permit(self, receipt_id: str) -> Permit | None:
         return self.permits.get(receipt_id) or self._rows.permit(receipt_id)
+
+
+def _check_denial(entry: Entry, denial: Denial) -> None:
+    """ST2, the store's own look: what would stick is a DENY, this one, and fits into its row."""
+    if entry.outcome is not Outcome.DENY or (denial.receipt_id, denial.policy) != (
+        entry.receipt_id,
+        entry.policy,
+    ):
+        raise BackendError(Reason.INTERNAL_ERROR, "only a DENY sticks, and for itself")
+    texts = (denial.key, denial.digest, *denial.rules)
+    if not all(map(_text, texts)) or not denial.rules or any(" " in rule for rule in denial.rules):
+        raise BackendError(Reason.INTERNAL_ERROR, "a denial without key, digest or rules")
+    if not 0 <= denial.expires_us < _INT64:
+        raise BackendError(Reason.INTERNAL_ERROR, "a denial that expires out of range")
 
 
 def _text(value: str) -> str:

@@ -29,7 +29,7 @@ from ..captured import SOURCE, read_captured
 from ..config import Config
 from ..errors import Outcome, Reason
 from ..held import Gone, Held
-from ..ledger import OutcomeStatus
+from ..ledger import OutcomeStatus, Recorded
 from ..message import Listener, Message, Origin, RequestHead
 from ..pipeline import Pipeline
 from ..questions import ActionAsked, Question, RequestAsked
@@ -131,6 +131,13 @@ class Decider:
             if first is not None and _repeats(decode_jws(entry.jws), decode_jws(first)):
                 return _decided(first, repeated=True)
         return _decided(entry.jws, repeated=False)
+
+    async def check(self, held: Held, prepare: Callable[[Held], None]) -> Recorded | None:
+        """Decide a request that its asker forwards at once: other than by ask(), no permit is told twice."""
+        recorded = await self.pipeline.ask(held, prepare)
+        if recorded is not None and recorded.entry.outcome is Outcome.PERMIT:
+            self._expect_outcome(recorded.entry.receipt_id, recorded.entry.agent)
+        return recorded
 
     def settle(
         self, receipt_id: str, agents: tuple[str, ...], status: OutcomeStatus, http_status: int

@@ -34,6 +34,9 @@ CREATE TABLE holdgate.claims (key TEXT PRIMARY KEY, state TEXT NOT NULL, digest 
   b_status INTEGER NOT NULL);
 CREATE TABLE holdgate.counters (id TEXT NOT NULL, at_us BIGINT NOT NULL, until_us BIGINT NOT NULL,
   sum BIGINT NOT NULL, count BIGINT NOT NULL, PRIMARY KEY (id, at_us));
+CREATE TABLE holdgate.denials (key TEXT PRIMARY KEY, at_us BIGINT NOT NULL, digest TEXT NOT NULL,
+  policy TEXT NOT NULL, receipt_id TEXT NOT NULL, rules TEXT NOT NULL, expires_us BIGINT NOT NULL);
+CREATE INDEX denials_age ON holdgate.denials (at_us);
 CREATE TABLE holdgate.inputs (node INTEGER NOT NULL, idx BIGINT NOT NULL, json BYTEA NOT NULL,
   PRIMARY KEY (node, idx));
 CREATE TABLE holdgate.sealed (node INTEGER NOT NULL, idx BIGINT NOT NULL, data BYTEA NOT NULL,

@@ -27,12 +27,13 @@ import asyncpg
 
 from ..config_store import PostgresStore as Settings
 from ..ledger import Charge, ClaimRow, Finding, State, Total, is_free
+from ..standing import MAX_DENIALS, Denial
 from ..tlog import TlogError
 from .postgres_erase import PostgresEraser
 from .postgres_link import CHECKS, Link, check
 from .postgres_schema import LOCK_CLASS, charges_of, charges_text, claim_of, row_of
-from .sqlite_schema import pack, unpack
-from .store import Changes, Conflict, Head, Node, OutcomeNote, Permit, StoreBroken, StoreLost
+from .sqlite_schema import denial_of, denial_row, pack, unpack
+from .store import FORGET_EVERY, Changes, Conflict, Head, Node, OutcomeNote, Permit, StoreBroken, StoreLost
 
 __all__ = ["PostgresLeaves", "PostgresStore", "permit_of"]
 
@@ -83,6 +84,13 @@ _UNKNOWN: Final = (
     "SELECT count(*) FROM holdgate.permits WHERE node = $1 AND state = 'unknown'"
     " AND state IN ('dispatching', 'unknown')"  # as the index says it
 )
+_DENIALS: Final = "SELECT * FROM holdgate.denials WHERE key = ANY($1::text[])"
+_PUT_DENIALS: Final = """
+INSERT INTO holdgate.denials
+SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[])
+ON CONFLICT (key) DO UPDATE SET at_us = excluded.at_us, digest = excluded.digest, policy = excluded.policy,
+  receipt_id = excluded.receipt_id, rules = excluded.rules, expires_us = excluded.expires_us
+"""
 _PUT_COUNTERS: Final = """
 INSERT INTO holdgate.counters AS c (id, at_us, until_us, sum, count)
 SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
@@ -118,6 +126,7 @@ class PostgresStore:
         self._failures, self._try_at = 0, 0.0
         self._claims: dict[str, ClaimRow | None] = {}
         self._permits: dict[str, Permit | None] = {}
+        self._denials: dict[str, Denial | None] = {}
         self._buckets: dict[str, list[tuple[int, int, int]]] = {}  # meter -> (until_us, sum, count)
         self._leaves = PostgresLeaves(settings, f"holdgate {node.name} log", node_id)
         self.lost = ""
@@ -231,6 +240,11 @@ class PostgresStore:
             self._ask(lambda conn: self._fetch_permits(conn, [receipt_id]), self._until)
         return self._permits[receipt_id]
 
+    def denial(self, key: str) -> Denial | None:
+        if key not in self._denials:
+            self._ask(lambda conn: self._fetch_denials(conn, [key]), self._until)
+        return self._denials[key]
+
     def total(self, meter: str, now_us: int) -> Total:
         if meter not in self._buckets:
             self._ask(lambda conn: self._fetch_meters(conn, [meter]), self._until)
@@ -266,7 +280,7 @@ class PostgresStore:
             # An earlier connection of ours may still hold it; who the owner is, is in the row.
             held = await conn.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, self._id)
             self._holder = conn if held else None
-        self._claims, self._permits, self._buckets, self._stranded = {}, {}, {}, ()
+        self._claims, self._permits, self._denials, self._buckets, self._stranded = {}, {}, {}, {}, ()
         self._adopt(row)
         if self._in_doubt:
             await self._look_for_stranded(conn)
@@ -310,7 +324,7 @@ class PostgresStore:
             self._in_doubt = False
 
     async def _prefetch(self, conn: Any, work: Sequence[object]) -> None:
-        ids, keys, meters = _wanted(work, self._stranded)
+        ids, keys, denials, meters = _wanted(work, self._stranded)
         if ids:
             await self._fetch_permits(conn, ids)
             keys |= {key for permit in self._permits.values() if permit for key in permit.claims}
@@ -320,8 +334,16 @@ class PostgresStore:
         holders |= {permit.lender for permit in self._permits.values() if permit and permit.lender}
         if holders := holders - self._permits.keys():
             await self._fetch_permits(conn, holders)
+        if denials:
+            await self._fetch_denials(conn, denials)
         if meters:
             await self._fetch_meters(conn, meters)
+
+    async def _fetch_denials(self, conn: Any, keys: Iterable[str]) -> None:
+        wanted = list(keys)
+        self._denials.update(dict.fromkeys(wanted))
+        for row in await conn.fetch(_DENIALS, wanted):
+            self._denials[row["key"]] = denial_of(tuple(row))
 
     async def _fetch_permits(self, conn: Any, ids: Iterable[str]) -> None:
         wanted = list(ids)
@@ -350,6 +372,11 @@ class PostgresStore:
         free = [key for key, row in changes.claims.items() if is_free(row)]
         if free:
             await conn.execute("DELETE FROM holdgate.claims WHERE key = ANY($1::text[])", free)
+        if changes.denials:
+            rows = [denial_row(changes.head.iat_us, denial) for _, denial in changes.denials]
+            await conn.execute(_PUT_DENIALS, *_turned(rows, 7))
+        if self.head.tree.size // FORGET_EVERY != changes.head.tree.size // FORGET_EVERY:
+            await self._forget(conn, changes.head.iat_us)
         if changes.charges:
             await self._write_counters(conn, changes.charges, changes.head.iat_us)
         done = await conn.execute("COMMIT")
@@ -381,6 +408,14 @@ class PostgresStore:
             head.tree.size,
             pack(head.tree),
         ]
+
+    async def _forget(self, conn: Any, now_us: int) -> None:
+        await conn.execute("DELETE FROM holdgate.denials WHERE expires_us <= $1", now_us)
+        await conn.execute(
+            "DELETE FROM holdgate.denials WHERE at_us <="
+            " (SELECT at_us FROM holdgate.denials ORDER BY at_us DESC LIMIT 1 OFFSET $1)",
+            MAX_DENIALS,
+        )
 
     async def _write_counters(self, conn: Any, changes: Sequence[Charge], now_us: int) -> None:
         rows = [(c.meter, c.at_us, c.until_us, c.amount, c.count) for c in changes if c.amount or c.count]
@@ -432,10 +467,10 @@ def _turned(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
 
 
-def _wanted(work: Sequence[object], stranded: Sequence[str]) -> tuple[set[str], set[str], set[str]]:
-    """Ids of permits, keys of claims, meters that a group will ask for. What it asks for beyond is fetched
-    then; what cannot be asked of a database at all is the judge's own failure, later."""
-    ids, keys, meters = set(stranded), set[str](), set[str]()
+def _wanted(work: Sequence[object], stranded: Sequence[str]) -> tuple[set[str], ...]:
+    """Ids of permits, keys of claims and of denials, and meters that a group will ask for. What it asks for
+    beyond is fetched then; what cannot be asked of a database at all is the judge's own failure, later."""
+    ids, keys, denials, meters = set(stranded), set[str](), set[str](), set[str]()
     for item in work:
         task = getattr(item, "work", item)
         if isinstance(task, OutcomeNote):
@@ -444,8 +479,9 @@ def _wanted(work: Sequence[object], stranded: Sequence[str]) -> tuple[set[str], 
             ids.add(task.of)
         else:
             keys.update(_names(task, "keys"))
+            denials.update(_names(task, "denials"))
             meters.update(_names(task, "meters"))
-    return {each for each in ids if _is_sendable(each)}, keys, meters
+    return {each for each in ids if _is_sendable(each)}, keys, denials, meters
 
 
 def _names(judge: object, attribute: str) -> Iterable[str]:

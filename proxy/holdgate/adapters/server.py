@@ -52,6 +52,7 @@ from .decider import build_decider
 from .dispatch import HttpDispatcher, tls_context
 from .dns_stub import DnsStub
 from .engine import build_engine
+from .envoy_door import EnvoyDoor, build_envoy_door
 from .exec_door import ExecDoor
 from .facts import Facts, build_facts
 from .fitness import check_ca, check_connect_to, check_facts
@@ -96,6 +97,7 @@ class Server:
     handed: tuple[socket.socket, ...]  # the transparent listener, where it is not the engine's
     activator: Activator | None = None  # of signed bundles; None: files
     anchors: Anchors | None = None
+    envoy: EnvoyDoor | None = None
     device: SignerSocket | None = None  # where keys are; None: files
     serving: list[asyncio.Server] = field(default_factory=list)
     draining: bool = False
@@ -237,6 +239,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
     end_stub: Callable[[], None] = lambda: None  # noqa: E731
     try:
         await server.admin.start()
+        if server.envoy is not None:
+            await server.envoy.start()
         await control.start()
         end_stub = await _listen_dns(server)
         if config.listen.all:  # `holdgate gate` has no agents
@@ -251,6 +255,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         server.admin.ready = False
         end_stub()
         server.deaf()
+        if server.envoy is not None:
+            await server.envoy.stop()
         if server.anchors is not None:
             server.anchors.stop()
         await server.door.hang_up()
@@ -313,6 +319,7 @@ async def _build(config: Config) -> Server:
         server = _around(config, pipeline, ledger, metrics, agent_tls, facts, handed)
         server.activator, server.device = activator, opened.device
         server.anchors = _anchors(config, metrics)
+        server.envoy = build_envoy_door(config, server.admin.decider)
         return server
     except BaseException:
         ledger.close()
@@ -439,7 +446,7 @@ def _dispatcher(config: Config) -> HttpDispatcher:
         lookup = system_lookup(ThreadPoolExecutor(max_workers=4, thread_name_prefix="resolver"))
     else:
         lookup = dns_lookup(tuple((server.host, server.port) for server in upstream.resolver))
-    ours = {*config.listen.all, config.admin.listen}
+    ours = {*config.listen.all, config.admin.listen, *([config.ext_authz.listen] if config.ext_authz else [])}
     ours |= {other for each in config.listen.all if (other := twin(each)) is not None}
     resolver = Resolver(
         lookup=lookup,

@@ -1,8 +1,8 @@
 """The tables of a SQLite ledger, and rows to values and back.
 
-One file, `state_dir/ledger.db`. Only sqlite_store.py and sqlite_erase.py write it, through one
-connection: SQLite 3.7.0 to 3.51.2 can corrupt a WAL that two connections write or checkpoint at once.
-Readers open it `mode=ro`.
+One file, `state_dir/ledger.db`. Only sqlite_store.py and sqlite_erase.py write it, through one connection:
+SQLite 3.7.0 to 3.51.2 can corrupt a WAL that two connections write or checkpoint at once. Readers open
+it `mode=ro`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from ..ledger import Charge, ClaimRow, State, Total
+from ..standing import Denial
 from ..tlog import Tree
 
 __all__ = [
     "DB_NAME",
     "PUT_CLAIM",
     "PUT_COUNTER",
+    "PUT_DENIAL",
     "PUT_PERMIT",
     "PUT_RECEIPT",
     "STEPS",
@@ -28,6 +30,8 @@ __all__ = [
     "claim_of",
     "connect_reader",
     "connect_writer",
+    "denial_of",
+    "denial_row",
     "pack",
     "read_total",
     "row_of",
@@ -72,9 +76,16 @@ CREATE TABLE counters (id TEXT NOT NULL, at_us INTEGER NOT NULL, until_us INTEGE
   sum INTEGER NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (id, at_us)) STRICT, WITHOUT ROWID;
 """
 
+# Denials that stick (standing.py). `idx` is the DENY's own leaf; `rules` are full names joined by spaces.
+_DENIALS = """
+CREATE TABLE denials (key TEXT PRIMARY KEY, idx INTEGER NOT NULL, digest TEXT NOT NULL, policy TEXT NOT NULL,
+  receipt_id TEXT NOT NULL, rules TEXT NOT NULL, expires_us INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX denials_age ON denials (idx);
+"""
+
 # STEPS[n] turns format n into format n + 1; a new ledger takes them all. What was released is never edited:
 # a change is one more step, so that an older state directory is brought up to date when it is opened.
-STEPS: Final = (_TABLES, _SEALED, _COUNTERS)
+STEPS: Final = (_TABLES, _SEALED, _COUNTERS, _DENIALS)
 VERSION: Final = len(STEPS)
 
 PUT_RECEIPT = "INSERT INTO receipts VALUES (?,?,?,?,?,?,?,?,?)"
@@ -87,6 +98,7 @@ PUT_COUNTER = (
 READ_COUNTER = (
     "SELECT sum(sum >> 32), sum(sum & 4294967295), sum(count) FROM counters WHERE id = ? AND until_us > ?"
 )
+PUT_DENIAL = "INSERT OR REPLACE INTO denials VALUES (?,?,?,?,?,?,?)"
 PUT_CLAIM = "INSERT OR REPLACE INTO claims VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 
 
@@ -183,3 +195,21 @@ def row_of(claim: ClaimRow) -> _ClaimTuple:
         receipt_id,
         status,
     )
+
+
+type _DenialTuple = tuple[str, int, str, str, str, str, int]
+
+
+def denial_of(row: _DenialTuple) -> Denial:
+    return Denial(
+        key=row[0],
+        digest=row[2],
+        policy=row[3],
+        receipt_id=row[4],
+        rules=tuple(row[5].split(" ")),
+        expires_us=row[6],
+    )
+
+
+def denial_row(index: int, one: Denial) -> _DenialTuple:
+    return (one.key, index, one.digest, one.policy, one.receipt_id, " ".join(one.rules), one.expires_us)

@@ -16,23 +16,27 @@ from pathlib import Path
 from typing import Final
 
 from ..ledger import Charge, ClaimRow, State, Total, is_free
+from ..standing import MAX_DENIALS, Denial
 from .sqlite_erase import SqliteEraser
 from .sqlite_open import OpenFile, files_of, read_permits
 from .sqlite_schema import (
     DB_NAME,
     PUT_CLAIM,
     PUT_COUNTER,
+    PUT_DENIAL,
     PUT_PERMIT,
     PUT_RECEIPT,
     charges_of,
     charges_text,
     claim_of,
     connect_reader,
+    denial_of,
+    denial_row,
     pack,
     read_total,
     row_of,
 )
-from .store import Changes, Permit
+from .store import FORGET_EVERY, Changes, Permit
 
 __all__ = ["SqliteLeaves", "SqliteStore"]
 
@@ -105,6 +109,10 @@ class SqliteStore:
     def permit(self, receipt_id: str) -> Permit | None:
         return self._live.get(receipt_id) or self._stored_permit(receipt_id)
 
+    def denial(self, key: str) -> Denial | None:
+        found = self._db.execute("SELECT * FROM denials WHERE key = ?", (key,)).fetchone()
+        return None if found is None else denial_of(found)
+
     def total(self, meter: str, now_us: int) -> Total:
         return read_total(self._db, meter, now_us)
 
@@ -150,6 +158,8 @@ class SqliteStore:
             db.executemany(
                 "INSERT INTO secrets VALUES (?,?,?)", [(i, item.salt, item.key) for i, item in changes.sealed]
             )
+        if changes.denials:
+            db.executemany(PUT_DENIAL, [denial_row(index, one) for index, one in changes.denials])
         if changes.erasing:
             db.executemany("INSERT INTO erasing VALUES (?)", [(index,) for index, _ in changes.erasing])
         if changes.permits:
@@ -169,8 +179,17 @@ class SqliteStore:
             db.executemany(PUT_CLAIM, held)
             db.executemany("DELETE FROM claims WHERE key = ?", free)
         head = changes.head
+        if self.head.tree.size // FORGET_EVERY != head.tree.size // FORGET_EVERY:
+            self._forget(head.iat_us)
         db.execute(
             "UPDATE head SET size = ?, iat_us = ?, hashes = ?", (head.tree.size, head.iat_us, pack(head.tree))
+        )
+
+    def _forget(self, now_us: int) -> None:
+        self._db.execute("DELETE FROM denials WHERE expires_us <= ?", (now_us,))
+        self._db.execute(
+            "DELETE FROM denials WHERE idx <= (SELECT idx FROM denials ORDER BY idx DESC LIMIT 1 OFFSET ?)",
+            (MAX_DENIALS,),
         )
 
     def _write_counters(self, changes: Sequence[Charge], now_us: int) -> None:

@@ -13,16 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from ..erasure import Erasure
 from ..errors import BackendError, Reason
 from ..keys import Signer
 from ..ledger import Charge, ClaimRow, OutcomeStatus, State, Total
 from ..sealing import Sealed
+from ..standing import Denial
 from ..tlog import Tree
 
 __all__ = [
+    "FORGET_EVERY",
     "Changes",
     "Conflict",
     "Eraser",
@@ -37,6 +39,10 @@ __all__ = [
     "StoreBroken",
     "StoreLost",
 ]
+
+FORGET_EVERY: Final = (
+    1024  # leaves; what expires is forgotten in strides, so that a commit seldom pays for it
+)
 
 # index, id, type, outcome, reason, agent, surface, iat_us, jws: see StoredReceipt
 type ReceiptRow = tuple[int, str, str, str, str, str, str, int, bytes]
@@ -100,7 +106,8 @@ class OutcomeNote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """Everything that one group writes. Claims that are free (ledger.is_free) are to be forgotten."""
+    """Everything that one group writes. Claims that are free (ledger.is_free) are to be forgotten; denials
+    that have expired, and the oldest above standing.MAX_DENIALS, within FORGET_EVERY leaves."""
 
     receipts: Sequence[ReceiptRow]  # in log order
     inputs: Sequence[tuple[int, bytes]]  # under the index of their receipt
@@ -109,6 +116,9 @@ class Changes:
     permits: Mapping[str, Permit]  # as they are now
     charges: Sequence[Charge]  # to add to the counters' rows; amounts may be negative
     claims: Mapping[str, ClaimRow]
+    denials: Sequence[
+        tuple[int, Denial]
+    ]  # with the index of the DENY; each takes the place of its key's last
     head: Head
     unknown: int  # by how much the number of unknown outcomes changes
 
@@ -124,6 +134,8 @@ class Rows(Protocol):
     def claim(self, key: str) -> ClaimRow | None: ...
 
     def permit(self, receipt_id: str) -> Permit | None: ...
+
+    def denial(self, key: str) -> Denial | None: ...
 
     def total(self, meter: str, now_us: int) -> Total:
         """What stands on the meter at that time."""

@@ -87,6 +87,7 @@ def announce(server: Server) -> None:
         ("explicit", server.explicit),
         ("transparent", server.transparent),
         ("admin", server.admin.address),
+        ("ext_authz", server.envoy.address if server.envoy is not None else None),
     ):
         if address is not None:
             print(f"{name} {address}")
