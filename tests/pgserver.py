@@ -118,6 +118,10 @@ class Server:
                 self.kill()
             self.process = None
 
+    def promote(self) -> None:
+        """A standby becomes a primary."""
+        self.sql("SELECT pg_promote(true, 60)")
+
     def signal(self, number: signal.Signals) -> None:
         """To every process of the server."""
         for pid in self._pids():
@@ -259,3 +263,32 @@ async def _empty(url: str) -> None:
     connection = await asyncpg.connect(url)
     await connection.execute("DROP SCHEMA IF EXISTS holdgate CASCADE")
     await connection.close()
+
+
+def wall_us() -> int:
+    """The real time, for ledgers whose clock must be the server's."""
+    return time.time_ns() // 1000
+
+
+def standby_of(primary: Server, place: Path) -> Server:
+    """A streaming copy of a running server, not started. `place` is a folder() of its own."""
+    user = _unprivileged()
+    subprocess.run(
+        [
+            *(
+                str(primary.bin / "pg_basebackup"),
+                "-D",
+                str(place / "data"),
+                "-R",
+                "-X",
+                "stream",
+                "-c",
+                "fast",
+            ),
+            *("-h", str(primary.folder), "-p", str(primary.port), "-U", "holdgate"),
+        ],
+        check=True,
+        capture_output=True,
+        **user,  # type: ignore[call-overload]
+    )
+    return Server(bin=primary.bin, folder=place, port=free_port())

@@ -134,7 +134,7 @@ class Link:
             if state[:2] in _PASSING:
                 raise StoreLost(f"PostgreSQL: {error}") from error
             raise
-        except StoreBroken:
+        except (StoreLost, StoreBroken):
             self.drop()
             raise
         except _BROKEN as error:
