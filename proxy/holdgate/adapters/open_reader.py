@@ -50,5 +50,5 @@ def has_ledger(config: Config) -> bool:
 
 
 def _only_this(config: Config, node: str) -> None:
-    if node not in ("", config.node):
+    if node and node != config.node:
         raise ConfigError(f"--node {node}: `store: sqlite` has this node, {config.node}, alone")
