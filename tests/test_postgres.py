@@ -244,6 +244,44 @@ async def test_pg3_a_commit_whose_answer_was_lost_is_settled_as_not_sent(
     assert problems(tmp_path, settings) == ()
 
 
+async def test_pl2_a_node_that_vanishes_in_the_middle_of_a_group_holds_the_others_up_for_a_deadline_only(
+    server: pgserver.Server, tmp_path: Path
+) -> None:
+    settings = server.database()
+    database = settings.urls[0].rpartition("/")[2].partition("?")[0]
+    with FaultLink(("127.0.0.1", server.port)) as link:
+        through = pgserver.settings_of(f"127.0.0.1:{link.port}", database, deadline_ms=1000)
+        with (
+            opened(tmp_path / "1", through) as gone,
+            opened(tmp_path / "2", settings, **node("edge-2")) as other,
+        ):
+            store: Any = gone._store
+            commit = store._commit
+
+            async def cut_off(conn: Any, changes: Any) -> None:
+                link.fault(Fault.STALLED)  # it holds the fleet's row, and is never heard of again
+                await commit(conn, changes)
+
+            store._commit = cut_off
+            lost = asyncio.create_task(refused(gone, "same"))
+            await until(lambda: bool(gone._store.lost) or link_is_stalled(link))
+            # Its deadline is 5 s; the server ends the other's transaction after 1 s.
+            judge = RefundJudge("same")
+            made = await other.record(judge)
+            assert (judge.verdict, made.entry.outcome) == (Verdict.FRESH, Outcome.PERMIT)
+            await lost
+            store._commit = commit
+            link.fault(Fault.NONE)
+            await until(lambda: gone.healthy)
+            late = RefundJudge("same")
+            await gone.record(late)
+            assert late.verdict is Verdict.IN_FLIGHT
+
+
+def link_is_stalled(link: FaultLink) -> bool:
+    return link._fault is Fault.STALLED
+
+
 class _Through:
     def __init__(self, conn: Any, execute: Any) -> None:
         self._conn, self.execute = conn, execute
