@@ -148,7 +148,7 @@ def test_64_identical_refunds_at_three_nodes_reach_the_vendor_once(
 ) -> None:
     intent, together = vendors.stripe.charged(5000), Barrier(PARALLEL)
     before = vendors.counts("stripe").requests
-    monkeypatch.setattr(vendors.stripe, "delay_s", 5.0)  # all come while the first is in flight
+    monkeypatch.setattr(vendors.stripe, "delay_s", 12.0)  # all come while the first is in flight
     with ThreadPoolExecutor(PARALLEL) as pool:
         asked = [
             pool.submit(post, fleet[number % 3], "same-64", together, payment_intent=intent, amount=70)
@@ -167,7 +167,7 @@ def test_one_charge_has_one_open_refund_wherever_it_is_asked_for(
 ) -> None:
     intent, together = vendors.stripe.charged(5000), Barrier(9)
     with monkeypatch.context() as slow, ThreadPoolExecutor(9) as pool:
-        slow.setattr(vendors.stripe, "delay_s", 4.0)
+        slow.setattr(vendors.stripe, "delay_s", 8.0)
         asked = [
             pool.submit(post, fleet[n % 3], f"c-{n}", together, payment_intent=intent, amount=10 + n)
             for n in range(9)

@@ -66,7 +66,8 @@ class PostgresLedger(StoreLedger):
             except BaseException as error:
                 store.close() if store is not None else link.close()
                 if isinstance(error, (*_FAILURES, TlogError)):
-                    raise ConfigError(f"cannot use the ledger: {error}", file=_WHERE) from error
+                    detail = error.detail if isinstance(error, StoreLost) else error
+                    raise ConfigError(f"cannot use the ledger: {detail}", file=_WHERE) from error
                 raise
             return Prepared(store=store, edge=signed.edge, signed=signed.size)
 

@@ -53,7 +53,7 @@ class PostgresReader(Reader):
             if isinstance(error, asyncpg.UndefinedTableError | asyncpg.InvalidSchemaNameError):
                 raise ConfigError("there is no ledger yet", file=_WHERE) from error
             if isinstance(error, _FAILURES):
-                raise ConfigError(f"cannot read the ledger: {error}", file=_WHERE) from error
+                raise ConfigError(f"cannot read the ledger: {_said(error)}", file=_WHERE) from error
             raise
         self._id = found[0][0] if found else None
         if version != VERSION or (node and not found):
@@ -89,7 +89,7 @@ class PostgresReader(Reader):
                 return
             yield from self._in_chunks(text, values)
         except _FAILURES as error:
-            raise ConfigError(f"cannot read the ledger: {error}", file=_WHERE) from error
+            raise ConfigError(f"cannot read the ledger: {_said(error)}", file=_WHERE) from error
 
     def _in_chunks(self, text: str, values: Sequence[Any]) -> Generator[Any]:
         alone = not self._in_snapshot
@@ -168,6 +168,10 @@ class PostgresReader(Reader):
 
     def _until(self) -> float:
         return time.monotonic() + _PATIENCE_S
+
+
+def _said(error: BaseException) -> object:
+    return error.detail if isinstance(error, StoreLost) else error
 
 
 def nodes_of(settings: Settings) -> tuple[str, ...]:

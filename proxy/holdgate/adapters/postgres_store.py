@@ -266,9 +266,9 @@ class PostgresStore:
 
     def _lose(self, error: StoreLost) -> None:
         if not self.lost:
-            log.error("the store is lost: %s", error)
+            log.error("the store is lost: %s", error.detail)
         self._link.drop()
-        self.lost = str(error)
+        self.lost = error.detail
         self._try_at = time.monotonic() + _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)]
         self._failures += 1
 
