@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import batched
 from typing import Any, Final
 
 from .audit_budgets import BudgetAudit, CounterRow
@@ -41,7 +42,7 @@ from .errors import Outcome, Reason
 from .keys import KeySet
 from .ledger import RELEASING, SOURCES, Charge, ClaimRow, OutcomeStatus, State
 from .note import Checkpoint, verify_log
-from .receipt import ReceiptError, Verified, verify
+from .receipt import ReceiptError, Verified, verify_each
 from .sealing import Stored
 from .statement import parse_us
 from .tlog import TlogError
@@ -63,7 +64,8 @@ _MAX_PROBLEMS: Final = 1000
 _STEP: Final = 256  # leaves between two calls of `progress`
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# These two are not frozen: a log has a million of them, and freezing costs more than reading the row.
+@dataclass(slots=True, kw_only=True)
 class PermitRow:
     """What the store keeps of one permit."""
 
@@ -85,7 +87,7 @@ class HeadRow:
     hashes: bytes  # of Tree.hashes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LogRecord:
     """One row of the log as it is stored: the receipt, and what the store keeps beside it."""
 
@@ -108,12 +110,9 @@ type Verifying = Callable[[Iterable[LogRecord], KeySet], Iterator[Checked]]  # r
 
 
 def verified_here(records: Iterable[LogRecord], keys: KeySet) -> Iterator[Checked]:
-    """One after the other, in this process."""
-    for record in records:
-        try:
-            yield record, verify(record.jws, keys)
-        except ReceiptError as error:
-            yield record, error
+    """In this process."""
+    for batch in batched(records, _STEP):
+        yield from zip(batch, verify_each([record.jws for record in batch], keys), strict=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,7 +379,8 @@ class _Auditor:
         if (permit.status is OutcomeStatus.UNKNOWN) != is_reconciled or (permit.status and not is_reconciled):
             before = permit.status or "a PERMIT"
             self._at(record, f"{status} cannot follow {before} of leaf {permit.index}")
-        permit.found = OutcomeStatus(statement.get("found", OutcomeStatus.EXECUTED))
+        if is_reconciled:
+            permit.found = OutcomeStatus(statement.get("found", OutcomeStatus.EXECUTED))
         permit.status = status
         self.budgets.outcome(permit.id, permit.without_effect)
         permit.http_status = statement.get("http_status", 0)
@@ -439,7 +439,7 @@ class _Auditor:
         """Whether another node wrote the outcome that this log lacks: of a PERMIT that died with its node."""
         if not self._is_shared or permit.row is None or not permit.is_open:
             return False
-        return permit.row.state is not State.DISPATCHING
+        return permit.row.state not in (State.DISPATCHING, State.UNKNOWN)
 
     def _fell_back(self, row: ClaimRow, newest: str | None) -> bool:
         """Whether the newest PERMIT was a replay without effect, so that the first one stands again."""
