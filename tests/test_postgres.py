@@ -542,6 +542,9 @@ async def test_a_standby_that_goes_away_stops_permits_and_takes_over_without_a_s
             both = pgserver.settings_of(where, database, require_sync=True, deadline_ms=2000)
             with opened(tmp_path, both) as ledger:
                 sent = await ledger.record(RefundJudge("sent"))
+                lagging = pgserver.settings_of(f"127.0.0.1:{standby.port}", database)
+                with pytest.raises(ConfigError, match="is a standby"):
+                    PostgresReader(tmp_path, lagging, "edge-1")
                 standby.signal(signal.SIGSTOP)
                 # Written here, and nowhere else: the COMMIT waits, so nobody is permitted.
                 assert "did not answer" in await refused(ledger, "doubtful")

@@ -74,6 +74,17 @@ class Link:
         """Which connection it is now; None: none."""
         return self._conn if self.is_open else None
 
+    @property
+    def host(self) -> int:
+        """Which of the hosts answered last."""
+        return self._first
+
+    def prefer(self, host: int) -> None:
+        """Use this one, if it answers."""
+        if host != self._first:
+            self.drop()
+            self._first = host
+
     def drop(self) -> None:
         """Let go of the connection; the server is told nothing."""
         if self._conn is not None:
@@ -215,10 +226,10 @@ class Link:
 
 def check(row: Any, *, require_sync: bool, writes: bool = True) -> str:
     """Why a server must not be trusted with a permit; "" when it can be."""
+    if row["standby"]:  # for readers too: what it lacks yet would look like something that is lost
+        return "this server is a standby: the primary is needed"
     if not writes:
         return ""
-    if row["standby"]:
-        return "this server is a standby: the primary is needed"
     for name in ("fsync", "full_page_writes"):
         if row[name] != "on":
             return f"{name} is {row[name]}: what was committed can be lost. Set {name} = on"

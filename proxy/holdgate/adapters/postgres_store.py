@@ -128,7 +128,7 @@ class PostgresStore:
         self._permits: dict[str, Permit | None] = {}
         self._denials: dict[str, Denial | None] = {}
         self._buckets: dict[str, list[tuple[int, int, int]]] = {}  # meter -> (until_us, sum, count)
-        self._leaves = PostgresLeaves(settings, f"holdgate {node.name} log", node_id)
+        self._leaves = PostgresLeaves(settings, f"holdgate {node.name} log", node_id, link)
         self.lost = ""
         self.unknown = 0
         self.eraser = PostgresEraser(self._ask, node_id)
@@ -429,10 +429,10 @@ class PostgresStore:
 
 
 class PostgresLeaves:
-    """Implements store.Leaves over a connection that is kept."""
+    """Implements store.Leaves over a connection that is kept, to the host that the writer has."""
 
-    def __init__(self, settings: Settings, name: str, node_id: int) -> None:
-        self._link, self._id = Link(settings, name, writes=False), node_id
+    def __init__(self, settings: Settings, name: str, node_id: int, writer: Link) -> None:
+        self._link, self._id, self._writer = Link(settings, name, writes=False), node_id, writer
 
     def __enter__(self) -> PostgresLeaves:
         return self
@@ -442,6 +442,7 @@ class PostgresLeaves:
 
     def read(self, start: int, end: int) -> Sequence[bytes]:
         sql = "SELECT jws FROM holdgate.receipts WHERE node = $1 AND idx >= $2 AND idx < $3 ORDER BY idx"
+        self._link.prefer(self._writer.host)
         rows = self._link.call(
             lambda conn: conn.fetch(sql, self._id, start, end), time.monotonic() + 10 * self._link.deadline_s
         )
