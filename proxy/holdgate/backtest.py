@@ -238,7 +238,7 @@ def _judged(new: Bundle, inputs: Mapping[str, Any], decision: Decision) -> Decis
             return "an operation that the new maps do not have"
         return decision
     if decision.reason is Reason.INPUT_UNAVAILABLE:
-        return "a counter that was not recorded"
+        return "a counter, fact or prepared object that was not recorded"
     # An error without a rule is one of the input: other parameters, types or attributes than recorded.
     return "the recorded input is not what the new maps and policies read"
 

@@ -114,7 +114,8 @@ def _values(policies: PolicySet, applicable: Applicable) -> Any:
     """What its rules may read, and which of it has to be there."""
     counters = [(each.name, each.key, each.window_s, each.measure) for each in applicable.counters]
     facts = [replace(each, file="", line=0) for each in applicable.facts]
-    return counters, facts, dict(applicable.params), dict(policies.agent_attrs)
+    bound = dict(applicable.bound), applicable.needs_bound
+    return counters, facts, bound, dict(applicable.params), dict(policies.agent_attrs)
 
 
 def _texts(policies: PolicySet, applicable: Applicable) -> dict[tuple[Any, ...], Rule]:

@@ -172,6 +172,7 @@ _DECISION_OPTIONAL: Final[Mapping[str, _Shape]] = {
     "input_digest": _digest,
     "exp": _is_instant,
     "approval": _is_text,
+    "binds": _list_of(_id),
     "budget": _list_of(_is_text),
     "replay_of": _id,
     "supersedes": _id,
@@ -185,6 +186,7 @@ _OUTCOME: Final[Mapping[str, _Shape]] = {
 }
 _OUTCOME_OPTIONAL: Final[Mapping[str, _Shape]] = {
     "http_status": lambda value: type(value) is int and 100 <= value <= 599,
+    "produced": _matches("[0-9a-f]{64}"),
     "found": _one_of(*FINDINGS),
     "by": _is_text,
     "note": lambda value: _is_text(value) and len(value) <= 256,
@@ -281,6 +283,8 @@ def check_statement(statement: Any) -> None:
         raise StatementError("an outcome cannot be its own")
     elif statement["status"] != OutcomeStatus.RECONCILED and not _RECONCILED_ONLY.isdisjoint(statement):
         raise StatementError("only a reconciled outcome says what was found")
+    elif "produced" in statement and statement["status"] != OutcomeStatus.EXECUTED:
+        raise StatementError("only what was executed has produced something")
 
 
 def check_finding(finding: Finding) -> None:
@@ -358,7 +362,10 @@ def _check_decision(statement: Mapping[str, Any]) -> None:
         raise StatementError("replay_of and supersedes exclude each other")
     if "count" in statement and (outcome is not Outcome.SILENCE or "input_digest" in statement):
         raise StatementError("count stands for requests that were refused unseen by the gate")
-    if statement["id"] in (statement.get("replay_of"), statement.get("supersedes")):
+    binds = statement.get("binds", [])
+    if binds != sorted(set(binds)) or (binds and "input_digest" not in statement):
+        raise StatementError("binds is not sorted, or nothing was decided")
+    if statement["id"] in (statement.get("replay_of"), statement.get("supersedes"), *binds):
         raise StatementError("a receipt cannot point to itself")
     if outcome is Outcome.PERMIT:
         _check_permit(statement)

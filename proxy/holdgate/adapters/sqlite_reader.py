@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from ..keys import unb64url
 from ..ledger import ClaimRow, State, Total
 from ..sealing import SealError, Stored
+from ..standing import Prepared
 from .sequencer import CHECKPOINT, LOG
 from .sqlite_erase import count_kept
 from .sqlite_open import read_permits
@@ -111,6 +112,13 @@ class SqliteReader:
         """The recorded decision input of a receipt."""
         row = self._db.execute(f"{_INPUTS} WHERE r.id = ?", (receipt_id,)).fetchone()
         return None if row is None else _opened(row)[1]
+
+    def prepared(self, key: str) -> Prepared | None:
+        """What is known of an object that later requests act on, with what was decided about it."""
+        row = self._db.execute("SELECT receipt_id, expires_us FROM prepared WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        return Prepared(key=key, receipt_id=row[0], expires_us=row[1], inputs=self.input(row[0]))
 
     def stored(self, receipt_id: str) -> Stored | None:
         """What is kept sealed beside a receipt; None when nothing ever was."""
@@ -214,7 +222,7 @@ class SqliteReader:
         """Everything that audit() looks at, in one snapshot. Raises ConfigError.
 
         The checkpoint is read before the snapshot, so a running ledger can only be ahead of it.
-        Read `records` to the end before `claims` and `counters`; then call end_audit().
+        Read `records` to the end before `claims`, `counters` and `prepared`; then call end_audit().
         """
         note = self.checkpoint()
         self._db.execute("BEGIN")
@@ -229,7 +237,12 @@ class SqliteReader:
             records=self._records(),
             claims=self.claims(),
             counters=self.counters(),
+            prepared=self._prepared(),
         )
+
+    def _prepared(self) -> Iterator[Prepared]:
+        for row in self._rows("SELECT key, receipt_id, expires_us FROM prepared ORDER BY key"):
+            yield Prepared(key=row[0], receipt_id=row[1], expires_us=row[2])
 
     def end_audit(self) -> None:
         if self._db.in_transaction:
