@@ -33,7 +33,7 @@ from holdgate.ledger import Entry, Finding, OutcomeStatus
 from holdgate.message import Headers
 from holdgate.policy_model import PolicySet
 from holdgate.receipt import verify
-from holdgate.standing import Made, Prepared, Standing
+from holdgate.standing import Made, Prepared, Standing, Told
 from holdgate.surface.index import SurfaceIndex
 from holdgate.surface.model import Bond
 from shop import FORM, Said, Shop
@@ -345,6 +345,17 @@ async def test_st5_a_repeated_update_does_not_take_back_a_later_one(shop: Shop) 
     assert (await confirm(shop)).reason == "no_rule_matched"
 
 
+async def test_st5_what_may_be_an_old_answer_unbinds(shop: Shop) -> None:
+    """The key's window is over. Some vendors remember a key longer than they say."""
+    await create(shop, 1000)
+    await ask(shop, "/intents/pi_1", amount=2000, key="u")
+    await ask(shop, "/intents/pi_1", amount=3000, key="v")
+    shop.ledger.now_us += 25 * 3_600_000_000
+    late = await ask(shop, "/intents/pi_1", amount=2000, key="u")
+    assert "replay_of" not in statement(shop, late.receipt)
+    assert (await confirm(shop)).reason == "already_executed"
+
+
 async def test_a_retry_tells_what_became_of_an_update_in_doubt(shop: Shop) -> None:
     await create(shop, 1000)
     shop.upstream.error = DispatchError(OutcomeStatus.UNKNOWN, 502, "reset by the test")
@@ -418,7 +429,7 @@ CREATE = b"amount=1000&currency=eur"
 def made_of(index: SurfaceIndex) -> Made:
     """What the pipeline tells the ledger when the answer names pi_1."""
     (key,) = judge(index, "/intents/pi_1/confirm").objects
-    return Made(key=key, ttl_us=604_800_000_000, replay=False)
+    return Made(key=key, ttl_us=604_800_000_000, told=Told.NEW)
 
 
 async def make(ledger: SqliteLedger, index: SurfaceIndex, **how: Any) -> str:

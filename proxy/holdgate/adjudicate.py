@@ -49,11 +49,12 @@ from .ledger import (
     Verdict,
     appraise,
     op_key,
+    told_by,
 )
 from .policy import PolicySet
 from .receipt import decision_statement, input_digest, sign
 from .sealing import SALT_BYTES, Kept, Sealed, commitment, seal
-from .standing import KEYLESS_S, NOTHING_STANDS, Denial, Standing, bound_part, repeated
+from .standing import KEYLESS_S, NOTHING_STANDS, Denial, Standing, Told, bound_part, repeated
 from .surface.model import Action, Bond, KeySource, Recognised
 
 __all__ = [
@@ -254,6 +255,7 @@ class Adjudication:
             would=would.get("outcome", ""),
             objects=_receipts_of(inputs["actions"]),
             taken=taken,
+            told=told_by(claims, self.keys, verdict, digest=digest),
         )
 
     def _bound(self, actions: list[dict[str, Any]], standing: Standing, now_us: int) -> frozenset[str] | None:
@@ -333,6 +335,7 @@ class Adjudication:
         would: str = "",
         objects: tuple[str, ...] = (),
         taken: frozenset[str] = frozenset(),
+        told: Told = Told.NEW,
     ) -> Entry:
         case, evidence, bundle = self._case, self._evidence, self._bundle
         recognised = case.recognised
@@ -383,7 +386,7 @@ class Adjudication:
             would=would,
             denial=self._denial(outcome, rules, now_us, receipt_id) if inputs is not None else None,
             produces=permit and recognised is not None and _produces(recognised, objects),
-            replay=permit and replay,
+            told=told,
         )
 
     def _bindings(self, taken: frozenset[str], now_us: int) -> tuple[Binding, ...]:

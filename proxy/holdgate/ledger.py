@@ -30,7 +30,7 @@ from typing import Any, Final, Protocol
 
 from .errors import BackendError, HoldgateError, Outcome, Reason
 from .sealing import Sealed
-from .standing import NOTHING_STANDS, Denial, Made, Prepared, Standing
+from .standing import NOTHING_STANDS, Denial, Made, Prepared, Standing, Told
 
 __all__ = [
     "ARRIVALS",
@@ -73,6 +73,7 @@ __all__ = [
     "settle",
     "settle_claim",
     "settle_row",
+    "told_by",
 ]
 
 CONFLICT_SOURCE: Final = "conflict"
@@ -193,7 +194,7 @@ class Entry:
     sealed: Sealed | None = None  # of a sensitive operation: what is kept under a key of its own
     denial: Denial | None = None  # what a DENY leaves for repeats of its request
     produces: bool = False  # of a PERMIT: the vendor's answer names an object that later requests act on
-    replay: bool = False  # `prior` is what this PERMIT repeats
+    told: Told = Told.NEW  # what its answer will be worth
     would: str = ""  # outcome if shadow policies counted, for the figures; "": none applies
 
 
@@ -476,6 +477,15 @@ def appraise(
     return found
 
 
+def told_by(claims: Mapping[str, ClaimRow], keys: Iterable[str], verdict: Verdict, *, digest: str) -> Told:
+    """What the answer to a PERMIT under these claims will be worth (standing.Told)."""
+    if verdict is _REPLAY:
+        return Told.OLD
+    rows = (claims.get(key) for key in keys)
+    done = (row for row in rows if row is not None and row.provider and row.state in (_E, _U))
+    return Told.EITHER if any(row.digest == digest for row in done) else Told.NEW
+
+
 def may_bind(row: ClaimRow | None, binding: Binding, *, prior: str, now_us: int) -> bool:
     """Whether a PERMIT that points to `prior` may take this claim: the store's own check of L2 and L3."""
     verdict, holder, _ = attempt(row, digest=binding.digest, now_us=now_us, source=binding.source)
@@ -566,15 +576,13 @@ def remade(
 
     `row` is the claim before this outcome. Who took the object made it anew. A replay did so only if it took
     the object over from the PERMIT that it repeats: otherwise others may have acted on it since, and the
-    answer is an old one.
+    answer is an old one. Where nobody knows whether it is, the object stays taken.
     """
-    if row is not None and row.source == ONCE_SOURCE and not is_free(row):
-        if row.receipt_id != receipt_id:
-            return False, None
-        return not made.replay or row.before is not None, replace(row, state=_N, before=None)
-    if known is None or now_us >= known.expires_us:
-        return True, None
-    return not made.replay and receipt_id > known.receipt_id, None
+    if row is None or row.source != ONCE_SOURCE or is_free(row):
+        return known is None or now_us >= known.expires_us, None
+    if row.receipt_id != receipt_id or made.told is Told.EITHER:
+        return False, None
+    return made.told is Told.NEW or row.before is not None, replace(row, state=_N, before=None)
 
 
 def is_free(row: ClaimRow) -> bool:

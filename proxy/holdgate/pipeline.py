@@ -250,7 +250,7 @@ class Pipeline:
                 return None
             name = produces.object(identity)
             key = object_key(agent.id, request, recognised, name, self.evidence.fleet_key)
-            return Made(key=key, ttl_us=produces.ttl_s * 1_000_000, replay=recorded.entry.replay)
+            return Made(key=key, ttl_us=produces.ttl_s * 1_000_000, told=recorded.entry.told)
 
         return named
 

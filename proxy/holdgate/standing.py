@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 from .jcs import JcsError, loads_input_strict
@@ -39,6 +40,7 @@ __all__ = [
     "Made",
     "Prepared",
     "Standing",
+    "Told",
     "bound_part",
     "repeated",
 ]
@@ -59,13 +61,21 @@ class Denial:
     expires_us: int
 
 
+class Told(StrEnum):
+    """Whether the vendor's answer to a PERMIT says what it did just now, as far as its key tells."""
+
+    NEW = "new"
+    OLD = "old"  # a replay: the answer that it gave the first time
+    EITHER = "either"  # the key's window is over: it may have forgotten the key, or not
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
     """What record_outcome() is told of the object that the vendor's answer named."""
 
     key: str  # opaque, 64 hex digits: hash over scope and name of the object
     ttl_us: int  # how long it may be acted on
-    replay: bool  # the PERMIT repeats an earlier one: the answer is the vendor's old one
+    told: Told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

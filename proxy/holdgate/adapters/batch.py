@@ -357,8 +357,8 @@ class Batch:
             _check_denial(entry, entry.denial)
         # What the store could choke on must be this request's failure, not the store's.
         _text(entry.agent), _text(entry.surface)
-        if (entry.produces or entry.replay) and entry.outcome is not Outcome.PERMIT:
-            raise BackendError(Reason.INTERNAL_ERROR, "only a PERMIT produces or repeats something")
+        if entry.produces and entry.outcome is not Outcome.PERMIT:
+            raise BackendError(Reason.INTERNAL_ERROR, "only a PERMIT produces something")
         if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, bytes | None):
             raise BackendError(Reason.INTERNAL_ERROR, "the entry's receipt and inputs must be bytes")
         if not entry.jws.startswith(jws_prefix(self._node.key.kid)):
