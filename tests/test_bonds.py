@@ -24,15 +24,21 @@ from holdgate.agents import Agent
 from holdgate.answer import DispatchError
 from holdgate.audit import audit
 from holdgate.bundle import NEVER_US, Bundle
+from holdgate.diff import diff
 from holdgate.erasure import EraseOrder, Erasure
 from holdgate.errors import ConfigError, Outcome, Reason
-from holdgate.gate import Decision
+from holdgate.explain import explain
+from holdgate.gate import Decision, decide
 from holdgate.jcs import dumps_input
 from holdgate.keys import key_set
 from holdgate.ledger import Entry, Finding, OutcomeStatus
+from holdgate.limits import Limits
 from holdgate.message import Headers
+from holdgate.policy import load_policies
 from holdgate.policy_model import PolicySet
+from holdgate.policytest import TestReport, run_tests
 from holdgate.receipt import verify
+from holdgate.replay import Record, replay
 from holdgate.standing import Made, Prepared, Standing, Told
 from holdgate.surface.index import SurfaceIndex
 from holdgate.surface.model import Bond
@@ -184,9 +190,7 @@ async def test_the_amount_of_the_prepare_decides(
         pytest.param({"credential": "sk_other"}, id="made with another credential"),
     ],
 )
-async def test_st4_a10_g8_without_a_prepare_of_its_own_nothing_leaves(
-    shop: Shop, ask_for: dict[str, str]
-) -> None:
+async def test_g8_without_a_prepare_of_its_own_nothing_leaves(shop: Shop, ask_for: dict[str, str]) -> None:
     await create(shop)
     done = await confirm(shop, **ask_for)
     assert (done.status, done.outcome, done.reason) == (403, "SILENCE", "input_unavailable")
@@ -614,3 +618,148 @@ def test_a_lock_keeps_what_is_bound(index: SurfaceIndex) -> None:
         object="m0:pi_1", to=("m0.Create", "m0.Update"), once=True, blind=False
     )
     assert recognise(index, asked).conflict_keys == ("m0:bound=m0:pi_1",)
+
+
+# --- policies, their tests, explain, diff ---
+
+SUITE = """\
+apiVersion: holdgate/v1
+kind: PolicyTest
+metadata: {name: charges-test}
+spec:
+  policy: charges
+  defaults: {action: {operation: m0.Confirm}, params: {intent: pi_1}, bound: {params: {currency: eur}}}
+  cases:
+  - name: amounts
+    matrix: {bound.params.amount: [0, 1, 5000, 5001]}
+    expect_each: [SILENCE, PERMIT, PERMIT, SILENCE]
+  - {name: nothing, with: {bound: null}, expect: {outcome: SILENCE, reason: input_unavailable}}
+  - {name: never, with: {bound: {params: {amount: 666}}}, expect: {outcome: DENY, rules: [never]}}
+  - name: what is not bound sees nothing of it
+    with: {action: {operation: m0.Other}, params: {intent: null, amount: 5}, bound: {params: {amount: 666}}}
+    expect: {outcome: PERMIT, rules: [make]}
+"""
+
+
+def suite(tmp_path: Path, index: SurfaceIndex, text: str) -> TestReport:
+    (tmp_path / "charges.yaml").write_text(POLICY)
+    (tmp_path / "charges_test.yaml").write_text(text)
+    return run_tests([tmp_path], load_policies([tmp_path], index), index)
+
+
+def test_a_policys_tests_say_what_an_action_is_bound_to(tmp_path: Path, index: SurfaceIndex) -> None:
+    report = suite(tmp_path, index, SUITE)
+    assert [(result.name, result.got) for result in report.failed] == []
+    assert len(report.results) == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(("currency: eur", "curency: eur"), "did you mean 'currency'", id="a misspelt parameter"),
+        pytest.param(("currency: eur", "currency: [eur]"), "bound.params.currency is string", id="a type"),
+        pytest.param(("bound: {params", "bound: {parameters"), "unknown key", id="a misspelt part"),
+    ],
+)
+def test_what_an_action_cannot_be_bound_to_is_an_error(
+    tmp_path: Path, index: SurfaceIndex, change: tuple[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        suite(tmp_path, index, SUITE.replace(*change))
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        pytest.param("bound.params.amount > 5", "guard it: has\\(bound.params.amount\\)", id="unguarded"),
+        pytest.param("has(bound.params.amont)", "did you mean 'bound.params.amount'", id="misspelt"),
+        pytest.param(
+            'has(bound.params.amount) && bound.params.amount == "5"', "without quotes", id="another type"
+        ),
+    ],
+)
+def test_conditions_over_what_is_bound_are_typed(
+    tmp_path: Path, index: SurfaceIndex, condition: str, message: str
+) -> None:
+    (tmp_path / "charges.yaml").write_text(
+        POLICY.replace('action.operation == "m0.Look" && !has(bound.params.amount)', f"'{condition}'")
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_policies([tmp_path], index)
+
+
+async def test_explain_reads_what_the_ledger_knows(tmp_path: Path, index: SurfaceIndex) -> None:
+    (tmp_path / "charges.yaml").write_text(POLICY)
+    bundle = Shop(index, tmp_path).bundle("00")
+    folder = tmp_path / "state"
+    folder.mkdir(0o700)
+    ledger = open_ledger(folder)
+    await make(ledger, index)
+    ledger.close()
+    raw = b"POST /intents/pi_1/confirm HTTP/1.1\r\nHost: api.pay.test\r\nAuthorization: Bearer sk\r\n\r\n"
+
+    def explained(**how: Any) -> Any:
+        given = {"fleet_key": b"f" * 32, "now_us": T0 + 1} | how
+        return explain(raw, lambda origin: Agent(id="bot", groups=(), attrs=()), bundle, Limits(), **given)
+
+    with SqliteReader(folder) as reader:
+        found = explained(prepared=reader.prepared)
+    assert found.decision.reason is Reason.PERMIT_RULE
+    assert found.inputs["actions"][0]["bound"]["params"] == {"amount": 1000, "currency": "eur"}
+    assert explained().decision.reason is Reason.INPUT_UNAVAILABLE
+    large = {"operation": "m0.Create", "params": {"amount": 9000, "currency": "eur"}}
+    assert explained(bound=large).decision.reason is Reason.NO_RULE_MATCHED
+
+
+async def test_a_decision_on_what_is_bound_replays(shop: Shop) -> None:
+    await create(shop)
+    await confirm(shop)
+    await confirm(shop, "pi_2")
+    policies = shop.pipeline.bundle.policies
+    records = [
+        Record(statement=statement(shop, entry.receipt_id), inputs=entry.inputs)
+        for entry in shop.ledger.entries
+    ]
+    assert [found.verdict.value for found in replay(records, lambda _: policies)] == ["identical"] * 3
+
+
+def test_diff_does_not_try_what_is_bound(tmp_path: Path, index: SurfaceIndex) -> None:
+    (tmp_path / "charges.yaml").write_text(POLICY)
+    shop = Shop(index, tmp_path)
+    (tmp_path / "charges.yaml").write_text(POLICY.replace("largest: 5000", "largest: 6000"))
+    found = diff(shop.pipeline.bundle, shop.bundle("01"))
+    assert {"m0.Confirm", "m0.Capture"} <= set(found.untried)
+    assert "m0.Create" not in found.untried
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        pytest.param("pi_1", id="a text"),
+        pytest.param({"params": {"amount": 5}}, id="no operation"),
+        pytest.param({"operation": "m0.Create", "params": []}, id="parameters that are a list"),
+        pytest.param({"operation": "m0.Create", "params": {"amount": "5"}}, id="a text for a number"),
+        pytest.param({"operation": "m0.Create", "params": {"amount": 2**63}}, id="beyond 64 bits"),
+    ],
+)
+def test_what_is_bound_and_not_of_its_type_fails_every_rule(shop: Shop, bound: Any) -> None:
+    action = {
+        "surface": "payments.charge",
+        "operation": "m0.Confirm",
+        "effect": "commit",
+        "host": "api.pay.test",
+        "params": {"intent": "pi_1"},
+        "bound": bound,
+    }
+    inputs = {
+        "v": 1,
+        "agent": {"id": "bot", "groups": [], "attrs": {}},
+        "actions": [action],
+        "request": {"digest": "sha256:" + "0" * 64},
+        "clock": {"now_s": 0, "hour_utc": 0, "weekday_utc": 4},
+        "approvals": [],
+    }
+    policies = shop.pipeline.bundle.policies
+    assert decide(policies, inputs).reason is Reason.RULE_ERROR
+    action["bound"] = {"operation": "m0.Create", "params": {"amount": 5, "currency": "eur", "other": []}}
+    assert decide(policies, inputs).reason is Reason.PERMIT_RULE

@@ -293,15 +293,22 @@ class SurfaceIndex:
         All are optional: which of several operations made the object is known only when it is used. One that
         two of those declare with different types is left out.
         """
-        chosen = [op for op in self._operations(surface) if operations is None or op.name in operations]
+        known = self._by_name(surface)
+        chosen = [known[name] for name in (known if operations is None else operations)]
         found: dict[str, ParamSchema | None] = {}
         for op in chosen:
             for identity in op.spec.binds.to if op.spec.binds else ():
                 for param in op.map.operation(identity).spec.params:
                     schema = ParamSchema(type=cel_type(param.type), optional=True)
                     found[param.name] = schema if found.get(param.name, schema) == schema else None
-        known = {name: schema for name, schema in sorted(found.items()) if schema is not None}
-        return known, any(map(_needs_bond, chosen))
+        schemas = {name: schema for name, schema in sorted(found.items()) if schema is not None}
+        return schemas, any(map(_needs_bond, chosen))
+
+    def _by_name(self, surface: str) -> dict[str, Operation]:
+        known = self._named.get(surface)
+        if known is None:
+            known = self._named[surface] = {op.name: op for op in self._operations(surface)}
+        return known
 
     def _operations(self, surface: str) -> list[Operation]:
         return [
@@ -312,9 +319,7 @@ class SurfaceIndex:
 
     def param_schema(self, surface: str, operations: tuple[str, ...] | None) -> Mapping[str, ParamSchema]:
         """Parameters that a policy may read; operations None means all of the surface. Raises ConfigError."""
-        known = self._named.get(surface)
-        if known is None:
-            known = self._named[surface] = {op.name: op for op in self._operations(surface)}
+        known = self._by_name(surface)
         if not known:
             raise ConfigError(
                 f"no operation has the surface {surface!r}; there are: {', '.join(sorted(self.surfaces()))}"
