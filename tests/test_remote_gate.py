@@ -104,7 +104,7 @@ SAYS: dict[str, tuple[RemoteProtocol, int, Any, Outcome]] = {
     "holdgate deny": (
         HOLDGATE,
         200,
-        receipt(outcome=Outcome.DENY, reason=Reason.DENY_RULE, exp_us=0),
+        receipt(outcome=Outcome.DENY, reason=Reason.DENY_RULE, exp_us=0, replay_of=""),
         Outcome.DENY,
     ),
     "holdgate silence": (
