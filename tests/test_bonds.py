@@ -42,7 +42,7 @@ from holdgate.replay import Record, replay
 from holdgate.standing import Made, Prepared, Standing, Told
 from holdgate.surface.index import SurfaceIndex
 from holdgate.surface.model import Bond
-from shop import FORM, Said, Shop
+from shop import FORM, Said, Shop, permit_all
 from surface_requests import index_of, recognise, request
 
 MAP = """\
@@ -618,6 +618,47 @@ def test_a_lock_keeps_what_is_bound(index: SurfaceIndex) -> None:
         object="m0:pi_1", to=("m0.Create", "m0.Update"), once=True, blind=False
     )
     assert recognise(index, asked).conflict_keys == ("m0:bound=m0:pi_1",)
+
+
+# --- batches ---
+
+BATCH = """\
+hosts: [api.pay.test]
+defaults: {body: {decode: json}}
+operations:
+  - {id: Make, match: {method: POST, path: /m}, surface: x.make, effect: prepare, produces: {id: body.id}}
+  - id: Use
+    match: {method: POST, path: /u}
+    surface: x.use
+    effect: commit
+    params: {id: {from: body.id, type: string, required: true, material: true}}
+    binds: {to: Make, by: params.id, once: true}
+  - id: UseAll
+    match: {method: POST, path: /all}
+    explode: {over: body.ids, max: 100, as: Use, item: {id: id}}
+"""
+
+
+async def used(shop: Shop, path: str, body: object) -> Said:
+    headers = {"Content-Type": "application/json"}
+    return await shop.ask(path, json.dumps(body).encode(), host="api.pay.test", headers=headers)
+
+
+async def test_every_action_of_a_batch_is_bound_to_its_own_object(tmp_path: Path) -> None:
+    index = index_of(BATCH)
+    shop = Shop(index, permit_all(index, tmp_path, ["x.make", "x.use"]))
+    made = []
+    for name in ("a", "b"):
+        shop.upstream.body = b'{"id":"%s"}' % name.encode()
+        made.append((await used(shop, "/m", {})).receipt)
+    unknown = await used(shop, "/all", {"ids": [{"id": "a"}, {"id": "c"}]})
+    assert (unknown.reason, len(shop.sent)) == ("input_unavailable", 2)
+    both = await used(shop, "/all", {"ids": [{"id": "a"}, {"id": "b"}]})
+    assert (both.outcome, statement(shop, both.receipt)["binds"]) == ("PERMIT", sorted(made))
+    again = await used(shop, "/u", {"id": "b"})
+    assert (again.reason, len(shop.sent)) == ("already_executed", 3)
+    many = await used(shop, "/all", {"ids": [{"id": f"x{number}"} for number in range(33)]})
+    assert many.reason == "batch_refused"
 
 
 # --- policies, their tests, explain, diff ---

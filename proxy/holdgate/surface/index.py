@@ -42,6 +42,7 @@ __all__ = ["SurfaceIndex"]
 _LOCK_VERSION: Final = 2
 # The heaviest effect of a batch decides what key it needs.
 _BY_WEIGHT: Final = (Effect.COMMIT, Effect.PREPARE, Effect.CHANNEL)
+_MAX_BOUND: Final = 32
 _BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _MAX_HOSTS: Final = 4096  # remembered host names; templates make their number unbounded
@@ -152,6 +153,8 @@ class SurfaceIndex:
             actions = tuple([item.action for item in items])
             made_by = tuple([item.operation for item in items])
             bonds = tuple([bond(item.operation, item.values) for item in items])
+            if len(bonds) - bonds.count(None) > _MAX_BOUND:  # a receipt names what each is bound to
+                raise InputError(Reason.BATCH_REFUSED, f"more than {_MAX_BOUND} items act on earlier objects")
             effect = _heaviest(actions)
             sensitive = plan.sensitive or any(item.operation.plan.sensitive for item in items)
             conflicts = _conflicts(op, values, items)
