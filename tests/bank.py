@@ -113,17 +113,17 @@ def banking() -> Iterator[Bank]:
     async def start() -> web.AppRunner:
         app = web.Application()
         app.router.add_post("/v1/transfers", bank.serve)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=1.0)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         bank.port = runner.addresses[0][1]
-        ready.set()
         return runner
 
     def run() -> None:
         asyncio.set_event_loop(loop)
         runner = loop.run_until_complete(start())
+        loop.call_soon(ready.set)
         loop.run_forever()
         loop.run_until_complete(runner.cleanup())
 

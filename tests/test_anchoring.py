@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -24,11 +25,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from evidence import KEYS, LOG_KEY, ORIGIN, RefundJudge, open_ledger
 from holdgate.adapters import anchoring
 from holdgate.adapters.anchoring import COSIGNED, STAMPS, Anchors, post
-from holdgate.adapters.keyfiles import list_keys
+from holdgate.adapters.keyfiles import list_keys, load_keys
 from holdgate.adapters.proofs import log_verifiers, prove
 from holdgate.adapters.sequencer import CHECKPOINT
 from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.adapters.timestamps import StampError, stamped_at
+from holdgate.cli import main
 from holdgate.config_log import Anchoring, TimeStamping, Witness
 from holdgate.keyhistory import Purpose
 from holdgate.note import cosigners, parse_vkey
@@ -235,8 +237,6 @@ async def test_an2_a_slow_witness_ends_at_the_deadline(state: Path) -> None:
 
 
 async def test_an3_two_forks_of_a_restored_backup_are_told_apart(state: Path, tmp_path: Path) -> None:
-    import shutil
-
     await grow(state, "a", "b")
     fork = tmp_path / "fork"
     shutil.copytree(state, fork)
@@ -370,3 +370,160 @@ async def test_an4_a_stamp_under_another_root_or_of_other_bytes_is_not_kept(
     assert (failed, again) == (["timestamp"], ["timestamp"])
     assert not list((state / STAMPS).glob("*.tsr"))
     assert anchoring.STAMPING == "timestamp"
+
+
+# --- the commands that an auditor types ---
+
+
+class Node:
+    """A state directory of `holdgate init`, and its commands."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], name: str = "edge-1") -> None:
+        self.folder, self._capsys = folder, capsys
+        folder.mkdir(exist_ok=True)
+        self.run("init", folder, "--node", name)
+        self.origin = f"holdgate.local/{name}"
+        self.state = folder / "state"
+        self.keys = load_keys(self.state)
+
+    def run(self, *words: object) -> tuple[int, str]:
+        """Exit code, and what was printed."""
+        config = [] if words[0] == "init" else ["-c", self.folder / "holdgate.yaml"]
+        code = main([str(word) for word in (*words, *config)])
+        said = self._capsys.readouterr()
+        return code, said.out + said.err
+
+    async def grow(self, *names: str) -> list[str]:
+        """More receipts; their ids."""
+        keys = {"receipt_key": self.keys.receipt, "log_key": self.keys.log}
+        ledger = open_ledger(self.state, origin=self.origin, **keys)
+        judges = [RefundJudge(name, signer=self.keys.receipt) for name in names]
+        ids = [(await ledger.record(judge)).entry.receipt_id for judge in judges]
+        ledger.close()
+        return ids
+
+    def anchor(self, *witnesses: Witness, timestamp: TimeStamping | None = None) -> list[str]:
+        asked = Anchoring(witnesses=witnesses, interval_s=60, timestamp=timestamp)
+        failed: list[str] = []
+        Anchors(self.state, self.origin, asked, failed=failed.append).round()
+        return failed
+
+
+@pytest.fixture
+def node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Node:
+    return Node(tmp_path / "node", capsys)
+
+
+async def test_log_prove_witnessed_proves_under_what_was_cosigned(
+    node: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdgate.cli.log._COVERED_S", 0.0)
+    (first,) = await node.grow("a")
+    code, said = node.run("log", "prove", "--witnessed", first)
+    assert code == 2 and "checkpoint.cosigned" in said  # nobody cosigned yet
+    witness, other = PlainWitness(node.keys.log.public.raw), PlainWitness(node.keys.log.public.raw, "w2.test")
+    with serving(witness) as url:
+        assert node.anchor(Witness(url=url, verifier=parse_vkey(witness.vkey))) == []
+    (second,) = await node.grow("b")
+    assert "takes up to a second" in node.run("log", "prove", "--witnessed", second)[1]  # not cosigned
+    receipt = tmp_path / "r.jws"
+    receipt.write_text(node.run("receipts", "show", "--raw", first)[1])
+    for option, by, expected in (("--witnessed", witness, 0), ("--witnessed", other, 1), ("", witness, 1)):
+        code, proof = node.run("log", "prove", first, *([option] if option else []))
+        assert code == 0
+        (tmp_path / "p").write_text(proof)
+        words = ("verify", "--proof", tmp_path / "p", "--witness", by.vkey, "--quorum", "1", receipt)
+        assert node.run(*words)[0] == expected, (option, by.name)
+    # A cosigned checkpoint that was changed, and one of another log.
+    place = node.state / COSIGNED
+    good = place.read_bytes()
+    stranger = Node(tmp_path / "stranger", capsys, "edge-2")
+    await stranger.grow("a")
+    for wrong in (good.replace(b"\n1\n", b"\n2\n", 1), (stranger.state / CHECKPOINT).read_bytes(), b""):
+        place.write_bytes(wrong)
+        code, said = node.run("log", "prove", "--witnessed", first)
+        assert code == 2 and "BEGIN" not in said and "tlog-proof" not in said, said
+
+
+async def test_log_audit_verifies_time_stamps_and_holds_the_log_to_them(
+    node: Node, authority: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roots = authority / "ca.pem"
+    audit = ("log", "audit", "--timestamps", roots)
+    await node.grow("a", "b")
+    code, said = node.run(*audit)
+    assert code == 0 and "cannot be seen" in said  # none yet: that is said, and is no problem
+    with serving(_stamping(authority)) as url:
+        asked = TimeStamping(url=url, ca_file=roots, interval_s=60)
+        assert node.anchor(timestamp=asked) == []
+        stranger = Node(tmp_path / "stranger", capsys, "edge-2")
+        await stranger.grow("a", "b")
+        assert stranger.anchor(timestamp=asked) == []
+    code, said = node.run(*audit)
+    assert (code, "cannot be seen" in said) == (0, False), said
+    await node.grow("c")
+    assert node.run(*audit)[0] == 0  # the log went on from what was stamped
+
+    (place,) = (node.state / STAMPS).glob("*.tsr")
+    note, stamp = place.with_suffix(".checkpoint"), place.read_bytes()
+    kept = note.read_bytes()
+    wrong = {
+        "a changed stamp": (place, bytes([*stamp[:-3], stamp[-3] ^ 1, *stamp[-2:]])),
+        "a stamp of other bytes": (note, kept + b"\n"),
+        "no stamp": (place, b""),
+        "a checkpoint of another log": (
+            note,
+            next((stranger.state / STAMPS).glob("*.checkpoint")).read_bytes(),
+        ),
+    }
+    for name, (path, data) in wrong.items():
+        path.write_bytes(data)
+        code, said = node.run(*audit)
+        assert code == 1 and f"PROBLEM {place.name}: " in said, (name, said)
+        place.write_bytes(stamp)
+        note.write_bytes(kept)
+    # Stamp and checkpoint of another log, both in order: of a log that this is not.
+    (theirs,) = (stranger.state / STAMPS).glob("*.tsr")
+    place.write_bytes(theirs.read_bytes())
+    note.write_bytes(theirs.with_suffix(".checkpoint").read_bytes())
+    code, said = node.run(*audit)
+    assert code == 1 and "another log" in said
+    place.write_bytes(stamp)
+    note.write_bytes(kept)
+    # Roots that did not issue it, a checkpoint that is gone, and no roots at all.
+    (authority / "o.cnf").write_text("[req]\ndistinguished_name=dn\n[dn]\n" + _TSA)
+    _openssl("req", "-new", "-newkey", "rsa:2048", "-nodes", "-config", "o.cnf", "-x509", "-subj", "/CN=O",
+             "-extensions", "ca", "-keyout", "o.key", "-out", "o.pem", cwd=authority)  # fmt: skip
+    assert node.run("log", "audit", "--timestamps", authority / "o.pem")[0] == 1
+    assert node.run("log", "audit", "--timestamps", authority / "missing.pem")[0] == 2
+    note.unlink()
+    assert node.run(*audit)[0] == 2
+    note.write_bytes(kept)
+    assert node.run(*audit)[0] == 0
+
+
+async def test_log_audit_sees_a_roll_back_of_everything_by_a_time_stamp(
+    node: Node, authority: Path, tmp_path: Path
+) -> None:
+    await node.grow("a")
+    backup = copied(node, tmp_path / "backup")
+    await node.grow("b", "c")
+    with serving(_stamping(authority)) as url:
+        asked = TimeStamping(url=url, ca_file=authority / "ca.pem", interval_s=60)
+        assert node.anchor(timestamp=asked) == []
+    stamps = node.state / STAMPS
+    shutil.copytree(stamps, tmp_path / "stamps")
+    shutil.rmtree(node.folder)
+    shutil.copytree(backup, node.folder)
+    shutil.copytree(tmp_path / "stamps", stamps)  # those who roll back do not have these
+    assert node.run("log", "audit")[0] == 0
+    code, said = node.run("log", "audit", "--timestamps", authority / "ca.pem")
+    assert code == 1 and "the log ends at 1, but" in said
+    await node.grow("d", "e", "f")  # it goes on from there, under the same keys: a fork
+    code, said = node.run("log", "audit", "--timestamps", authority / "ca.pem")
+    assert code == 1 and "leaves are not those that were signed" in said
+
+
+def copied(node: Node, where: Path) -> Path:
+    shutil.copytree(node.folder, where, symlinks=True)
+    return where

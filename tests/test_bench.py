@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))  # a folder of scripts, not a package
 
+import audits
 import policies
 import run
 import subjects
@@ -127,3 +128,9 @@ def test_a_load_without_bound_cannot_be_asked_for(arguments: list[str]) -> None:
 def test_policies_are_measured_beside_what_they_are_compared_with(tmp_path: Path) -> None:
     rows = policies.measured(tmp_path, turns=1)
     assert len(rows) >= 4 and all(row.ours_us > 0 and row.theirs_us > 0 for row in rows)
+
+
+def test_the_audit_is_measured_beside_bare_verification_of_the_same_receipts(tmp_path: Path) -> None:
+    row = audits.measured(tmp_path, receipts=700, turns=1)
+    assert row.receipts > 600
+    assert row.audit_us > row.bare_us > 0  # an audit verifies every signature, and more

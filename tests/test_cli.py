@@ -934,3 +934,106 @@ def test_network_print_says_which_route_tproxy_needs(run, shop):
     assert said.code == 0 and "#   ip -6 route replace local default dev lo table 18503\n" in said.out
     assert "meta nfproto ipv4 meta l4proto tcp tproxy ip to :8443 meta mark set 0x48474154 accept" in said.out
     assert "hand 0.0.0.0:8443 over" in (said := run("run")).err and said.code == 2
+
+
+# --- an audit while keys change ---
+
+
+@pytest.mark.parametrize("step", ["audit_input", "load_public_keys", "load_log_keys", "list_problems"])
+@pytest.mark.parametrize("purpose", ["receipt", "log"])
+async def test_log_audit_at_the_moment_of_a_rotation_is_clean(shop, run, monkeypatch, step, purpose):
+    """Whatever was read before, and whatever after: it is read again until it is of one moment."""
+    from holdgate.adapters.keyring import Revocation, Rotation
+    from holdgate.adapters.sqlite_reader import SqliteReader
+    from holdgate.cli import log as command
+    from holdgate.keyhistory import Purpose
+
+    config = load_config(shop / "holdgate.yaml")
+    keys = load_keys(config.state_dir)
+    clock = itertools.count(1_700_000_000_000_000, 1_000_000)
+    ledger = SqliteLedger.open(
+        config.state_dir,
+        receipt_key=keys.receipt,
+        log_key=keys.log,
+        origin=config.issuer,
+        node=config.node,
+        clock_us=lambda: next(clock),
+        nonce16=lambda: bytes(16),
+        headroom_bytes=0,
+    )
+    await ledger.record(_Judge(keys.receipt, config.issuer, Outcome.SILENCE))
+    loop, changes = asyncio.get_running_loop(), []
+
+    async def change():
+        first = keys.receipt.kid if purpose == "receipt" else keys.log.kid
+        await ledger.change_key(Rotation(purpose=Purpose(purpose), key_id="", by="local"))
+        await ledger.change_key(Revocation(kid=first, from_index=None, by="local"))
+
+    owner = SqliteReader if step == "audit_input" else command
+    real = getattr(owner, step)
+
+    def meanwhile(*args):
+        found = real(*args)
+        if not changes:
+            changes.append(asyncio.run_coroutine_threadsafe(change(), loop).result(20))
+        return found
+
+    monkeypatch.setattr(owner, step, meanwhile)
+    said = await asyncio.to_thread(run, "log", "audit")
+    await asyncio.to_thread(ledger.close)
+    assert changes and (said.code, "PROBLEM" in said.out) == (0, False), said.out
+    assert (await asyncio.to_thread(run, "log", "audit")).code == 0
+
+
+def test_log_audit_waits_for_files_about_keys_and_not_for_ever(recorded, shop, run, monkeypatch):
+    listed = shop / "state/keys/log.jwks.json"
+    good = listed.read_bytes()
+    document = json.loads(good)
+    listed.write_text(json.dumps({"keys": document["keys"] + [SigningKey(seed=b"x" * 32).public.jwk]}))
+    waited = []
+    monkeypatch.setattr("holdgate.cli.log.time.sleep", waited.append)
+    monkeypatch.setattr("holdgate.cli.log.time.monotonic", lambda: float(len(waited)))
+    said = run("log", "audit")
+    assert said.code == 1 and "PROBLEM" in said.out and 1 <= len(waited) <= 4
+    monkeypatch.setattr("holdgate.cli.log.time.sleep", lambda _: listed.write_bytes(good))
+    listed.write_text(json.dumps({"keys": document["keys"] + [SigningKey(seed=b"x" * 32).public.jwk]}))
+    assert run("log", "audit").code == 0
+
+
+# --- receipts disclose ---
+
+
+def test_receipts_disclose_shows_nothing_that_is_not_recorded_first(shop, run):
+    from evidence import RefundJudge
+
+    config = load_config(shop / "holdgate.yaml")
+    keys = load_keys(config.state_dir)
+
+    def opened():
+        return SqliteLedger.open(
+            config.state_dir,
+            receipt_key=keys.receipt,
+            log_key=keys.log,
+            origin=config.issuer,
+            node=config.node,
+            clock_us=itertools.count(1_700_000_000_000_000, 1_000_000).__next__,
+            nonce16=lambda: bytes(16),
+            headroom_bytes=0,
+        )
+
+    async def fill():
+        ledger = opened()
+        found = (await ledger.record(RefundJudge("a", signer=keys.receipt, sealed=True))).entry.receipt_id
+        await asyncio.to_thread(ledger.close)
+        return found
+
+    receipt = asyncio.run(fill())
+    elsewhere = opened()  # it has the ledger, and no socket to ask it by
+    said = run("receipts", "disclose", receipt)
+    assert (said.code, said.out) == (2, "") and "another process" in said.err
+    elsewhere.close()
+    said = run("receipts", "disclose", receipt)
+    assert said.code == 0 and json.loads(said.out)["receipt"] == receipt
+    rows = [json.loads(row)["receipt"] for row in run("receipts", "export").out.splitlines()]
+    (noted,) = [row for row in rows if row.get("action") == "disclose"]
+    assert (noted["by"], noted["details"]) == ("local", {"of": receipt}) and noted["id"] in said.err

@@ -11,7 +11,7 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdgate.jcs import JcsError, dumps, dumps_input, loads_input_strict, loads_strict
+from holdgate.jcs import JcsError, dumps, dumps_input, loads_input_strict, loads_sorted, loads_strict
 
 # Narrow on purpose: controls, quotes, a backslash, separators that JavaScript dislikes, astral letters.
 _TEXT = st.text(alphabet=st.sampled_from('a"\\/\x00\x08\x0c\n\r\t\x1f\x7f\u2028é€😀'), max_size=8)
@@ -132,3 +132,31 @@ def test_j3_whatever_loads_is_exactly_what_dumps_writes(data: bytes) -> None:
     except JcsError:
         return
     assert json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() == data
+
+
+@given(
+    st.recursive(
+        st.one_of(_TEXT, _INTS, st.booleans(), st.none(), st.floats(), st.integers(-(2**64), 2**64)),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3), st.dictionaries(st.one_of(_KEYS, _TEXT), inner, max_size=3)
+        ),
+        max_leaves=8,
+    ),
+    st.booleans(),
+)
+def test_j4_loads_sorted_is_loads_strict_but_for_values_without_a_canonical_form(
+    value: Any, is_spaced: bool
+) -> None:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=None if is_spaced else (",", ":"))
+    data = text.encode("utf-8")
+    try:
+        strict = loads_strict(data)
+    except JcsError:
+        try:
+            found = loads_sorted(data)
+        except JcsError:
+            return
+        with pytest.raises(JcsError):
+            dumps(found)
+    else:
+        assert loads_sorted(data) == strict

@@ -13,6 +13,8 @@ from holdgate.tlog import (
     consistency_proof,
     inclusion_proof,
     leaf_hash,
+    root_of,
+    root_of_perfect,
     verify_consistency,
     verify_inclusion,
 )
@@ -95,3 +97,9 @@ def test_proofs_of_leaves_that_are_not_there_are_refused() -> None:
     for old in (0, 4):
         with pytest.raises(TlogError):
             consistency_proof(HASHES[:3], old)
+
+
+@pytest.mark.parametrize("height", range(9))
+def test_t1_the_root_of_a_perfect_subtree_out_of_a_tile_is_the_root_of_its_hashes(height: int) -> None:
+    hashes = [leaf_hash(bytes([number % 256])) for number in range(1 << height)]
+    assert root_of_perfect(b"".join(hashes)) == root_of(hashes)

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import batched
 from typing import Any, Final
 
 from .audit_budgets import BudgetAudit, CounterRow
@@ -43,7 +44,7 @@ from .errors import Outcome, Reason
 from .keys import KeySet
 from .ledger import RELEASING, SOURCES, Charge, ClaimRow, OutcomeStatus, State
 from .note import Checkpoint, verify_log
-from .receipt import ReceiptError, Verified, verify
+from .receipt import ReceiptError, Verified, verify_each
 from .sealing import Stored
 from .standing import Prepared
 from .statement import parse_us
@@ -66,7 +67,8 @@ _MAX_PROBLEMS: Final = 1000
 _STEP: Final = 256  # leaves between two calls of `progress`
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# These two are not frozen: a log has a million of them, and freezing costs more than reading the row.
+@dataclass(slots=True, kw_only=True)
 class PermitRow:
     """What the store keeps of one permit."""
 
@@ -88,7 +90,7 @@ class HeadRow:
     hashes: bytes  # of Tree.hashes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LogRecord:
     """One row of the log as it is stored: the receipt, and what the store keeps beside it."""
 
@@ -111,12 +113,9 @@ type Verifying = Callable[[Iterable[LogRecord], KeySet], Iterator[Checked]]  # r
 
 
 def verified_here(records: Iterable[LogRecord], keys: KeySet) -> Iterator[Checked]:
-    """One after the other, in this process."""
-    for record in records:
-        try:
-            yield record, verify(record.jws, keys)
-        except ReceiptError as error:
-            yield record, error
+    """In this process."""
+    for batch in batched(records, _STEP):
+        yield from zip(batch, verify_each([record.jws for record in batch], keys), strict=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,7 +377,8 @@ class _Auditor:
             self._at(record, f"{status} cannot follow {before} of leaf {permit.index}")
         if "produced" in statement:
             self._produced[permit.id] = statement["produced"]
-        permit.found = OutcomeStatus(statement.get("found", OutcomeStatus.EXECUTED))
+        if is_reconciled:
+            permit.found = OutcomeStatus(statement.get("found", OutcomeStatus.EXECUTED))
         permit.status = status
         self.budgets.outcome(permit.id, permit.without_effect)
         permit.http_status = statement.get("http_status", 0)

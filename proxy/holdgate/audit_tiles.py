@@ -52,16 +52,18 @@ class TileAudit:
             if max(there, default=0) < self._signed_width(tile):
                 self._problem(f"{tile.path} is missing")
             for width in there:
-                if width <= tile.width:
-                    self._tile(Tile(level=tile.level, index=tile.index, width=width), data)
+                if width == tile.width:
+                    self._tile(tile, data)
+                elif width < tile.width:
+                    narrow = Tile(level=tile.level, index=tile.index, width=width)
+                    self._tile(narrow, prefix_of(narrow, data))
 
     def _signed_width(self, tile: Tile) -> int:
         """How much of a tile the checkpoint needs; beyond it a tile may be on its way."""
         nodes = self.signed >> 8 * max(tile.level, 0)
         return max(0, min(tile.width, nodes - tile.index * WIDTH))
 
-    def _tile(self, tile: Tile, data: bytes) -> None:
-        wanted = prefix_of(tile, data)
+    def _tile(self, tile: Tile, wanted: bytes) -> None:
         try:
             found = self._stored.exact(tile)
         except OSError as error:

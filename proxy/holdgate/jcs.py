@@ -10,6 +10,7 @@ Invariants (tests/test_jcs.py has one test named after each):
   J1  dumps() is RFC 8785 on everything that it accepts.
   J2  What could read differently elsewhere is refused: floats, null, big integers, odd keys, surrogates.
   J3  loads_strict() accepts a byte string only if dumps() of its value gives those bytes again.
+  J4  loads_sorted() accepts what loads_strict() accepts; beyond it, only values that dumps() refuses.
 """
 
 from __future__ import annotations
@@ -23,9 +24,19 @@ import orjson
 
 from .errors import HoldgateError
 
-__all__ = ["JcsError", "dumps", "dumps_input", "loads_accepted", "loads_input_strict", "loads_strict"]
+__all__ = [
+    "SAFE_INT",
+    "JcsError",
+    "dumps",
+    "dumps_input",
+    "is_receipt_name",
+    "loads_accepted",
+    "loads_input_strict",
+    "loads_sorted",
+    "loads_strict",
+]
 
-_SAFE_INT: Final = 2**53 - 1
+SAFE_INT: Final = 2**53 - 1
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
 # The same few names over and over: remembering which passed halves the cost of the walk.
@@ -40,7 +51,7 @@ class JcsError(HoldgateError):
 
 def dumps(value: object) -> bytes:
     """The canonical bytes of a receipt's value. Raises JcsError."""
-    return _dumps(value, _RECEIPT_KEY, -_SAFE_INT, _SAFE_INT)
+    return _dumps(value, _RECEIPT_KEY, -SAFE_INT, SAFE_INT)
 
 
 def dumps_input(value: object) -> bytes:
@@ -54,6 +65,27 @@ def loads_strict(data: bytes) -> Any:
     if dumps(value) != data:
         raise JcsError("not canonical JSON")
     return value
+
+
+def loads_sorted(data: bytes) -> Any:
+    """The value of the one spelling that sorted names and no white space give. Raises JcsError.
+
+    For a caller that checks every part of the value against shapes that lie in the profile: what passes
+    both is what loads_strict() accepts, without a walk of its own.
+    """
+    value = _loads(data)
+    try:
+        spelled = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise JcsError(f"no canonical form (nested too deeply): {error}") from error
+    if spelled != data:
+        raise JcsError("not canonical JSON")
+    return value
+
+
+def is_receipt_name(name: str) -> bool:
+    """Whether an object of the receipts' profile may have this key."""
+    return bool(_RECEIPT_KEY(name))
 
 
 def loads_accepted(data: bytes) -> Any:

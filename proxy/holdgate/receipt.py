@@ -26,8 +26,8 @@ from typing import Any, Final
 
 from .digest import framed
 from .errors import HoldgateError, Outcome, Reason
-from .jcs import JcsError, dumps, dumps_input, loads_accepted, loads_strict
-from .keys import KeySet, Signer, b64url, unb64url
+from .jcs import SAFE_INT, JcsError, dumps, dumps_input, loads_accepted, loads_sorted, loads_strict
+from .keys import KeySet, PublicKey, Signer, b64url, unb64url
 from .ledger import Finding, OutcomeStatus
 from .statement import StatementError, check_statement, format_us
 from .surface.model import Action
@@ -48,13 +48,13 @@ __all__ = [
     "sign",
     "trigguard_view",
     "verify",
+    "verify_each",
 ]
 
 TYP: Final = "holdgate-receipt+jws"
 MAX_BYTES: Final = 8192
 _MAX_ACTIONS: Final = 32
 _MAX_ACTIONS_BYTES: Final = 4096  # leaves room for the rest of the statement, base64 and signature
-_SAFE_INT: Final = 2**53 - 1
 _INPUT: Final = b"holdgate-input-v1"
 
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -267,7 +267,7 @@ def _public(value: str | int | bool | tuple[str | int, ...]) -> Any:
     # Integers beyond 2^53-1 are read differently by JSON readers, so they travel as decimal strings.
     if isinstance(value, tuple):
         return [_public(item) for item in value]
-    if isinstance(value, int) and not -_SAFE_INT <= value <= _SAFE_INT:
+    if isinstance(value, int) and not -SAFE_INT <= value <= SAFE_INT:
         return str(value)
     return value
 
@@ -301,27 +301,59 @@ def sign(statement: Mapping[str, Any], key: Signer) -> bytes:
 
 def verify(jws: bytes, keys: KeySet) -> Verified:
     """The statement of a valid receipt, everything recomputed. Raises ReceiptError with the reason."""
+    (found,) = verify_each((jws,), keys)
+    if isinstance(found, ReceiptError):
+        raise found
+    return found
+
+
+def verify_each(batch: Sequence[bytes], keys: KeySet) -> list[Verified | ReceiptError]:
+    """What verify() says of each."""
+    # All are read, then all signatures verified, then all statements checked: in turns the code and tables of
+    # one push those of the others out of the core's caches, and an audit takes a fifth longer.
+    read = [_read(jws, keys) for jws in batch]
+    signed = [each if isinstance(each, ReceiptError) else _signed(*each) for each in read]
+    return [each if isinstance(each, ReceiptError) else _checked(*each) for each in signed]
+
+
+def _read(jws: bytes, keys: KeySet) -> tuple[PublicKey, bytes, bytes, Any] | ReceiptError:
+    """Key, signing input, signature and value."""
     if len(jws) > MAX_BYTES:
-        raise ReceiptError(f"larger than {MAX_BYTES} bytes")
+        return ReceiptError(f"larger than {MAX_BYTES} bytes")
     parts = jws.split(b".")
     if len(parts) != 3:
-        raise ReceiptError("not a compact JWS: it has three parts")
+        return ReceiptError("not a compact JWS: it has three parts")
     try:
         kid = _kid_of(parts[0])
         payload, signature = unb64url(parts[1]), unb64url(parts[2])
-        statement = loads_strict(payload)
+        value = loads_sorted(payload)  # what check_statement() accepts of these is in the profile
+    except ReceiptError as error:
+        return error
     except (ValueError, JcsError) as error:
-        raise ReceiptError(str(error)) from error
+        return ReceiptError(str(error))
     key = keys.get(kid)
     if key is None:
-        raise ReceiptError("signed with a key that is not in the key set")
-    if not key.verifies(jws[: len(parts[0]) + 1 + len(parts[1])], signature):
-        raise ReceiptError("the signature is wrong")
+        return ReceiptError("signed with a key that is not in the key set")
+    return key, jws[: len(parts[0]) + 1 + len(parts[1])], signature, value
+
+
+def _signed(key: PublicKey, message: bytes, signature: bytes, value: Any) -> tuple[str, Any] | ReceiptError:
+    """Who said what: the value, now that its signature is verified."""
+    if not key.verifies(message, signature):
+        return ReceiptError("the signature is wrong")
+    return key.kid, value
+
+
+def _checked(kid: str, value: Any) -> Verified | ReceiptError:
     try:
-        check_statement(statement)
+        check_statement(value)
     except StatementError as error:
-        raise ReceiptError(str(error)) from error
-    return Verified(kid=key.kid, statement=statement)
+        try:
+            dumps(value)  # what has no canonical form at all is told so
+        except JcsError as why:
+            return ReceiptError(str(why))
+        return ReceiptError(str(error))
+    return Verified(kid=kid, statement=value)
 
 
 def read_accepted(jws: bytes) -> Verified:

@@ -31,6 +31,7 @@ from .tlog import (
     leaf_hash,
     node_hash,
     root_of,
+    root_of_perfect,
 )
 
 __all__ = [
@@ -279,5 +280,5 @@ def _subtree(leaves: Range, height: int, size: int, read: Callable[[Tile], bytes
     index = first // WIDTH
     tile = Tile(level=level, index=index, width=min(WIDTH, whole - index * WIDTH))
     data = prefix_of(tile, read(tile))
-    at = first % WIDTH
-    return root_of([data[i * _HASH : (i + 1) * _HASH] for i in range(at, at + (1 << rest))])
+    at = first % WIDTH * _HASH
+    return root_of_perfect(data[at : at + (_HASH << rest)])

@@ -31,6 +31,7 @@ __all__ = [
     "leaf_hash",
     "node_hash",
     "root_of",
+    "root_of_perfect",
     "verify_consistency",
     "verify_inclusion",
 ]
@@ -96,6 +97,14 @@ def root_of(hashes: Sequence[bytes]) -> bytes:
         last = level[-1:] if len(level) % 2 else []
         level = [_sha256(b"\x01" + left + right).digest() for left, right in pairs] + last
     return level[0]
+
+
+def root_of_perfect(packed: bytes) -> bytes:
+    """root_of() of a power of two of hashes that lie one behind the other, as in a tile."""
+    while len(packed) > 32:
+        pairs = range(0, len(packed), 64)
+        packed = b"".join([_sha256(b"\x01" + packed[at : at + 64]).digest() for at in pairs])
+    return packed
 
 
 def _split(size: int) -> int:

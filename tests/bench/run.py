@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import audits
 import policies
 import squid
 from subjects import LOAD_CORE, SUBJECTS, BenchError, Running, Stage, build_load
@@ -187,6 +188,9 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--policies", action="store_true", help="decide and load policies instead, without any proxy"
     )
+    parser.add_argument(
+        "--audit", action="store_true", help="`log audit` against bare Ed25519 verification instead"
+    )
     parser.add_argument("--json", type=Path, help="write every repetition's figures here as well")
     chosen = parser.parse_args(arguments)
     if not 0 < chosen.seconds <= 30 or not 0 < chosen.reps <= 10:
@@ -217,6 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = options(arguments)
     if chosen.policies:
         return policies.main()
+    if chosen.audit:
+        return audits.main()
     with tempfile.TemporaryDirectory(prefix="holdgate-bench-") as folder:
         load, kind = build_load(Path(folder))
         stage = Stage(work=Path(folder), load=load)

@@ -298,7 +298,11 @@ def test_a_disclosure_lets_one_verifier_check_the_request(
     assert "no commitment" in _holdgate(loud, "receipts", "disclose", unread).stderr
     raw, disclosure, body = tmp_path / "receipt.jws", tmp_path / "disclosure.json", tmp_path / "body"
     raw.write_text(_holdgate(loud, "receipts", "show", receipt, "--raw").stdout)
-    disclosure.write_text(_holdgate(loud, "receipts", "disclose", receipt).stdout)
+    shown = _holdgate(loud, "receipts", "disclose", receipt)
+    disclosure.write_text(shown.stdout)
+    (noted,) = [row for row in _statements(loud) if row.get("action") == "disclose"]
+    assert (noted["by"], noted["details"]) == ("local", {"of": receipt})  # an auditor sees that it was opened
+    assert f"recorded as {noted['id']}" in shown.stderr
     body.write_bytes(b'{"resourceType": "Flag"}')
     words = ("verify", str(raw), "--disclosure", str(disclosure), "--body", str(body))
     assert _holdgate(loud, *words).returncode == 0
@@ -330,3 +334,4 @@ def test_inputs_replay_until_they_are_shredded(answers: list[str], loud: Bench) 
     audit = _holdgate(loud, "log", "audit")
     assert audit.returncode == 0 and re.search(r" 0 recorded inputs, [1-9][0-9]* destroyed", audit.stdout)
     assert "was destroyed" in _holdgate(loud, "receipts", "disclose", some).stderr
+    assert len([row for row in _statements(loud) if row.get("action") == "disclose"]) == 1

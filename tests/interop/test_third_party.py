@@ -3,7 +3,9 @@
 The load is that of killed_writer.py: permits, refusals, replays, outcomes, killed three times. Each tool
 reads the log's folder or the receipts and none of our code. Go, npm's `jose` and aics-tlog are skipped, with
 the reason, where they are not installed: `apt-get install golang-golang-x-mod-dev`; `npm install jose` and
-its folder in HOLDGATE_JOSE; aics-tlog wants another `cryptography` than mitmproxy.
+its folder in HOLDGATE_JOSE; `pip install --no-deps --require-hashes --target DIR -r
+tests/interop/requirements.txt` and
+DIR in HOLDGATE_AICS (aics-tlog asks for another `cryptography` than mitmproxy, and runs with ours).
 """
 
 from __future__ import annotations
@@ -196,8 +198,12 @@ def test_openssl_accepts_a_receipt_and_refuses_a_changed_one(produced: Produced,
         assert done.returncode == expected
 
 
-def test_aics_tlog_accepts_the_log_and_its_proofs(produced: Produced) -> None:
-    aics = pytest.importorskip("aics_tlog", reason="aics-tlog is not installed (it conflicts with mitmproxy)")
+def test_aics_tlog_accepts_the_log_and_its_proofs(
+    produced: Produced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if folder := os.environ.get("HOLDGATE_AICS"):
+        monkeypatch.syspath_prepend(folder)
+    aics = pytest.importorskip("aics_tlog", reason="HOLDGATE_AICS does not name the folder of aics-tlog")
     key = aics.parse_vkey((produced.log / "key.vkey").read_text().strip())
     note = aics.parse_note((produced.log / "checkpoint").read_text())
     result = aics.verify_checkpoint(note, key, expected_origin=ORIGIN)

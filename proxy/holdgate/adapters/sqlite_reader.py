@@ -16,6 +16,7 @@ from typing import Any
 from ..audit import AuditInput, CounterRow, HeadRow, LogRecord, PermitRow
 from ..erasure import Erasure
 from ..errors import ConfigError
+from ..keyhistory import REVOKE, ROTATE
 from ..keys import unb64url
 from ..ledger import ClaimRow, State, Total
 from ..sealing import SealError, Stored
@@ -244,6 +245,18 @@ class SqliteReader:
         for row in self._rows("SELECT key, receipt_id, expires_us FROM prepared ORDER BY key"):
             yield Prepared(key=row[0], receipt_id=row[1], expires_us=row[2])
 
+    def retired_keys(self) -> frozenset[tuple[str, bool]]:
+        """(kid, whether it is revoked) of the keys that the log says are in use no more."""
+        sql = "SELECT jws FROM receipts WHERE type = 'admin' AND reason = ? ORDER BY idx"
+        old, revoked = (
+            {
+                str(json.loads(unb64url(bytes(row[0]).split(b".")[1]))["details"][name])
+                for row in self._rows(sql, (action,))
+            }
+            for action, name in ((ROTATE, "old"), (REVOKE, "kid"))
+        )
+        return frozenset((kid, kid in revoked) for kid in old)
+
     def end_audit(self) -> None:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
@@ -276,20 +289,20 @@ class SqliteReader:
             " LEFT JOIN permits p ON p.idx = r.idx ORDER BY r.idx"
         )
         for row in self._rows(sql):
-            permit = None if row[13] is None else self._permit_row(*row[13:])
+            index, receipt_id, kind, outcome, reason, agent, surface, iat_us, jws, clear, *sealed = row[:13]
             yield LogRecord(
-                index=row[0],
-                id=row[1],
-                type=row[2],
-                outcome=row[3],
-                reason=row[4],
-                agent=row[5],
-                surface=row[6],
-                iat_us=row[7],
-                jws=bytes(row[8]),
-                inputs=_clear(row[9]),
-                sealed=_sealed(*row[10:13]),
-                permit=permit,
+                index=index,
+                id=receipt_id,
+                type=kind,
+                outcome=outcome,
+                reason=reason,
+                agent=agent,
+                surface=surface,
+                iat_us=iat_us,
+                jws=bytes(jws),
+                inputs=None if clear is None else _clear(clear),
+                sealed=_sealed(*sealed),
+                permit=None if row[13] is None else self._permit_row(*row[13:]),
             )
 
     def _permit_row(
@@ -306,7 +319,7 @@ class SqliteReader:
             lender=lender,
         )
 
-    def _rows(self, sql: str, values: tuple[int, ...] = ()) -> Iterator[Any]:
+    def _rows(self, sql: str, values: tuple[int | str, ...] = ()) -> Iterator[Any]:
         with self._damage():
             yield from self._db.execute(sql, values)
 

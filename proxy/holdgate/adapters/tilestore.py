@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -44,10 +44,10 @@ class TileStore:
 
     def read(self, tile: Tile) -> bytes:
         """The content of `tile`. Raises TileMissing, TlogError when it is cut off, OSError."""
-        for width in (tile.width, WIDTH, *self._wider(tile)):
+        for width in self._places(tile):
             wider = Tile(level=tile.level, index=tile.index, width=width)
-            with contextlib.suppress(FileNotFoundError):
-                return prefix_of(tile, (self._folder / wider.path).read_bytes())
+            with contextlib.suppress(FileNotFoundError), open(f"{self._folder}/{wider.path}", "rb") as file:
+                return prefix_of(tile, file.read())
         raise TileMissing(f"{tile.path} is missing")
 
     def widths(self, level: int, index: int) -> tuple[int, ...]:
@@ -73,8 +73,11 @@ class TileStore:
                 with contextlib.suppress(OSError):
                     self._partials(tile).rmdir()
 
-    def _wider(self, tile: Tile) -> list[int]:
-        return [width for width in self._partial_widths(tile) if width > tile.width]
+    def _places(self, tile: Tile) -> Iterator[int]:
+        """The widths under which it may be found; the folder is listed where the likely ones are not."""
+        yield tile.width
+        yield WIDTH
+        yield from (width for width in self._partial_widths(tile) if width > tile.width)
 
     def _partial_widths(self, tile: Tile) -> list[int]:
         try:

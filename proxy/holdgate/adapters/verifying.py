@@ -25,7 +25,7 @@ from typing import Final
 from ..audit import Checked, LogRecord, Verifying, verified_here
 from ..errors import HoldgateError
 from ..keys import KeySet, PublicKey, key_set
-from ..receipt import ReceiptError, read_accepted, verify
+from ..receipt import ReceiptError, read_accepted, verify_each
 
 __all__ = ["VerifyingError", "spread", "verifying_for"]
 
@@ -85,12 +85,5 @@ def _start(keys: Sequence[bytes]) -> None:
 
 def _refusals(batch: Sequence[bytes]) -> list[str]:
     """Why each one is not valid; "" for one that is."""
-    return [_refusal(jws) for jws in batch]
-
-
-def _refusal(jws: bytes) -> str:
-    try:
-        verify(jws, _keys)
-    except ReceiptError as error:
-        return str(error) or "not valid"
-    return ""
+    found = verify_each(batch, _keys)
+    return [str(each) or "not valid" if isinstance(each, ReceiptError) else "" for each in found]

@@ -1,12 +1,16 @@
-"""`holdgate receipts shred|disclose`: take away what makes a receipt say more, or give it to somebody."""
+"""`holdgate receipts shred|disclose`: take away what makes a receipt say more, or give it to somebody.
+
+Both leave a signed receipt in the log, durable before anything is destroyed or shown.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
 from ..adapters.admin.shapes import decode_jws
 from ..adapters.control import ask
@@ -16,10 +20,13 @@ from ..adapters.sqlite_reader import SqliteReader
 from ..config import Config
 from ..erasure import MAX_IDS, SHRED, Erasure
 from ..errors import ConfigError
+from ..ledger import AdminNote
 from ..sealing import SealError
 from .shared import Commands, add, config_of, print_json, time_us
 
 __all__ = ["register_disclose", "register_shred"]
+
+DISCLOSE: Final = "disclose"
 
 
 def register_shred(receipts: Commands) -> None:
@@ -45,7 +52,8 @@ def register_disclose(receipts: Commands) -> None:
         receipts,
         "disclose",
         _disclose,
-        does="print the salt of a receipt, for a verifier who has the request (`verify --disclosure`)",
+        does="print the salt of a receipt, for a verifier who has the request (`verify --disclosure`);"
+        " a receipt says that it was shown",
         example="holdgate receipts disclose rcpt_01JC... > disclosure.json",
     )
     disclose.add_argument("id", metavar="ID")
@@ -131,7 +139,8 @@ def _print(args: argparse.Namespace, done: Forgotten, receipts: list[str], *, dr
 
 
 def _disclose(args: argparse.Namespace) -> int:
-    with SqliteReader(config_of(args).state_dir) as reader:
+    config = config_of(args)
+    with SqliteReader(config.state_dir) as reader:
         receipt, stored = reader.get(args.id), reader.stored(args.id)
     if receipt is None:
         raise ConfigError(f"no receipt has the id {args.id}")
@@ -144,8 +153,25 @@ def _disclose(args: argparse.Namespace) -> int:
         kept = stored.open(args.id)
     except SealError as error:
         raise ConfigError(f"{error}; see `holdgate log audit`") from error
+    noted = _note_disclosure(config, args.id)
     said: dict[str, Any] = {"receipt": args.id, "salt": stored.salt.hex()}
     if kept is not None:
         said["target"] = kept.target.decode("latin-1")
     print_json(said)
+    print(f"recorded as {noted}", file=sys.stderr)
     return 0
+
+
+def _note_disclosure(config: Config, receipt_id: str) -> str:
+    """Record that the salt is shown; the id of that receipt. By the running process, or by this one. Raises
+    BackendError, ConfigError: then nothing is shown."""
+    question = {"ask": "note", "action": DISCLOSE, "details": {"of": receipt_id}}
+    answer = ask(config.state_dir, question)
+    if answer is not None:
+        return str(answer["id"])
+    return asyncio.run(_note_here(config, AdminNote(action=DISCLOSE, by="local", details={"of": receipt_id})))
+
+
+async def _note_here(config: Config, note: AdminNote) -> str:
+    with offline_ledger(config) as ledger:
+        return (await ledger.note(note)).receipt_id

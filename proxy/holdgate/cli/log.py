@@ -16,9 +16,9 @@ from ..adapters.sequencer import CHECKPOINT
 from ..adapters.sqlite_reader import SqliteReader
 from ..adapters.timestamps import StampError, stamped_at
 from ..adapters.verifying import verifying_for
-from ..audit import AuditReport, audit
+from ..audit import AuditInput, AuditReport, audit
 from ..errors import ConfigError
-from ..keys import KeySet
+from ..keys import NEVER, KeySet
 from ..note import Checkpoint, verify_log
 from ..tlog import TlogError
 from .progress import Progress
@@ -27,6 +27,7 @@ from .shared import Commands, add, config_of, group, print_json
 __all__ = ["register"]
 
 _COVERED_S = 2.0
+_SETTLED_S = 2.0  # in which a change of keys has written all its files
 _UNSEEN = "no earlier checkpoint was given (--since-checkpoint): a roll-back of everything cannot be seen"
 
 
@@ -108,21 +109,14 @@ def _when_covered(state_dir: Path, index: int, jws: bytes, note: Path) -> bytes:
 
 def _audit(args: argparse.Namespace) -> int:
     config = config_of(args)
-    origin, keys, log_keys = (
-        config.issuer,
-        load_public_keys(config.state_dir),
-        load_log_keys(config.state_dir),
-    )
-    published = (
-        *list_problems(config.state_dir),
-        *change_problems(config.state_dir, origin, keys, log_keys),
-    )
-    earlier = [_earlier(args.since_checkpoint, origin, log_keys)] if args.since_checkpoint else []
-    stamped, wrong = _stamped(config.state_dir, args.timestamps, origin, log_keys)
+    origin = config.issuer
     gc.disable()  # a million receipts have no cycles, and looking for some is a tenth of the work
     with SqliteReader(config.state_dir) as reader, Progress("audit", reader.size, "receipts") as progress:
+        given, keys, log_keys, published = _begun(reader, config.state_dir, origin)
+        earlier = [_earlier(args.since_checkpoint, origin, log_keys)] if args.since_checkpoint else []
+        stamped, wrong = _stamped(config.state_dir, args.timestamps, origin, log_keys)
         report = audit(
-            reader.audit_input(),
+            given,
             origin=origin,
             receipt_keys=keys,
             log_keys=log_keys,
@@ -140,6 +134,35 @@ def _audit(args: argparse.Namespace) -> int:
     else:
         _print(report, notes)
     return 0 if report.is_clean else 1
+
+
+type _Begun = tuple[AuditInput, KeySet, KeySet, tuple[str, ...]]
+
+
+def _begun(reader: SqliteReader, state_dir: Path, origin: str) -> _Begun:
+    """One moment of the log, its lists of keys, and what is wrong with those.
+
+    A running instance that changes a key writes leaf, lists and proofs one after the other, so what is read
+    in between does not fit together. Then it is read again; what still does not fit a little later is wrong.
+    """
+    until = time.monotonic() + _SETTLED_S
+    while True:
+        given = reader.audit_input()
+        keys, log_keys = load_public_keys(state_dir), load_log_keys(state_dir)
+        problems = (*list_problems(state_dir), *change_problems(state_dir, origin, keys, log_keys))
+        if not problems and reader.retired_keys() == _retired(keys) | _retired(log_keys):
+            return given, keys, log_keys, problems
+        if time.monotonic() > until:
+            return given, keys, log_keys, problems
+        reader.end_audit()
+        time.sleep(0.1)
+
+
+def _retired(keys: KeySet) -> frozenset[tuple[str, bool]]:
+    """(kid, whether it is revoked) of those that are not in use."""
+    return frozenset(
+        (key.kid, key.revoked_from_index != NEVER) for key in keys.values() if key.end_index != NEVER
+    )
 
 
 def _stamped(
