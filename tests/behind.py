@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
+import ssl
 import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Barrier
+from urllib.parse import urlencode
 
 from holdgate.demo.instance import Instance
 from holdgate.demo.recorder import Counts
@@ -56,3 +60,44 @@ class Bench:
 
     def counts(self) -> dict[str, Counts]:
         return {name: self.vendors.counts(name) for name in self.vendors.recorders}
+
+
+@dataclass(frozen=True)
+class Said:
+    status: int
+    decision: str
+    reason: str
+    receipt: str
+    policy: str
+    body: bytes
+
+
+def post(
+    gate: Instance, path: str, key: str = "", *, together: Barrier | None = None, **form: object
+) -> Said:
+    """One request of an agent, on a connection of its own; sent when all are connected."""
+    context = ssl.create_default_context(cafile=str(gate.state_dir / "ca" / "ca.pem"))
+    host, _, port = gate.proxy.partition(":")
+    connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=50)
+    connection.set_tunnel("api.stripe.com", 443)
+    headers = {"Authorization": "Bearer sk_test_demo", "Content-Type": "application/x-www-form-urlencoded"}
+    if key:
+        headers["Idempotency-Key"] = key
+    try:
+        connection.connect()
+        if together is not None:
+            together.wait(60)
+        connection.request("POST", path, body=urlencode(form), headers=headers)
+        answer = connection.getresponse()
+        word, _, rest = answer.headers["Holdgate-Decision"].partition(";")
+        said = dict(part.partition("=")[::2] for part in rest.split(";"))
+        return Said(
+            answer.status,
+            word,
+            said["reason"],
+            said.get("id", "").strip('"'),
+            said.get("policy", ""),
+            answer.read(),
+        )
+    finally:
+        connection.close()

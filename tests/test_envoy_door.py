@@ -6,21 +6,25 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from client_pki import Issued, dns, issue, make_ca
 from desks import BOT, KEY, OTHER, Desk, Timers
 from fakes import FakeUpstream, MemoryLedger
 from holdgate.adapters.admin.shapes import decode_jws
 from holdgate.adapters.envoy_door import EnvoyDoor
 from holdgate.config import Address, AdminToken
-from holdgate.config_ext_authz import ExtAuthz
-from holdgate.errors import InputError, Outcome, Reason
+from holdgate.config_ext_authz import ExtAuthz, MutualTls
+from holdgate.errors import ConfigError, InputError, Outcome, Reason
 from holdgate.ext_authz import PORT, SNI, SOURCE, TOKEN
 from holdgate.keys import key_set
 from holdgate.ledger import OutcomeStatus
@@ -127,12 +131,12 @@ def desk() -> Desk:
 
 
 @contextlib.asynccontextmanager
-async def opened(desk: Desk) -> AsyncIterator[Asker]:
+async def opened(desk: Desk, tls: MutualTls | None = None) -> AsyncIterator[Asker]:
     desk.ledger, desk.upstream, desk.timers = MemoryLedger(), FakeUpstream(), Timers()
     desk.pipeline.ledger, desk.pipeline.dispatcher = desk.ledger, desk.upstream
     desk.decider._open.clear()
     desk.decider.later = desk.timers
-    config = ExtAuthz(listen=Address(host="127.0.0.1", port=0), tls=None)
+    config = ExtAuthz(listen=Address(host="127.0.0.1", port=0), tls=tls)
     door = EnvoyDoor(config=config, decider=desk.decider, tokens=TOKENS)
     await door.start()
     try:
@@ -332,9 +336,65 @@ async def test_xd1_a_permit_for_another_request_is_no_200(desk: Desk, monkeypatc
 
 
 def replace_body(request: Any) -> Any:
-    from dataclasses import replace
-
     return replace(request, body=request.body + b"0")
+
+
+async def test_who_is_still_there_when_it_ends_is_answered_once_more(desk: Desk) -> None:
+    async with opened(desk) as asker:
+        assert asker.door.address is not None
+        reader, writer = await asyncio.open_connection("127.0.0.1", asker.door.address.port)
+        writer.write(a_check(200_000))
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        where = asker.door.address.port
+        asker.door.deaf()
+        writer.write(a_check(200_000))
+        last = told(await asyncio.wait_for(reader.read(), 10))  # to the end: it hangs up
+        assert (last.status, last.headers["connection"]) == (403, "close")
+        writer.close()
+        with pytest.raises(OSError):
+            await asyncio.open_connection("127.0.0.1", where)
+
+
+def mutual(folder: Path) -> tuple[MutualTls, Issued]:
+    """What the gate needs, and the CA that both sides trust."""
+    ca = make_ca("both")
+    ca.files(folder, "ca")
+    usages = (ExtendedKeyUsageOID.SERVER_AUTH,)
+    cert, key = issue(ca, [dns("gate.example.org")], usages=usages).files(folder, "gate")
+    return MutualTls(cert_file=cert, key_file=key, client_ca_file=folder / "ca.pem"), ca
+
+
+async def test_with_tls_both_sides_show_a_certificate(desk: Desk, tmp_path: Path) -> None:
+    tls, ca = mutual(tmp_path)
+    async with opened(desk, tls) as asker:
+        assert asker.door.address is not None
+        context = ssl.create_default_context(cafile=str(tls.client_ca_file))
+        where = {"host": "127.0.0.1", "port": asker.door.address.port, "server_hostname": "gate.example.org"}
+
+        async def asked() -> bytes:
+            reader, writer = await asyncio.open_connection(**where, ssl=context)
+            writer.write(a_check())
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            return b""
+
+        with contextlib.suppress(OSError):
+            assert await asked() == b""  # in TLS 1.3 the client learns of it when it reads
+        context.load_cert_chain(*issue(make_ca("other"), [dns("envoy")]).files(tmp_path, "other"))
+        with contextlib.suppress(OSError):
+            assert await asked() == b""
+        assert desk.ledger.entries == []
+        context.load_cert_chain(*issue(ca, [dns("envoy")]).files(tmp_path, "envoy"))
+        assert (await asked()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_certificate_that_is_none_is_said_at_start(desk: Desk, tmp_path: Path) -> None:
+    tls, _ = mutual(tmp_path)
+    tls.cert_file.write_text("no certificate")
+    with pytest.raises(ConfigError, match=r"ext_authz\.tls"):
+        async with opened(desk, tls):
+            pass
 
 
 PIECES = st.sampled_from(

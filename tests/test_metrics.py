@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from holdgate.adapters.metrics import Metrics
 from holdgate.errors import Outcome, Reason
 from holdgate.ledger import OutcomeStatus
@@ -103,3 +105,77 @@ def test_counts_and_times_add_up():
     assert value(metrics, "holdgate_log_size") == 7
     unknown = 'holdgate_decisions_total{outcome="SILENCE",reason="unknown_destination",surface=""}'
     assert value(metrics, unknown) == 3
+
+
+def worker(**more: int) -> dict[str, object]:
+    """The figures of a worker that permitted one refund."""
+    counted = Metrics()
+    counted.decision("payments.refund", Outcome.PERMIT, Reason.PERMIT_RULE)
+    counted.hold(0.001)
+    counted.unmapped("example.org")
+    return counted.figures() | more
+
+
+REFUNDS = 'holdgate_decisions_total{outcome="PERMIT",reason="permit_rule",surface="payments.refund"}'
+
+
+def test_n4_what_workers_report_is_added():
+    metrics = Metrics()
+    metrics.decision("payments.refund", Outcome.PERMIT, Reason.PERMIT_RULE)
+    metrics.of_worker("worker-1", worker(in_flight=3))
+    metrics.of_worker("worker-2", worker(in_flight=4))
+    metrics.of_worker("worker-2", worker(in_flight=5))  # since it started: not once more
+    assert value(metrics, REFUNDS) == 3
+    assert value(metrics, "holdgate_hold_seconds_count") == 2
+    assert value(metrics, "holdgate_in_flight") == 8
+    assert value(metrics, 'holdgate_unmapped_total{host="example.org"}') == 2
+
+
+def test_n4_a_worker_that_ended_takes_nothing_back():
+    metrics = Metrics()
+    for pid in range(30):
+        metrics.of_worker(f"worker-1 {pid}", worker(in_flight=3))
+        metrics.worker_ended(f"worker-1 {pid}")
+    metrics.worker_ended("worker-1 7")
+    assert value(metrics, REFUNDS) == 30
+    assert value(metrics, "holdgate_hold_seconds_count") == 30
+    assert value(metrics, "holdgate_in_flight") == 0
+
+
+def test_n4_a_worker_that_is_there_again_is_not_counted_twice():
+    metrics = Metrics()
+    metrics.of_worker("worker-1 7", worker())
+    metrics.worker_ended("worker-1 7")
+    metrics.of_worker("worker-1 7", worker(in_flight=2))
+    assert value(metrics, REFUNDS) == 1
+    assert value(metrics, "holdgate_in_flight") == 2
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param(worker() | {"decisions": [["a", 1]]}, id="a row that is too short"),
+        pytest.param(worker() | {"hold": [1]}, id="other buckets"),
+        pytest.param(worker() | {"outcomes": {"executed": "many"}}, id="a word for a number"),
+        pytest.param(worker() | {"in_flight": True}, id="a flag for a number"),
+    ],
+)
+def test_n4_what_are_no_figures_changes_nothing(figures):
+    metrics = Metrics()
+    metrics.of_worker("worker-1", worker())
+    with pytest.raises(ValueError, match="not figures"):
+        metrics.of_worker("worker-1", figures)
+    assert value(metrics, REFUNDS) == 1
+
+
+def test_n2_the_figures_of_workers_are_bounded_too():
+    metrics = Metrics()
+    for part in range(3):
+        counted = Metrics()
+        for number in range(90):
+            counted.unmapped(f"host-{part}-{number}.example")
+        metrics.of_worker(f"worker-{part}", counted.figures())
+    text = metrics.render().decode()
+    assert len(re.findall(r"^holdgate_unmapped_total\{", text, re.M)) == 101
+    assert value(metrics, 'holdgate_unmapped_total{host="other"}') == 170

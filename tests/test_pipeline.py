@@ -16,7 +16,7 @@ import pytest
 
 from fakes import NO_POLICIES, FakeClient, FakeMeter, FakeUpstream, MemoryLedger
 from holdgate import gate
-from holdgate.adjudicate import Evidence
+from holdgate.adjudicate import Adjudication, Evidence
 from holdgate.agents import Agent
 from holdgate.answer import Answer, DispatchError
 from holdgate.bundle import NEVER_US, Bundle
@@ -31,6 +31,7 @@ from holdgate.limits import Limits
 from holdgate.message import Listener, Message, Origin, RequestHead
 from holdgate.pipeline import LARGE_BODY_BYTES, Pipeline
 from holdgate.receipt import verify
+from holdgate.relay import Converged
 from holdgate.release import Release
 from holdgate.surface.model import Action, Deadlines, Effect, KeyRule, KeySource, Param, Recognised
 
@@ -682,3 +683,50 @@ def fence(house: House, digest: str) -> list[str]:
 
     house.ledger.record = record  # type: ignore[method-assign]
     return refused
+
+
+# --- a ledger that is asked by several processes ---
+
+
+async def test_p5_a_request_that_another_process_holds_shares_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    elsewhere = Answer(
+        status=201, reason=b"Created", headers=(), body=b"x", rest=None, length=1, bodiless=False, close=False
+    )
+
+    async def record(judge: Any) -> Any:
+        raise Converged(elsewhere)
+
+    house.pipeline.ledger = SimpleNamespace(record=record)  # type: ignore[assignment]
+    assert await house.ask() is elsewhere
+    assert house.upstream.seen == []
+    assert house.pipeline.flights == {}
+
+
+@pytest.mark.parametrize(("waiting", "reason"), [(True, b"in_flight"), (False, b"gate_timeout")])
+async def test_p3_who_waits_for_another_process_until_the_deadline_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, waiting: bool, reason: bytes
+) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE), hold_s=0.02)
+
+    class Waiting(Adjudication):
+        @property
+        def waiting(self) -> bool:
+            return waiting
+
+    memory = house.ledger
+    calls: list[Any] = []
+
+    async def record(judge: Any) -> Any:
+        calls.append(judge)
+        if len(calls) == 1:
+            await asyncio.sleep(3600)
+        return await memory.record(judge)
+
+    house.pipeline.judge = Waiting
+    house.pipeline.ledger = SimpleNamespace(record=record)  # type: ignore[assignment]
+    answer = await house.ask()
+    assert b"reason=" + reason in header(answer, b"holdgate-decision")
+    assert house.upstream.seen == []

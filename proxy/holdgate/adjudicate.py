@@ -46,6 +46,7 @@ from .ledger import (
     Charge,
     ClaimRow,
     Entry,
+    Judge,
     Verdict,
     appraise,
     op_key,
@@ -61,14 +62,18 @@ __all__ = [
     "Adjudication",
     "Case",
     "Evidence",
+    "Judging",
+    "MakeJudge",
     "Target",
     "TimedGate",
     "decision_input",
+    "flight_name",
     "object_key",
     "questions",
 ]
 
 type Gate = Callable[[PolicySet, Mapping[str, Any]], Decision]
+type MakeJudge = Callable[[Case, Bundle, Evidence, Gate | None, str], Judging]
 
 PERMIT_USE_BY_US: Final = 30_000_000
 _REFUSED: Final[Mapping[Verdict, tuple[Outcome, Reason]]] = {
@@ -121,6 +126,26 @@ class Case:
     via: str = ""  # the decision door that asked; "": a request that the proxy holds
     body_sha256: bytes = b""  # of a sensitive operation, where it was computed off the serial step
     facts: Mapping[Lookup, Found] = MappingProxyType({})  # what providers answered, before the serial step
+
+
+def flight_name(agent: Agent, destination: str, recognised: Recognised) -> str:
+    """Requests of one name are the same action by the same agent with the same credential. It has a key."""
+    key = recognised.keys[0]
+    parts = (agent.id, destination, recognised.principal or "", key.source.value, key.value)
+    return "\0".join((*parts, recognised.digest))
+
+
+class Judging(Judge, Protocol):
+    """A Judge of whoever holds the request, and may give it up."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it was, when last heard of, an identical request elsewhere that it waited for."""
+        ...
+
+    def void(self) -> None:
+        """The hold deadline passed: whatever is judged from now on is SILENCE."""
+        ...
 
 
 class TimedGate:
@@ -183,6 +208,10 @@ class Adjudication:
         own = self._claims[:1] if engine == gate.ENGINE and case.recognised and case.recognised.keys else ()
         self.denials = tuple(claim.key for claim in own)
         self.objects = tuple(dict.fromkeys(claim.key for claim in self._claims if claim.bond is not None))
+
+    @property
+    def waiting(self) -> bool:
+        return False
 
     def void(self) -> None:
         """The hold deadline passed: whatever is judged from now on is SILENCE."""

@@ -34,6 +34,7 @@ __all__ = ["EnvoyPlan", "GateSide", "Upstream", "bootstrap", "leaf_secret"]
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}\Z")  # no `%`: Envoy would read it as a command
 _TYPE: Final = "type.googleapis.com/envoy.extensions."
+_CONNECTIONS: Final = 16  # of agents, for each request that the gate takes at once
 _MORE_S: Final = 5  # how much longer Envoy waits than the gate holds
 # As H1 of headers.py: what an upstream may not say. Taken out on the upstream's side; the gate's come later.
 _NOT_THE_UPSTREAMS: Final = ({"prefix": "holdgate"}, {"prefix": "proxy"}, {"exact": "alt-svc"})
@@ -95,6 +96,7 @@ def bootstrap(plan: EnvoyPlan) -> dict[str, Any]:
             "listeners": [_listener(plan, hosts)],
             "clusters": [_gate_cluster(plan), *(_cluster(plan, each) for each in hosts)],
         },
+        "overload_manager": {"resource_monitors": [_connections(plan.limits)]},
         "node": {"id": "holdgate-envoy", "cluster": "holdgate"},
     }
     if plan.admin is not None:
@@ -112,6 +114,14 @@ def leaf_secret(host: str, key_and_chain: bytes) -> dict[str, Any]:
     }
     kind = _TYPE + "transport_sockets.tls.v3.Secret"
     return {"resources": [{"@type": kind, "name": host, "tls_certificate": certificate}]}
+
+
+def _connections(limits: Limits) -> dict[str, Any]:
+    """Above so many connections of agents new ones are closed; without it, memory is the limit."""
+    name = "global_downstream_max_connections"
+    kind = "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
+    most = _typed(kind, max_active_downstream_connections=_CONNECTIONS * limits.in_flight)
+    return {"name": f"envoy.resource_monitors.{name}", "typed_config": most}
 
 
 # --- agents' side ---

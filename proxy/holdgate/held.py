@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from .adjudicate import Case, Target
+from .adjudicate import Case, Target, flight_name
 from .agents import Agent
 from .bundle import Bundle
 from .canonical import CanonicalRequest
@@ -99,9 +99,7 @@ class Held:
         agent, recognised, request = self.agent, self.recognised, self.request
         if agent is None or recognised is None or request is None:
             raise BackendError(Reason.INTERNAL_ERROR, "not recognised")
-        key = recognised.keys[0]
-        parts = (agent.id, request.destination, recognised.principal or "", key.source.value, key.value)
-        return "\0".join((*parts, recognised.digest))
+        return flight_name(agent, request.destination, recognised)
 
 
 def claimed_host(origin: Origin, head: RequestHead) -> tuple[str, int]:

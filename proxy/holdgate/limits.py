@@ -6,7 +6,7 @@ Bounds are checked before memory is allocated for what they bound.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["Limits"]
 
@@ -38,3 +38,19 @@ class Limits:
                 raise ValueError(f"limits.{name} must be greater than zero")
         if self.body_bytes > self.body_bytes_max:
             raise ValueError("limits.body_bytes must not exceed limits.body_bytes_max")
+
+    def divided(self, processes: int) -> Limits:
+        """What each of several processes may use, so that all together use no more. Raises ValueError where
+        one of them could not hold the largest body."""
+        if self.held_bytes // processes < self.body_bytes_max:
+            raise ValueError(
+                f"limits.held_bytes is divided among {processes} workers, and each must be able to hold one"
+                f" body of limits.body_bytes_max: write at least {self.body_bytes_max * processes}"
+            )
+        return replace(
+            self,
+            held_bytes=self.held_bytes // processes,
+            in_flight=max(1, self.in_flight // processes),
+            connections_per_source=max(1, self.connections_per_source // processes),
+            refusals_per_agent_s=max(1, self.refusals_per_agent_s // processes),
+        )

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from .adjudicate import Adjudication, Evidence, TimedGate, object_key, questions
+from .adjudicate import Adjudication, Evidence, MakeJudge, TimedGate, object_key, questions
 from .agents import Agent
 from .answer import Answer, Dispatcher, DispatchError, Exchange
 from .bundle import Bundle
@@ -32,6 +32,7 @@ from .digest import wire_digest
 from .errors import REASONS, BackendError, InputError, Outcome, Reason, loggable
 from .facts import Found, Lookup
 from .floods import FLOOD_S, Flood, Floods
+from .gate import ENGINE
 from .headers import Verdicts, decision_headers
 from .held import Client, Gone, Held, claimed_host
 from .ledger import Ledger, OutcomeStatus, Recorded, Superseded
@@ -40,7 +41,7 @@ from .message import Headers, Message, Origin, RequestHead, ResponseHead
 from .produced import object_id
 from .receipt import ReceiptError
 from .refusal import Refusal, refuse
-from .relay import Flight, Permit, Said, answer_exchange, failed_exchange, share
+from .relay import Converged, Flight, Permit, Said, answer_exchange, failed_exchange, share
 from .release import Release
 from .remote_gate import Asked, Gatekeeper, Remote
 from .standing import Made
@@ -88,6 +89,7 @@ class Pipeline:
     meter: Meter
     clock: Callable[[], float]  # monotonic seconds
     gatekeeper: Gatekeeper | None = None  # asked in place of the policies here
+    judge: MakeJudge = Adjudication  # what the ledger is given; a worker's is judged in the gate process
     canonicalise: Callable[[Message], CanonicalRequest] = canonicalise
     facts: Callable[[Iterable[Lookup]], Awaitable[Mapping[Lookup, Found]]] = no_provider
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep
@@ -262,6 +264,9 @@ class Pipeline:
                 return None, shared
             try:
                 return flight, await self._decide(held)
+            except Converged as elsewhere:
+                share(self.flights, flight, elsewhere.answer)
+                return None, elsewhere.answer
             except BaseException as error:
                 share(self.flights, flight, None)
                 if not isinstance(error, Superseded):
@@ -324,15 +329,16 @@ class Pipeline:
         if remote is None:
             if asked := questions(case, held.bundle):
                 case = replace(case, facts=await self.facts(asked))
-            judge = Adjudication(case, held.bundle, self.evidence, timed)
+            judge = self.judge(case, held.bundle, self.evidence, timed, ENGINE)
         else:
             timed.seconds = self.clock() - started
-            judge = Adjudication(case, held.bundle, self.evidence, remote.answer, remote.engine)
+            judge = self.judge(case, held.bundle, self.evidence, remote.answer, remote.engine)
         started = self.clock()
         try:
             recorded = await self.ledger.record(judge)
         except BaseException:
             judge.void()
+            held.waiting = judge.waiting
             raise
         self.meter.commit(self.clock() - started)
         self.meter.decide(timed.seconds)
@@ -455,7 +461,7 @@ class Pipeline:
                 for known in (held, bare):
                     try:
                         case = known.case(reason, self.evidence.fleet_key, count=count)
-                        judge = Adjudication(case, held.bundle, self.evidence)
+                        judge = self.judge(case, held.bundle, self.evidence, None, ENGINE)
                         recorded = await self.ledger.record(judge)
                     except (AttributeError, TypeError, ValueError, ReceiptError):
                         log.exception("a receipt could not be built")

@@ -18,14 +18,23 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from .answer import Answer, DispatchError, Exchange, Stream
-from .errors import Outcome, Reason
+from .errors import HoldgateError, Outcome, Reason
 from .headers import Verdicts, decision_headers, upstream_headers
 from .ledger import Ledger, OutcomeStatus, Recorded
 from .message import Headers, ResponseHead
 from .refusal import Refusal, refuse
 from .standing import Made
 
-__all__ = ["Flight", "Permit", "Said", "answer_exchange", "failed_exchange", "outcome_of", "share"]
+__all__ = [
+    "Converged",
+    "Flight",
+    "Permit",
+    "Said",
+    "answer_exchange",
+    "failed_exchange",
+    "outcome_of",
+    "share",
+]
 
 log = logging.getLogger("holdgate.relay")
 
@@ -47,6 +56,14 @@ class Flight:
 
     name: str
     answer: asyncio.Future[Answer | None]
+
+
+class Converged(HoldgateError):
+    """In place of a Recorded: an identical request, which another process held, has this answer."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__("an identical request was answered")
+        self.answer = answer
 
 
 def share(flights: dict[str, Flight], flight: Flight | None, answer: Answer | None) -> None:

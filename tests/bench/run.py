@@ -20,11 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import audits
+import envoy
 import policies
 import squid
 from subjects import LOAD_CORE, SUBJECTS, BenchError, Running, Stage, build_load
 
-ALL_SUBJECTS = SUBJECTS | {"squid": squid.squid}
+ALL_SUBJECTS = SUBJECTS | {"squid": squid.squid, "envoy": envoy.envoy}
 MAX_REQUESTS = 400_000
 WARM_UP_MS = 500
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")

@@ -3,6 +3,7 @@ was decided, or nothing."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -17,17 +18,25 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from client_pki import dns, issue, make_ca
+from desks import Desk
 from envoys import ROOT, TOKEN, Envoy, gate_for_envoy, generate, program
 from holdgate.adapters.admin.shapes import decode_jws
 from holdgate.adapters.ca import LeafMaker, load_ca
+from holdgate.adapters.envoy_door import EnvoyDoor
 from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.canonical import canonicalise
+from holdgate.config import Address, AdminToken
+from holdgate.config_ext_authz import ExtAuthz, MutualTls
 from holdgate.demo.instance import Instance
+from holdgate.envoy import EnvoyPlan, GateSide, Upstream, bootstrap, leaf_secret
 from holdgate.files import packaged
 from holdgate.http1 import ServerReader
 from holdgate.limits import Limits
@@ -631,6 +640,62 @@ class TlsVendor:
                     self.heads.append(data)
                     stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
                     stream.recv(1)
+
+
+async def test_envoy_shows_the_gate_its_certificate(lab: Lab, tmp_path: Path) -> None:
+    """The gate is a door of this process: only TLS to it is looked at."""
+    ca = make_ca("both")
+    ca.files(tmp_path, "ca")
+    usages = (ExtendedKeyUsageOID.SERVER_AUTH,)
+    cert, key = issue(ca, [dns("gate.example.org")], usages=usages).files(tmp_path, "gate")
+    client, client_key = issue(ca, [dns("envoy")]).files(tmp_path, "envoy")
+    where = Address(host="127.0.0.1", port=free_port())
+    tls = MutualTls(cert_file=cert, key_file=key, client_ca_file=tmp_path / "ca.pem")
+    desk = Desk()
+    token = AdminToken(
+        name="envoy", sha256=sha256(TOKEN.encode()).digest(), roles=("decider",), agents=("bot",)
+    )
+    door = EnvoyDoor(config=ExtAuthz(listen=where, tls=tls), decider=desk.decider, tokens=(token,))
+    await door.start()
+    for name, status in (("other.example.org", 503), ("gate.example.org", 200)):
+        gate = GateSide(
+            address=where,
+            token=TOKEN,
+            name=name,
+            ca_file=tmp_path / "ca.pem",
+            cert_file=client,
+            key_file=client_key,
+        )
+        with serving_alone(lab, tmp_path, gate) as envoy:
+            answer = await asyncio.to_thread(replace(lab, envoy=envoy).exchange, refund())
+        assert status_of(answer) == status
+        assert len(desk.ledger.entries) == (1 if status == 200 else 0)
+    await door.stop()
+
+
+@contextlib.contextmanager
+def serving_alone(lab: Lab, folder: Path, gate: GateSide) -> Iterator[Envoy]:
+    """An Envoy whose configuration was made here, not by the generator."""
+    host, _, port = lab.vendor.address.rpartition(":")
+    upstream = Upstream(
+        host="api.stripe.com", body_bytes=65_536, address=Address(host=host, port=int(port)), tls=False
+    )
+    listen = Address(host="127.0.0.1", port=free_port())
+    plan = EnvoyPlan(
+        listen=listen,
+        redirected=False,
+        gate=gate,
+        upstreams=(upstream,),
+        limits=Limits(),
+        secrets=folder,
+        roots=folder / "ca.pem",
+        admin=None,
+    )
+    pem = LeafMaker(load_ca(lab.gate.state_dir)).pem("api.stripe.com")
+    (folder / "api.stripe.com.yaml").write_text(json.dumps(leaf_secret("api.stripe.com", pem)))
+    (folder / "alone.json").write_text(json.dumps(bootstrap(plan)))
+    with Envoy(folder / "alone.json", listen.port) as envoy:
+        yield envoy
 
 
 def test_when_the_gate_is_down_nothing_passes(lab: Lab) -> None:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
-import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
 
-from behind import Bench
+from behind import Bench, post
 from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.demo.instance import Instance
 from holdgate.demo.standins import StandIns
@@ -39,39 +36,6 @@ spec:
       && counters.agent_refunds_day.sum + params.amount <= constants.day_cap
 """
 PARALLEL = 64
-
-
-@dataclass(frozen=True)
-class Said:
-    status: int
-    decision: str
-    reason: str
-    receipt: str
-    body: bytes
-
-
-def post(
-    gate: Instance, path: str, key: str = "", *, together: Barrier | None = None, **form: object
-) -> Said:
-    """One request of an agent, on a connection of its own; sent when all are connected."""
-    context = ssl.create_default_context(cafile=str(gate.state_dir / "ca" / "ca.pem"))
-    host, _, port = gate.proxy.partition(":")
-    connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=50)
-    connection.set_tunnel("api.stripe.com", 443)
-    headers = {"Authorization": "Bearer sk_test_demo", "Content-Type": "application/x-www-form-urlencoded"}
-    if key:
-        headers["Idempotency-Key"] = key
-    try:
-        connection.connect()
-        if together is not None:
-            together.wait(60)
-        connection.request("POST", path, body=urlencode(form), headers=headers)
-        answer = connection.getresponse()
-        word, _, rest = answer.headers["Holdgate-Decision"].partition(";")
-        said = dict(part.partition("=")[::2] for part in rest.split(";"))
-        return Said(answer.status, word, said["reason"], said["id"].strip('"'), answer.read())
-    finally:
-        connection.close()
 
 
 @pytest.fixture(scope="module")

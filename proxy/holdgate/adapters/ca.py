@@ -75,6 +75,11 @@ class CertificateAuthority:
         return min(self.certificate.not_valid_after_utc, self.root.not_valid_after_utc)
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the issuer of leaves, hex."""
+        return self.certificate.fingerprint(hashes.SHA256()).hex()
+
+    @property
     def chain(self) -> tuple[x509.Certificate, ...]:
         """What a server sends after the leaf: agents have the root."""
         return () if self.certificate == self.root else (self.certificate,)

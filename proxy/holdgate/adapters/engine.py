@@ -35,12 +35,15 @@ type Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[No
 
 
 def build_engine(
-    addon: HoldgateAddon, listen: Listen, limits: Limits, *, handed: bool = False
+    addon: HoldgateAddon, listen: Listen, limits: Limits, *, handed: bool = False, shared: bool = False
 ) -> tuple[master.Master, proxyserver.Proxyserver]:
     """An engine that is ready to run(), in the running event loop.
 
-    `handed`: the transparent listener was opened by somebody else, and is not the engine's.
+    `handed`: the transparent listener was opened by somebody else, and is not the engine's. `shared`: other
+    processes listen at the same ports, and the kernel gives each its part of the connections.
     """
+    if shared:
+        mode_servers.AsyncioServerInstance.listen = _listen_shared  # type: ignore[method-assign, assignment]
     modes = []
     if listen.explicit is not None:
         modes.append(_mode("regular", listen.explicit))
@@ -99,6 +102,11 @@ def serves(
             await handler.handle_client()
 
     return serve
+
+
+async def _listen_shared(instance: Any, host: str, port: int) -> list[asyncio.Server]:
+    """In the place of the engine's own, which has no such option. Only TCP is ever listened for."""
+    return [await asyncio.start_server(instance.handle_stream, host, port, reuse_port=True, backlog=1024)]
 
 
 def _mode(name: str, address: Address) -> str:

@@ -85,6 +85,7 @@ class EnvoyDoor:
     decider: Decider
     tokens: Sequence[AdminToken]
     _server: asyncio.Server | None = None
+    _ending: bool = False
     _open: dict[asyncio.StreamWriter, asyncio.StreamReader] = field(default_factory=dict)
 
     @property
@@ -106,10 +107,15 @@ class EnvoyDoor:
         except OSError as error:
             raise ConfigError(f"ext_authz.listen {where}: {error.strerror or error}") from error
 
-    async def stop(self) -> None:
-        """Stop listening, and hang up on whoever is still there."""
+    def deaf(self) -> None:
+        """Stop accepting; who is still there gets one more answer, and is hung up on."""
+        self._ending = True
         if self._server is not None:
             self._server.close()
+
+    async def stop(self) -> None:
+        """Stop listening, and hang up on whoever is still there."""
+        self.deaf()
         for writer in list(self._open):
             writer.close()
 
@@ -156,6 +162,7 @@ class EnvoyDoor:
                 self.decider.pipeline.reserve(-check.reserved)
             if answer is None:
                 return
+            answer = replace(answer, close=answer.close or self._ending)
             writer.write(_written(answer, head=check.head.method == b"HEAD"))
             await writer.drain()
             if answer.close:

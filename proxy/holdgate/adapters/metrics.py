@@ -8,13 +8,14 @@ Invariants (tests/test_metrics.py has one test named after each):
   N1  The names, types and labels are exactly those of the README's table.
   N2  The number of label values is bounded: no agent, host or path can grow the process.
   N3  Every total exists from the start (barrier trips show 0, they are not absent).
+  N4  What workers report is added to what is counted here; a worker that ended takes nothing back.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -34,6 +35,7 @@ _REASONS: Final = frozenset(reason.value for reason in Reason)
 _HOSTS: Final = 100
 _SURFACES: Final = 500
 _BARRIERS: Final = 50
+_ENDED: Final = 8  # workers whose connection ended, and who may be there again
 # Seconds. The budgets are 0.4 ms (added p50), 15 ms (p99) and 55 s (a held request).
 _BOUNDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.025),
@@ -55,6 +57,17 @@ class _Histogram:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
+    @classmethod
+    def of(cls, bounds: tuple[float, ...], observed: list[Any]) -> _Histogram:
+        whole = cls(bounds)
+        whole.counts, whole.total = observed[:-1], observed[-1]
+        return whole
+
+    @property
+    def observed(self) -> list[Any]:
+        """The counts, and the total last."""
+        return [*self.counts, self.total]
+
     def family(self, name: str, text: str) -> Metric:
         buckets: list[tuple[str, float]] = []
         running = 0
@@ -73,11 +86,30 @@ class _Bounded:
         self.limit = limit
         self.counts: dict[str, int] = dict.fromkeys(first, 0)
 
-    def add(self, value: str) -> None:
+    def add(self, value: str, count: int = 1) -> None:
         counts = self.counts
         if value not in counts and len(counts) >= self.limit:
             value = OTHER
-        counts[value] = counts.get(value, 0) + 1
+        counts[value] = counts.get(value, 0) + count
+
+    def plus(self, others: Iterable[Mapping[str, int]]) -> dict[str, int]:
+        whole = _Bounded(self.limit)
+        for counts in (dict(self.counts), *others):
+            for value, count in counts.items():
+                whole.add(value, count)
+        return whole.counts
+
+
+def _sums(rows: Iterable[list[Any]]) -> list[Any]:
+    return [sum(column) for column in zip(*rows, strict=True)]
+
+
+def _numbers(figures: Mapping[str, Any]) -> Iterator[Any]:
+    for name in ("decisions", "shadows"):
+        yield from (row[-1] for row in figures[name])
+    for name in ("outcomes", "barriers", "unmapped"):
+        yield from figures[name].values()
+    yield from (*figures["hold"], *figures["upstream"], figures["in_flight"])
 
 
 def _member(value: str, closed: frozenset[str]) -> str:
@@ -111,6 +143,8 @@ class Metrics:
         self.decide = self._decide.observe
         self.commit = self._commit.observe
         self.upstream = self._upstream.observe
+        self._workers: dict[str, Mapping[str, Any]] = {}  # what each says now
+        self._ended: dict[str, Mapping[str, Any]] = {}  # what those that ended had said, the oldest in one
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Families(self))
 
@@ -123,6 +157,63 @@ class Metrics:
             count = self._decisions.get(key, 0)
         self._decisions[key] = count + 1
 
+    # -- of several processes ---------------------------------------------------------------------
+
+    def figures(self) -> dict[str, Any]:
+        """What a worker counts, for the gate process that shows it."""
+        return {
+            "decisions": [[*key, count] for key, count in self._decisions.items()],
+            "shadows": [[*key, count] for key, count in self._shadows.items()],
+            "outcomes": dict(self._outcomes.counts),
+            "barriers": dict(self._barriers.counts),
+            "unmapped": dict(self._unmapped.counts),
+            "hold": self._hold.observed,
+            "upstream": self._upstream.observed,
+            "in_flight": self._in_flight,
+        }
+
+    def of_worker(self, name: str, figures: Mapping[str, Any]) -> None:
+        """What a worker, one process, counts since it started. Raises ValueError for what are no figures."""
+        try:
+            trial = Metrics()
+            trial._workers[name] = figures
+            trial._summed()
+            if any(type(number) not in (int, float) for number in _numbers(figures)):
+                raise TypeError("not a number")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"not figures: {error!r}") from error
+        self._ended.pop(name, None)  # only its connection had ended
+        self._workers[name] = figures
+
+    def worker_ended(self, name: str) -> None:
+        figures = self._workers.pop(name, None)
+        if figures is None:
+            return
+        self._ended[name] = {**figures, "in_flight": 0}
+        if len(self._ended) > _ENDED:
+            past = Metrics()
+            past._ended = {each: self._ended.pop(each) for each in list(self._ended)[:2]}
+            self._ended = {"": past._summed(), **self._ended}
+
+    def _summed(self) -> dict[str, Any]:
+        """Everything that figures() has, here and in all workers."""
+        others = [*self._ended.values(), *self._workers.values()]
+        decisions, shadows = dict(self._decisions), dict(self._shadows)
+        for mine, name in ((decisions, "decisions"), (shadows, "shadows")):
+            for surface, first, second, count in (row for other in others for row in other[name]):
+                key = (self._known(surface), first, second)
+                mine[key] = mine.get(key, 0) + count
+        return {
+            "decisions": [[*key, count] for key, count in decisions.items()],
+            "shadows": [[*key, count] for key, count in shadows.items()],
+            "outcomes": self._outcomes.plus(other["outcomes"] for other in others),
+            "barriers": self._barriers.plus(other["barriers"] for other in others),
+            "unmapped": self._unmapped.plus(other["unmapped"] for other in others),
+            "hold": _sums([self._hold.observed, *(other["hold"] for other in others)]),
+            "upstream": _sums([self._upstream.observed, *(other["upstream"] for other in others)]),
+            "in_flight": self._in_flight + sum(other["in_flight"] for other in others),
+        }
+
     def shadow(self, surface: str, outcome: str, would: str) -> None:
         """Count one decision that a shadow policy spoke about."""
         key = (self._known(surface), _member(outcome, _OUTCOMES), _member(would, _OUTCOMES))
@@ -133,7 +224,7 @@ class Metrics:
 
     @property
     def barrier_trips(self) -> int:
-        return sum(self._barriers.counts.values())
+        return sum(self._summed()["barriers"].values())
 
     def barrier(self, name: str) -> None:
         """Something that must never happen was stopped by a second line of defence: alarm."""
@@ -185,12 +276,13 @@ class Metrics:
 
     def families(self) -> Iterator[Metric]:
         """Every metric, in the order of the README's table."""
+        whole = self._summed()
         decisions = CounterMetricFamily(
             "holdgate_decisions",
             "Decisions by surface, outcome and reason.",
             labels=("surface", "outcome", "reason"),
         )
-        for (surface, outcome, reason), count in list(self._decisions.items()):
+        for surface, outcome, reason, count in whole["decisions"]:
             decisions.add_metric((surface, outcome, reason), count)
         yield decisions
         shadows = CounterMetricFamily(
@@ -198,18 +290,20 @@ class Metrics:
             "Decisions that shadow policies spoke about, and what they would have made of them.",
             labels=("surface", "outcome", "would"),
         )
-        for (surface, outcome, would), count in list(self._shadows.items()):
+        for surface, outcome, would, count in whole["shadows"]:
             shadows.add_metric((surface, outcome, would), count)
         yield shadows
-        yield self._hold.family("holdgate_hold_seconds", "From arrival to release or refusal.")
+        hold, upstream = (_Histogram.of(_BOUNDS, whole[name]) for name in ("hold", "upstream"))
+        yield hold.family("holdgate_hold_seconds", "From arrival to release or refusal.")
         yield self._decide.family("holdgate_decide_seconds", "Evaluation of the policy.")
         yield self._commit.family("holdgate_commit_seconds", "Durable record of one decision.")
-        yield self._upstream.family("holdgate_upstream_seconds", "From release to the upstream's answer.")
-        yield GaugeMetricFamily("holdgate_in_flight", "Requests held or dispatched.", value=self._in_flight)
+        yield upstream.family("holdgate_upstream_seconds", "From release to the upstream's answer.")
+        held = whole["in_flight"]
+        yield GaugeMetricFamily("holdgate_in_flight", "Requests held or dispatched.", value=held)
         outcomes = CounterMetricFamily(
             "holdgate_outcomes", "What happened after a PERMIT.", labels=("status",)
         )
-        for status, count in list(self._outcomes.counts.items()):
+        for status, count in whole["outcomes"].items():
             outcomes.add_metric((status,), count)
         yield outcomes
         yield GaugeMetricFamily(
@@ -220,7 +314,7 @@ class Metrics:
         barriers = CounterMetricFamily(
             "holdgate_barrier_trips", "Second lines of defence that fired: must stay 0.", labels=("barrier",)
         )
-        for name, count in list(self._barriers.counts.items()):
+        for name, count in whole["barriers"].items():
             barriers.add_metric((name,), count)
         yield barriers
         yield GaugeMetricFamily("holdgate_log_size", "Leaves in the log.", value=self._log_size)
@@ -242,7 +336,7 @@ class Metrics:
             "Requests to hosts that no map names, and DNS questions for them.",
             labels=("host",),
         )
-        for host, count in list(self._unmapped.counts.items()):
+        for host, count in whole["unmapped"].items():
             unmapped.add_metric((host,), count)
         yield unmapped
         yield GaugeMetricFamily(

@@ -1,5 +1,8 @@
 """`holdgate run`: configuration in, a serving process out. The only place where the parts meet.
 
+With several workers (supervisor.py) this is the gate process: everything but the doors for agents, which are
+the workers' (worker.py), and the door where those ask (worker_door.py).
+
 Order of start: keys, bundle, ledger (recovered and audited), outer door, admin API, and the listeners last,
 so that nothing is accepted before everything that refuses is in place.
 
@@ -24,7 +27,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -33,12 +36,14 @@ from mitmproxy.addons import proxyserver
 
 from ..adjudicate import Evidence
 from ..bundle import NO_BUNDLE, Bundle, load_bundle
-from ..config import Address, Config, ReceiptsHeader
+from ..config import Address, Config, Listen, ReceiptsHeader
 from ..config_bundle import Signed
 from ..errors import BackendError, ConfigError
+from ..gate import ENGINE
 from ..headers import Verdicts
 from ..network_rules import twin
 from ..pipeline import Pipeline
+from ..remote_gate import engine as engine_of
 from .activation import Activator
 from .admin.state import AdminServer
 from .agent_tls import AgentTls
@@ -67,8 +72,20 @@ from .open_ledger import clock_us, open_ledger
 from .resolver import ConnectTo, Resolver, dns_lookup, system_lookup
 from .signer_socket import SignerSocket
 from .sqlite import SqliteLedger
+from .worker_door import WorkerDoor
 
-__all__ = ["Server", "check_ca", "check_connect_to", "serve"]
+__all__ = [
+    "Server",
+    "ask_elsewhere",
+    "build_dispatcher",
+    "check_ca",
+    "check_connect_to",
+    "limit_process",
+    "listen_dns",
+    "serve",
+    "verdicts",
+    "vouching",
+]
 
 log = logging.getLogger("holdgate")
 
@@ -94,6 +111,9 @@ class Server:
     door: ExecDoor
     facts: Facts
     handed: tuple[socket.socket, ...]  # the transparent listener, where it is not the engine's
+    workers: WorkerDoor | None = None  # where other processes have the doors for agents
+    supervisor: int = 0  # its pid, then
+    listen: Listen | None = None  # and where they listen
     activator: Activator | None = None  # of signed bundles; None: files
     anchors: Anchors | None = None
     envoy: EnvoyDoor | None = None
@@ -104,10 +124,12 @@ class Server:
 
     @property
     def explicit(self) -> Address | None:
-        return self._bound("regular")
+        return self._bound("regular") if self.listen is None else self.listen.explicit
 
     @property
     def transparent(self) -> Address | None:
+        if self.listen is not None:
+            return self.listen.transparent
         return self.config.listen.transparent if self.handed else self._bound("transparent")
 
     def _bound(self, mode: str) -> Address | None:
@@ -117,11 +139,18 @@ class Server:
                 return Address(host=host, port=port)
         return None
 
+    def processes(self) -> tuple[tuple[str, int], ...]:
+        """(role, pid) of every process of this instance."""
+        if self.workers is None:
+            return (("run", os.getpid()),)
+        return ("supervisor", self.supervisor), ("gate", os.getpid()), *self.workers.connected
+
     def status(self) -> dict[str, str | int]:
-        """What a command on this host may want to know."""
+        """What a command on this host may want to know; `pid` is of the process that ends all."""
         named = {"explicit": self.explicit, "transparent": self.transparent, "admin": self.admin.address}
         bound = {name: str(address) for name, address in named.items() if address is not None}
-        return {**bound, "barrier_trips": self.metrics.barrier_trips}
+        pid = self.supervisor or os.getpid()
+        return {**bound, "barrier_trips": self.metrics.barrier_trips, "pid": pid}
 
     async def reload(self) -> Mapping[str, Any]:
         """Load the bundle and the CA again; if either does not load, nothing changes (SV3). What was
@@ -138,10 +167,23 @@ class Server:
             shown = error.shown if isinstance(error, ConfigError) else str(error)  # a log line is one line
             log.error("reload refused, %s stays active: %s", self.pipeline.bundle.digest or "nothing", shown)
             return self._active([str(error)])
-        self.pipeline.vouches_for = _vouching(authority)
+        self._vouch(authority)
+        if self.workers is not None:
+            self.workers.announce()
+        return self._active(refused)
+
+    def _vouch(self, authority: CertificateAuthority) -> None:
+        self.pipeline.vouches_for = vouching(authority)
         self.agent_tls.adopt(LeafMaker(authority))
         self.metrics.ca_expiry(authority.not_after.timestamp())
-        return self._active(refused)
+        if self.workers is not None:
+            self.workers.ca = authority.fingerprint
+
+    def activate(self, bundle: Bundle) -> None:
+        """What is decided from now on is decided under this bundle."""
+        self.pipeline.bundle = bundle
+        if self.workers is not None:
+            self.workers.announce()
 
     async def _reload_files(self, authority: CertificateAuthority) -> None:
         # In a thread: parsing takes about a second, and agents are being served.
@@ -151,7 +193,8 @@ class Server:
         check_ca(self.config, authority, bundle)
         await asyncio.to_thread(_keep, self.config, bundle)
         self.ledger.fence(bundle.digest)
-        self.pipeline.bundle = bundle
+        self._vouch(authority)  # first: workers are told both in one
+        self.activate(bundle)
         log.info("bundle %s is active", bundle.digest)
 
     def _active(self, refused: list[str]) -> Mapping[str, Any]:
@@ -176,14 +219,21 @@ class Server:
         self.deaf()
         await self.door.hang_up()
         deadline = time.monotonic() + self.config.limits.hold_s + 5
-        while (self.pipeline.in_flight or self.addon.busy) and time.monotonic() < deadline:
+        while (self.pipeline.in_flight or self.addon.busy or self._asked) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         self.engine.shutdown()
 
+    @property
+    def _asked(self) -> bool:
+        """Whether workers are there: they drain by themselves, and have outcomes to tell until they end."""
+        return self.workers is not None and bool(self.workers.connected)
+
     def deaf(self) -> None:
-        """Stop accepting on sockets that were handed over."""
+        """Stop accepting on sockets that were handed over, and from Envoy."""
         for server in self.serving:
             server.close()
+        if self.envoy is not None:
+            self.envoy.deaf()
 
     async def sweep(self) -> None:
         while True:
@@ -203,9 +253,20 @@ class Server:
         task.add_done_callback(self.tasks.discard)
 
 
-async def serve(config: Config, *, ready: Callable[[Server], None] | None = None) -> None:
-    """Run until stopped. Raises ConfigError when the instance cannot start."""
+async def serve(
+    config: Config, *, ready: Callable[[Server], None] | None = None, supervisor: int = 0
+) -> None:
+    """Run until stopped. Raises ConfigError when the instance cannot start.
+
+    `supervisor`: the pid of the one that started this as the gate process; workers listen for agents.
+    """
+    listen = config.listen
+    if supervisor:
+        config = replace(config, listen=Listen(explicit=None, transparent=None))
     server = await _build(config)
+    if supervisor:
+        server.supervisor, server.listen = supervisor, listen
+        server.workers = _worker_door(server)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: server.spawn(server.drain()))
@@ -237,11 +298,13 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
     gc.freeze()  # maps and policies live as long as the process: no collection needs to walk them
     end_stub: Callable[[], None] = lambda: None  # noqa: E731
     try:
-        await server.admin.start()
+        await server.admin.start(shared=server.workers is not None)
         if server.envoy is not None:
             await server.envoy.start()
         await control.start()
-        end_stub = await _listen_dns(server)
+        if server.workers is not None:
+            await server.workers.start()
+        end_stub = await listen_dns(config, server.stub)
         if config.listen.all:  # `holdgate gate` has no agents
             server.door.open()
         server.serving = await serve_handed(
@@ -262,6 +325,8 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         for task in list(server.tasks):
             task.cancel()
         await control.stop()
+        if server.workers is not None:
+            await server.workers.stop()
         await server.pipeline.dispatcher.close()
         await server.facts.close()
         if isinstance(server.pipeline.gatekeeper, GateClient):
@@ -270,7 +335,7 @@ async def serve(config: Config, *, ready: Callable[[Server], None] | None = None
         await asyncio.to_thread(server.ledger.close)
 
 
-def _limit_process() -> None:
+def limit_process() -> None:
     """As many connections as the system lets us have, and no core file: it would hold keys and requests."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -278,20 +343,21 @@ def _limit_process() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _listen_dns(server: Server) -> Callable[[], None]:
-    address = server.config.listen.dns
+async def listen_dns(config: Config, stub: DnsStub) -> Callable[[], None]:
+    """Answer redirected questions; returns what ends that. Raises ConfigError."""
+    address = config.listen.dns
     if address is None:
         return lambda: None
     try:
-        return await server.stub.listen(address)
+        return await stub.listen(address)
     except OSError as error:
         message = f"listen.dns: {address}: {error.strerror}"
-        raise ConfigError(message, file=str(server.config.path)) from error
+        raise ConfigError(message, file=str(config.path)) from error
 
 
 async def _build(config: Config) -> Server:
     os.umask(0o077)
-    _limit_process()
+    limit_process()
     handed = take(config)
     authority = load_ca(config.state_dir)
     facts = build_facts(config.facts)
@@ -309,14 +375,14 @@ async def _build(config: Config) -> Server:
         else:
             metrics.bundle_active(bundle.revision, math.inf)
         pipeline = _pipeline(config, bundle, ledger, opened.keys, metrics, identity)
-        _ask_elsewhere(config, pipeline)
-        pipeline.vouches_for = _vouching(authority)
+        ask_elsewhere(config, pipeline)
+        pipeline.vouches_for = vouching(authority)
         pipeline.facts = facts.fetch
-        if activator is not None:
-            activator.activate = partial(setattr, pipeline, "bundle")
         agent_tls = AgentTls(LeafMaker(authority), identity.issuers)
         server = _around(config, pipeline, ledger, metrics, agent_tls, facts, handed)
         server.activator, server.device = activator, opened.device
+        if activator is not None:
+            activator.activate = server.activate
         server.anchors = _anchors(config, metrics)
         server.envoy = build_envoy_door(config, server.admin.decider)
         return server
@@ -386,12 +452,29 @@ def _around(
     )
 
 
-def _ask_elsewhere(config: Config, pipeline: Pipeline) -> None:
+def ask_elsewhere(config: Config, pipeline: Pipeline) -> None:
     """Where `gate:` names one, it decides in place of the policies here. Raises ConfigError."""
     if config.gate is not None:
         client = GateClient.open(config.gate, clock_us)
         pipeline.gatekeeper = client
         pipeline.ledger = ReportingLedger(ledger=pipeline.ledger, client=client)
+
+
+def _worker_door(server: Server) -> WorkerDoor:
+    """Where workers ask, once it is started; the admin API then speaks for all processes."""
+    config, admin = server.config, server.admin
+    door = WorkerDoor(
+        state_dir=config.state_dir,
+        pipeline=server.pipeline,
+        ledger=server.ledger,
+        agents={rule.agent.id: rule.agent for rule in config.agents},
+        metrics=server.metrics,
+        decide_s=config.limits.decide_ms / 1000,
+        engine=ENGINE if config.gate is None else engine_of(config.gate.protocol),
+        ca=load_ca(config.state_dir).fingerprint,
+    )
+    admin.processes, admin.listening = server.processes, door.gap
+    return door
 
 
 def _anchors(config: Config, metrics: Metrics) -> Anchors:
@@ -411,7 +494,7 @@ def _pipeline(
         bundle=bundle,
         identify=identity,
         ledger=ledger,
-        dispatcher=_dispatcher(config),
+        dispatcher=build_dispatcher(config),
         evidence=Evidence(
             signer=ledger.signer,
             issuer=config.issuer,
@@ -419,18 +502,23 @@ def _pipeline(
             fleet_key=keys.fleet,
             draw=secrets.token_bytes,
         ),
-        show=Verdicts(
-            node=config.node,
-            full=config.receipts_header is ReceiptsHeader.FULL,
-            public_url=config.admin.public_url,
-        ),
+        show=verdicts(config),
         limits=config.limits,
         meter=metrics,
         clock=time.monotonic,
     )
 
 
-def _dispatcher(config: Config) -> HttpDispatcher:
+def verdicts(config: Config) -> Verdicts:
+    """How this instance shows its receipts."""
+    return Verdicts(
+        node=config.node,
+        full=config.receipts_header is ReceiptsHeader.FULL,
+        public_url=config.admin.public_url,
+    )
+
+
+def build_dispatcher(config: Config) -> HttpDispatcher:
     """The outer door with its own resolver, roots and pool."""
     upstream = config.upstream
     if upstream.resolver == "system":
@@ -463,5 +551,5 @@ def _dispatcher(config: Config) -> HttpDispatcher:
     )
 
 
-def _vouching(authority: CertificateAuthority) -> Callable[[str], bool] | None:
+def vouching(authority: CertificateAuthority) -> Callable[[str], bool] | None:
     return None if authority.permitted is None else authority.vouches_for

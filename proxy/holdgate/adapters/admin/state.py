@@ -62,6 +62,9 @@ class AdminServer:
         )
         self._listen = config.admin.listen
         self._ledger, self._boundary = ledger, boundary
+        # Of an instance of several processes, its gate process says otherwise.
+        self.processes: Callable[[], Sequence[tuple[str, int]]] = lambda: (("run", os.getpid()),)
+        self.listening: Callable[[], str] = lambda: ""  # why agents are not heard
         self._evidence = pipeline.evidence
         self.decider = decider
         self.public_url = config.admin.public_url
@@ -82,13 +85,12 @@ class AdminServer:
         host, port, *_ = self._runner.addresses[0]
         return Address(host=host, port=port)
 
-    def processes(self) -> Sequence[tuple[str, int]]:
-        return (("run", os.getpid()),)
-
     def not_ready(self) -> str:
         if not self._ledger.healthy:
             return "the store cannot be written"
-        return self._boundary() if self.ready else "the listeners are not accepting"
+        if not self.ready:
+            return "the listeners are not accepting"
+        return self.listening() or self._boundary()
 
     def jwks(self) -> dict[str, Any]:
         return jwks(load_public_keys(self.state_dir).values())
@@ -96,12 +98,14 @@ class AdminServer:
     def trigguard_keys(self) -> dict[str, Any]:
         return trigguard_keys(self._evidence.issuer, load_public_keys(self.state_dir).values())
 
-    async def start(self) -> None:
-        """Listen. Raises ConfigError when the address is taken."""
+    async def start(self, *, shared: bool = False) -> None:
+        """Listen; `shared`: the port is kept by a process that does not listen. Raises ConfigError when the
+        address is taken."""
         self._runner = web.AppRunner(build_app(self), access_log=None)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self._listen.host, self._listen.port).start()
+            where = self._listen.host, self._listen.port
+            await web.TCPSite(self._runner, *where, reuse_port=shared or None).start()
         except OSError as error:
             raise ConfigError(f"admin.listen {self._listen}: {error.strerror or error}") from error
 
