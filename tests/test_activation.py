@@ -212,6 +212,54 @@ async def test_ac1_what_is_refused_leaves_a_receipt_and_a_count_and_the_last_goo
     assert f"{reason}" in caplog.text and f"{FIRST.digest} stays active" in caplog.text
 
 
+@pytest.mark.parametrize(("attack", "reason"), ATTACKS)
+async def test_ac1_at_start_the_kept_bundle_decides_where_the_newest_is_refused(
+    node: Node, attack: Callable[[Node], object], reason: str
+) -> None:
+    node.put(FIRST)
+    with node.run() as activator:
+        await activator.start()
+    shutil.rmtree(node.bundles / "r0")
+    attack(node)
+    with node.run() as activator:
+        assert (await activator.start()).digest == FIRST.digest
+        assert activator.bundle.gap(node.now_us) is None
+    assert node.notes[2:] == [("policy_rejected", reason)]
+
+
+async def test_ac1_what_was_active_before_an_upgrade_decides_after_it(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that reads more strictly: what it refuses in new bundles was decided with already."""
+    files = limit(200)
+    files = files | {"policies/orders.yaml": files["policies/orders.yaml"] + "# a\u200bb\n".encode()}
+    active = bundle(files, revision=2)
+    node.put(active)
+    with monkeypatch.context() as before, node.run() as activator:
+        before.setattr("holdgate.strictyaml.check_text", lambda _: None)
+        await activator.start()
+    shutil.rmtree(node.bundles)
+    node.bundles.mkdir()
+    node.put(bundle(files, revision=3))
+    with node.run() as activator:
+        assert (await activator.start()).digest == active.digest
+    assert node.notes[2:] == [("policy_rejected", "does_not_load")]
+
+
+async def test_ac4_a_kept_bundle_whose_keys_were_revoked_while_nothing_ran_decides_nothing(
+    node: Node,
+) -> None:
+    node.put(FIRST)
+    with node.run() as activator:
+        await activator.start()
+    write_trust(node.trust, *renewed((ALICE, CAROL), (ALICE, BOB, CAROL), new_epoch=True))
+    with node.run() as activator:
+        assert await activator.start() is NO_BUNDLE
+        assert activator.bundle.gap(node.now_us) is Reason.POLICY_UNAVAILABLE
+    assert node.notes[2] == ("trust_adopted", 2)
+    assert {what for _, what in node.notes[3:]} <= {"below_threshold", "unknown_key", "wrong_epoch"}
+
+
 async def test_ac1_a_bundle_that_does_not_fit_this_node_is_refused(node: Node) -> None:
     def fits(_: Bundle) -> None:
         raise ConfigError("connect_to names a host that is not mapped")

@@ -212,15 +212,15 @@ def test_bt2_what_had_no_effect_is_not_charged_and_windows_end(tmp_path: Path, o
     new = load(tmp_path / "new", CAPPED)
     records = amounts(old, 100, 100)
     assert run(records, old, new).resimulated["counts"]["newly-silent"] == 1
-    free = run(records, old, new, without_effect={"rcpt_0": T0 + 1_000_000})
+    free = run(records, old, new, without_effect=lambda: {"rcpt_0": T0 + 1_000_000})
     assert free.resimulated["counts"]["same"] == 2
     # Until it has ended, it counts.
-    late = run(records, old, new, without_effect={"rcpt_0": T0 + 1_000_001})
+    late = run(records, old, new, without_effect=lambda: {"rcpt_0": T0 + 1_000_001})
     assert late.resimulated["counts"]["newly-silent"] == 1
     # It ends once: neither before nor after its window is it taken off a second time.
     gone = [records[0], record(old, 100, number=1), record(old, 100, number=90_000)]
     gone += [record(old, 100, number=90_001)]
-    said = run(gone, old, new, without_effect={"rcpt_0": T0 + 500_000}).resimulated["counts"]
+    said = run(gone, old, new, without_effect=lambda: {"rcpt_0": T0 + 500_000}).resimulated["counts"]
     assert (said["same"], said["newly-silent"]) == (3, 1)
     later = [records[0], record(old, 100, number=90_000)]
     assert run(later, old, new).resimulated["counts"]["same"] == 2

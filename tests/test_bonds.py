@@ -34,6 +34,7 @@ from holdgate.keys import key_set
 from holdgate.ledger import Entry, Finding, OutcomeStatus
 from holdgate.limits import Limits
 from holdgate.message import Headers
+from holdgate.pair import Pair
 from holdgate.policy import load_policies
 from holdgate.policy_model import PolicySet
 from holdgate.policytest import TestReport, run_tests
@@ -804,3 +805,17 @@ def test_what_is_bound_and_not_of_its_type_fails_every_rule(shop: Shop, bound: A
     assert decide(policies, inputs).reason is Reason.RULE_ERROR
     action["bound"] = {"operation": "m0.Create", "params": {"amount": 5, "currency": "eur", "other": []}}
     assert decide(policies, inputs).reason is Reason.PERMIT_RULE
+
+
+async def test_two_bundles_decide_what_is_bound_as_the_gate_does(shop: Shop, tmp_path: Path) -> None:
+    for amount in (1000, 6000):
+        await create(shop, amount)
+        await confirm(shop)
+        await confirm(shop, "pi_2")
+    old = shop.pipeline.bundle.policies
+    (tmp_path / "charges.yaml").write_text(POLICY.replace("largest: 5000", "largest: 6000"))
+    new = shop.bundle("01").policies
+    pair = Pair(old, new)
+    for inputs in [json.loads(entry.inputs) for entry in shop.ledger.entries] * 2:
+        both, _ = pair.decide(inputs)
+        assert (both.old, both.new) == (decide(old, inputs), decide(new, inputs))

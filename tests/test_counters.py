@@ -13,7 +13,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from evidence import T0
 from holdgate.counters import (
     Book,
+    Charged,
     Counter,
+    Meters,
     bucket,
     budget_ids,
     budget_part,
@@ -255,3 +257,45 @@ def test_receipts_name_ids_and_the_record_has_the_charges() -> None:
     assert [each[:7] for each in budget_ids(charges)] == ["sha256:"]
     assert charges_of_part(budget_part(charges)) == charges
     assert Book().budgets([], T0) is NO_BUDGETS
+
+
+# --- Meters: what a backtest adds up ---
+
+
+ASKED = st.tuples(
+    st.integers(0, 400),  # seconds since the one before
+    st.lists(st.tuples(st.integers(-1, 3), st.sampled_from([1, True, "1", None])), min_size=1, max_size=3),
+    st.booleans(),  # permitted
+    st.sampled_from([None, 1, 100]),  # without effect after so many seconds
+)
+
+
+@given(st.lists(ASKED, max_size=25))
+@settings(max_examples=150, deadline=None)
+def test_meters_say_what_a_store_says(requests: list[Any]) -> None:
+    """Batches over three counters, permits and their release, against fill() over the Book."""
+    counters = (
+        counter(name="a", key=("params.who",), window_s=300, measure="amount"),
+        counter(name="b", key=(), window_s=600, measure=""),
+        counter(name="c", key=("agent.id",), window_s=300, measure="amount"),
+    )
+    book, meters, now_us = Book(), Meters(), T0
+    gauges = meters.gauges(counters)
+    ending: list[tuple[int, str]] = []
+    for number, (later, parts, permitted, ends) in enumerate(requests):
+        now_us += later * SECOND
+        for at_us, done in [each for each in ending if each[0] <= now_us]:
+            book.settle(done, State.FAILED)
+            ending.remove((at_us, done))
+        actions = [action(amount=amount, **({} if who is None else {"who": who})) for amount, who in parts]
+        uses = [uses_of(counters, AGENT, each, secret=None) for each in actions]
+        charged: list[Charged] = []
+        found = [Meters.counted(gauges, AGENT, each, now_us, charged) for each in actions]
+        charges = fill(actions, uses, book.budgets(meters_of(uses), now_us), prior="", now_us=now_us)
+        assert [each["counters"] for each in actions] == found
+        if permitted:
+            free_us = None if ends is None else now_us + ends * SECOND
+            Meters.charge(charged, free_us)
+            book.permit(f"r{number}", charges)
+            if free_us is not None:
+                ending.append((free_us, f"r{number}"))

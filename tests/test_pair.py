@@ -94,11 +94,39 @@ def test_pr1_both_decisions_are_the_gates(
 ) -> None:
     alone = {name: gate.decide(each.policies, said) for name, each in bundles.items()}
     for (old, new), pair in pairs.items():
-        assert pair.decide(said) == (alone[old], alone[new]), (old, new)
+        both, _ = pair.decide(said)
+        assert (both.old, both.new) == (alone[old], alone[new]), (old, new)
+
+
+@given(said=inputs, counted=st.sampled_from([{}, {"day": {"sum": 0, "count": 0}}, {"day": {"sum": 149}}]))
+@settings(max_examples=40, deadline=None)
+def test_pr3_other_counters_are_decided_as_by_the_gate(
+    bundles: dict[str, Bundle],
+    pairs: dict[tuple[str, str], Pair],
+    said: dict[str, Any],
+    counted: dict[str, Any],
+) -> None:
+    if len(said["actions"]) != 1:
+        return
+    action = {**said["actions"][0], "counters": counted}
+    alone = {
+        name: gate.decide(each.policies, {**said, "actions": [action]}) for name, each in bundles.items()
+    }
+    for (old, new), pair in pairs.items():
+        _, heard = pair.decide(said)
+        both = None if heard is None else Pair.recounted(heard, action)
+        assert both is None or both.new == alone[new], (old, new)
+
+
+def test_pr3_rules_without_counters_are_not_evaluated_again(bundles: dict[str, Bundle]) -> None:
+    said = asked([action(50, 100)], [])
+    pair = Pair(bundles["plain"].policies, bundles["a counter"].policies)
+    _, heard = pair.decide(said)
+    assert heard is not None and len(heard.plan.rules) == 3 and len(heard.plan.counting) == 1
 
 
 def test_pr2_one_object_where_no_rule_differs(bundles: dict[str, Bundle]) -> None:
     said = asked([action(50)], [])
     for old in bundles:
-        first, second = Pair(bundles[old].policies, bundles["plain"].policies).decide(said)
-        assert (first is second) == (old == "plain"), old
+        both, _ = Pair(bundles[old].policies, bundles["plain"].policies).decide(said)
+        assert (both.old is both.new) == (old == "plain"), old

@@ -330,6 +330,30 @@ def test_o5_findings_about_amounts_and_reviews(tmp_path: Path, rules: list[str],
     assert words in message
 
 
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ('params.amount >= 1 && params.currency == "${currency}"', "there are no placeholders"),
+        ('params.amount >= 1 && params.currency == "{{ currency }}"', "there are no placeholders"),
+        ("params.amount >= 1 && clock.now_s < 2026-11-12", "2026-11-12 is a subtraction, not a date"),
+    ],
+)
+def test_o5_what_was_meant_to_be_expanded_is_found(tmp_path: Path, condition: str, words: str) -> None:
+    text = policy_text(rule("a", "permit", condition))
+    found = lint(load_texts(tmp_path, text), FakeIndex())
+    assert [each for each in found if words in each.message], found
+
+
+def test_o2_a_constant_that_looks_computed_is_read_as_it_was_where_it_decided(tmp_path: Path) -> None:
+    text = policy_text(rule("a", "permit", "params.currency == constants.c"), extra="constants: {c: 50 EUR}")
+    file = tmp_path / "p.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="minor unit"):
+        load_policies([file], FakeIndex())
+    (policy,) = load_policies([file], FakeIndex(), kept=True).policies
+    assert policy.constants == {"c": "50 EUR"}
+
+
 def test_o5_a_review_that_an_approval_releases_is_fine(tmp_path: Path) -> None:
     approved = (
         "params.amount > 50 && approvals.exists(a, a.role == 'r' && a.request_digest == request.digest)"

@@ -82,6 +82,7 @@ class Wrong(NamedTuple):
 
 
 _RULES = POLICY[POLICY.index("  - id: small") :]
+_LONG = "params.live" + " && params.live" * 290
 _WHEN = 'has(params.account) && params.account != "acct_1"'
 
 
@@ -391,6 +392,80 @@ POLICIES = [
     _when("extra parenthesis", "params.live¦)", "nothing is open"),
     _when("ends with &&", "params.live &&¦", "found the end"),
     _when("single quote open", "params.currency == ¦'eur", "no closing quote"),
+    # --- of a word processor, a spreadsheet, a template ---
+    _when("list in parentheses", 'params.currency in ¦("eur", "usd")', "written in brackets"),
+    _when("greater-or-equal sign", "params.amount ¦\u2265 5", "did you mean '>='?"),
+    _when("logical and", "params.live ¦\u2227 params.amount > 5", "did you mean '&&'?"),
+    _when("minus sign", "params.amount > ¦\u22125", "did you mean '-'?"),
+    _when("full-width sign", "params.amount ¦\uff1e 5", "did you mean '>'?"),
+    _when("full-width digit", "params.amount > ¦\uff15", "did you mean '5'?"),
+    _when("Greek letter", "p¦\u03b1rams.amount > 5", "plain letters"),
+    _when("euro sign", "params.amount <= 50¦\u20ac", "the currency's minor unit"),
+    _when("thousands", "params.amount <= 5¦,000", "no comma between thousands"),
+    _when("date", "clock.now_s < 2026-¦01-01", "there are no dates"),
+    _when("kilo", "params.amount <= 5¦k", "5k is 5000"),
+    _when("minutes", "clock.now_s < 5¦m", "in seconds"),
+    _when("percent", "params.amount <= 10%¦", "found the end"),
+    _when("two ands", "params.live && ¦&& params.live", "found '&&'"),
+    _when("like", "params.currency ¦like 'e%'", "startsWith()"),
+    _when("is null", "params.account ¦is null", "did you mean '=='?"),
+    _when("power", "params.amount ¦** 2 > 1", "powers"),
+    _when("ternary without else", "params.live ? true¦", "':' of the ?:"),
+    _when("SQL quotes missing", "params.currency == ¦eur", "unknown name 'eur'"),
+    _when("approval as a flag", "¦approved", "approvals.exists(a, a.role == ...)"),
+    _when("two approvals", "approvals.¦size() >= 2", "write size(x), not x.size()"),
+    _when("time as a text", '¦clock.hour_utc < "20:00"', "found int and string"),
+    _when("one-armed exists", 'agent.groups.exists¦(g == "x")', "takes 2 arguments"),
+    _when("JSON path", "¦$.params.amount > 1", "name the value"),
+    _when("has of a text", 'has(¦"params.account")', "such as has(params.memo)"),
+    _when("long", _LONG[:4096] + "¦" + _LONG[4096:], "longer than 4096 characters"),
+    _when("deep", "(" * 32 + "¦(" * 1 + "(" * 9 + "params.live" + ")" * 42, "nested deeper than 32"),
+    Wrong("constant from another", "small: 5000", "small: ¦constants.largest", "not computed"),
+    Wrong("constant computed", "small: 5000", "small: ¦50 * 100", "not computed"),
+    Wrong("constant in euro", "small: 5000", "small: ¦50 EUR", "in the minor unit"),
+    Wrong("constant with a sign", "small: 5000", "small: ¦\u20ac50.00", "in the minor unit"),
+    Wrong("constant without end", "small: 5000", "small: ¦.inf", "not computed"),
+    Wrong("Cyrillic key", "    effect: deny", "    ¦\u0435ffect: deny", "CYRILLIC SMALL LETTER IE"),
+    Wrong("Cyrillic effect", "effect: deny", "effect: ¦d\u0435ny", "CYRILLIC SMALL LETTER IE"),
+    Wrong("Greek surface", "payments.refund\n", "¦p\u03b1yments.refund\n", "GREEK SMALL LETTER ALPHA"),
+    Wrong("Jinja", "  rules:", "  {¦% if prod %}\n  rules:", "cannot begin with this character"),
+    Wrong("Helm", "small: 5000", "small: {¦{ .Values.small }}", "is not expanded here"),
+    Wrong("python object", "small: 5000", "small: ¦!!python/name:os.system 1", "tags (!name)"),
+    Wrong(
+        "more behind the end", "reason: only our own account\n", "reason: a\n...\n¦more: 1\n", "indentation"
+    ),
+    Wrong("soft hyphen", "payments.refund\n", "pay¦\u00adments.refund\n", "SOFT HYPHEN"),
+    Wrong("TOML", "", '¦apiVersion = "holdgate/v1"\n', "must be a mapping, not a string"),
+    Wrong("Cedar", "", "¦permit(principal, action, resource);\n", "must be a mapping, not a string"),
+    Wrong("binary", "", "¦\x00\x01ELF", "U+0000"),
+    Wrong(
+        "counter of a day",
+        "  rules:",
+        "  counters: {d: {key: [agent.id], window: ¦1 day, measure: count}}\n  rules:",
+        "24h",
+    ),
+    Wrong(
+        "counter averages",
+        "  rules:",
+        "  counters: {d: {key: [agent.id], window: 24h, measure: ¦avg(params.amount)}}\n  rules:",
+        "sum(params.NAME)",
+    ),
+    Wrong(
+        "counters as a list",
+        "  rules:",
+        "  counters: ¦[{name: d}]\n  rules:",
+        "must be a mapping, not a list",
+    ),
+    Wrong("mode audit", "  rules:", "  ¦mode: audit\n  rules:", "did you mean 'shadow'?"),
+    Wrong("shadow on", "  rules:", "  shadow: ¦on\n  rules:", "true or false"),
+    Wrong("rule switched off", "    reason:", "    ¦enabled: false\n    reason:", "remove the rule"),
+    Wrong("next version", "holdgate/v1", "¦holdgate/v2", "must be holdgate/v1"),
+    Wrong("owners", "owner: risk@example.com", "owner: ¦[a, b]", "a string, not a list"),
+    Wrong("a number for a name", "name: refunds", "name: ¦42", "a string, not the number 42"),
+    Wrong("nested operations", "[stripe.PostRefunds]", "[¦[stripe.PostRefunds]]", "a string, not a list"),
+    Wrong(
+        "reason lost in a comment", "reason: only our own account", "reason:¦ #no", "a string, not nothing"
+    ),
     # --- places in text of several lines ---
     _folded("second line", "params.live\n      && params.¦amout > 5", "did you mean 'params.amount'?"),
     _folded(

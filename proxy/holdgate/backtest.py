@@ -19,23 +19,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from heapq import heappop, heappush
-from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
 
 from . import gate
 from .bundle import Bundle
-from .counters import fill, meters_of, uses_of_all
+from .counters import Charged, Meters
 from .errors import HoldgateError, Outcome, Reason
 from .gate import Decision
 from .jcs import dumps_input
-from .ledger import Budgets, Charge, Total
-from .pair import Pair
+from .pair import Both, Heard, Pair
 from .policy_model import PolicySet
 from .receipt import input_digest
 from .replay import Record
@@ -75,38 +72,58 @@ class _Group:
 
     def add(self, receipt_id: str, inputs: Mapping[str, Any], size: int) -> None:
         self.count += 1
-        worth = _money(inputs)
-        self.money.update(worth)
-        self.examples = sorted([*self.examples, (sum(worth.values()), size, receipt_id)])[:_EXAMPLES]
+        total = 0
+        for currency, amount in _money(inputs):
+            self.money[currency] += amount
+            total += amount
+        example = total, size, receipt_id
+        if len(self.examples) < _EXAMPLES or example < self.examples[-1]:
+            self.examples = sorted([*self.examples, example])[:_EXAMPLES]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Verdict:
+    """What two decisions come to; made once for all records of which the same is said."""
+
+    both: Both
+    # The old one, as receipts have it.
+    outcome: str
+    reason: str
+    rules: list[str]
+    # The new one: PERMIT of the action or not, the kind of change, and the rule that speaks for it.
+    permits: bool
+    change: Change
+    rule: str
+    why: str  # it is undecidable, else ""
 
 
 @dataclass(slots=True)
 class _Tally:
     """One of the two ways to decide again."""
 
+    same: int = 0  # by far the most
     classes: Tally[Change] = field(default_factory=Tally)
     undecidable: Tally[str] = field(default_factory=Tally)
     groups: dict[tuple[Change, str, str, str], _Group] = field(default_factory=dict)
 
-    def add(self, record: Record, inputs: Mapping[str, Any], old: Decision, new: Decision | str) -> None:
-        if isinstance(new, str):
-            self.classes[Change.UNDECIDABLE] += 1
-            self.undecidable[new] += 1
-            return
-        if new.outcome is old.outcome:
-            self.classes[Change.SAME] += 1
-            return
-        change = _FLIPS[new.outcome]
-        self.classes[change] += 1
-        rule = (new.rules or old.rules or ("",))[0]
-        surface = inputs["actions"][0]["surface"] if inputs["actions"] else ""
-        key = change, surface, rule, inputs["agent"]["id"]
-        group = self.groups.get(key)
-        if group is None:
-            group = self.groups[key] = _Group()
-        group.add(record.statement["id"], inputs, len(record.inputs or b""))
+    def add(self, record: Record, inputs: Mapping[str, Any], verdict: _Verdict) -> None:
+        change = verdict.change
+        if change is Change.SAME:
+            self.same += 1
+        elif change is Change.UNDECIDABLE:
+            self.undecidable[verdict.why] += 1
+        else:
+            self.classes[change] += 1
+            surface = inputs["actions"][0]["surface"] if inputs["actions"] else ""
+            key = change, surface, verdict.rule, inputs["agent"]["id"]
+            group = self.groups.get(key)
+            if group is None:
+                group = self.groups[key] = _Group()
+            group.add(record.statement["id"], inputs, len(record.inputs or b""))
 
     def document(self) -> dict[str, Any]:
+        undecidable = sum(self.undecidable.values())
+        counts = self.classes + Tally({Change.SAME: self.same, Change.UNDECIDABLE: undecidable})
         rows = [
             {
                 "change": change.value,
@@ -120,7 +137,7 @@ class _Tally:
             for (change, surface, rule, agent), group in sorted(self.groups.items())
         ]
         return {
-            "counts": {change.value: self.classes[change] for change in Change},
+            "counts": {change.value: counts[change] for change in Change},
             "undecidable": dict(sorted(self.undecidable.items())),
             "flips": rows,
         }
@@ -161,14 +178,15 @@ def backtest(
     policies_of: Callable[[str], PolicySet | None],
     new: Bundle,
     *,
-    without_effect: Mapping[str, int] = MappingProxyType({}),
+    without_effect: Callable[[], Mapping[str, int]] = dict,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """`without_effect`: permits that ended not_sent or failed, and since when (us) they charge nothing."""
+    """`without_effect`: permits that ended not_sent or failed, and since when (us) they charge nothing; asked
+    where there are counters to build again. Raises NotReplayed."""
     frozen, simulated = _Tally(), _Tally()
-    meters = _Meters()
-    pairs: dict[str, Pair] = {}
     counting = any(each.counters for each in new.policies.table.values())
+    again = _Again(new, without_effect()) if counting else None
+    olds: dict[str, _Old] = {}
     seen = replayed = not_asked = 0
     for record in records:
         seen += 1
@@ -178,24 +196,25 @@ def backtest(
         if "input_digest" not in said:
             not_asked += 1
             continue
-        inputs, policies = _read(record, policies_of)
-        if policies is None:
-            nothing = {"actions": [], "agent": {"id": ""}}
-            for each in (frozen, simulated):
-                each.add(record, nothing, _SILENT, str(inputs))
+        why = _undecidable(record)
+        if why:
+            frozen.undecidable[why] += 1
+            simulated.undecidable[why] += 1
             continue
         digest = said["policy"]["digest"]
-        pair = pairs.get(digest)
-        if pair is None:
-            pair = pairs[digest] = Pair(policies, new.policies)
-        old, decided = pair.decide(inputs)
-        _check_same(said, old)
+        old = olds.get(digest)
+        if old is None:
+            old = olds[digest] = _Old(said, policies_of, new)
+        inputs = orjson.loads(record.inputs or b"")  # its digest is signed: its spelling is not in question
+        verdict, heard = old.judged(inputs)
+        if said["outcome"] != verdict.outcome or said["reason"] != verdict.reason:
+            raise _otherwise(said, verdict)
+        if said.get("rules", _NO_RULES) != verdict.rules:
+            raise _otherwise(said, verdict)
         replayed += 1
-        now = old if decided is old else _judged(new, inputs, decided)
-        frozen.add(record, inputs, old, now)
-        if counting:
-            again = _resimulated(new, inputs, said, meters, now, free_us=without_effect.get(said["id"]))
-            simulated.add(record, inputs, old, again)
+        frozen.add(record, inputs, verdict)
+        if again is not None:
+            simulated.add(record, inputs, again.judged(old, verdict, heard, inputs, said))
     found = frozen.document()
     return Report(
         records=seen,
@@ -207,36 +226,92 @@ def backtest(
     )
 
 
-_SILENT: Final = Decision(outcome=Outcome.SILENCE, reason=Reason.INTERNAL_ERROR, rules=())
+_NO_RULES: Final[list[str]] = []
+_TOO_LATE: Final = Reason.GATE_TIMEOUT.value
 
 
-def _read(record: Record, policies_of: Callable[[str], PolicySet | None]) -> tuple[Any, PolicySet | None]:
-    """Input and policies of its time; or why it cannot be decided again, and nothing. BT1."""
+def _undecidable(record: Record) -> str:
+    """Why it cannot be decided again, or "". Raises NotReplayed for what is not what was decided. BT1."""
     said = record.statement
     if record.inputs is None:
-        return "the input was destroyed or not kept", None
-    if said["reason"] == Reason.GATE_TIMEOUT.value:
-        return "decided too late", None
+        return "the input was destroyed or not kept"
+    if said["reason"] == _TOO_LATE:
+        return "decided too late"
     if input_digest(record.inputs, record.salt) != said["input_digest"]:
         raise NotReplayed(f"{said['id']}: the stored input is not the one that was decided")
-    policies = policies_of(said["policy"]["digest"]) if said["engine"] == gate.ENGINE else None
-    if policies is None:
-        raise NotReplayed(f"{said['id']}: its bundle {said['policy']['digest']} is not here")
-    return orjson.loads(record.inputs), policies  # its digest is signed: its spelling is not in question
+    if said["engine"] != gate.ENGINE:
+        raise NotReplayed(f"{said['id']}: decided by {said['engine']}, which is not here")
+    return ""
 
 
-def _check_same(said: Mapping[str, Any], old: Decision) -> None:
+def _otherwise(said: Mapping[str, Any], verdict: _Verdict) -> NotReplayed:
     """BT1."""
-    if (old.outcome, old.reason, list(old.rules)) != (said["outcome"], said["reason"], said.get("rules", [])):
-        raise NotReplayed(f"{said['id']}: recorded {said['outcome']} {said['reason']}, now {old.outcome}")
+    return NotReplayed(f"{said['id']}: recorded {said['outcome']} {said['reason']}, now {verdict.outcome}")
 
 
-def _judged(new: Bundle, inputs: Mapping[str, Any], decision: Decision) -> Decision | str:
-    """The new decision, or why it is none."""
-    if decision.rules or decision.reason is Reason.NO_RULE_MATCHED:
-        if decision.reason is Reason.NO_RULE_MATCHED and not _mapped(new, inputs):
-            return "an operation that the new maps do not have"
-        return decision
+class _Old:
+    """One bundle of the log, beside the new one."""
+
+    def __init__(
+        self, said: Mapping[str, Any], policies_of: Callable[[str], PolicySet | None], new: Bundle
+    ) -> None:
+        """`said` is the first that names it. Raises NotReplayed."""
+        digest = said["policy"]["digest"]
+        policies = policies_of(digest)
+        if policies is None:
+            raise NotReplayed(f"{said['id']}: its bundle {digest} is not here")
+        self._new = new
+        self._pair = Pair(policies, new.policies)
+        self._known: dict[Both, _Verdict] = {}
+        self._known_again: dict[tuple[Both, Both], _Verdict] = {}
+
+    def judged(self, inputs: Mapping[str, Any]) -> tuple[_Verdict, Heard | None]:
+        both, heard = self._pair.decide(inputs)
+        verdict = self._known.get(both)
+        if verdict is None:
+            verdict = _verdict(self._new, inputs, both)
+            if heard is not None:  # else it is an object of this record alone
+                self._known[both] = verdict
+        return verdict, heard
+
+    def judged_again(
+        self, verdict: _Verdict, heard: Heard | None, inputs: dict[str, Any], actions: list[dict[str, Any]]
+    ) -> _Verdict:
+        """The same decided over `actions`, which differ in their counters."""
+        both = None if heard is None else Pair.recounted(heard, actions[0])
+        if both is not None:
+            known = self._known_again.get((verdict.both, both))
+            if known is None:
+                made = Both(old=verdict.both.old, new=both.new)
+                known = self._known_again[verdict.both, both] = _verdict(self._new, inputs, made)
+            return known
+        changed = {**inputs, "actions": actions}
+        now = gate.decide(self._new.policies, changed)
+        return _verdict(self._new, changed, Both(old=verdict.both.old, new=now))
+
+
+def _verdict(new: Bundle, inputs: Mapping[str, Any], both: Both) -> _Verdict:
+    old, now = both.old, both.new
+    why = "" if now is old else _no_decision(new, inputs, now)
+    change = Change.SAME if now.outcome is old.outcome else _FLIPS[now.outcome]
+    return _Verdict(
+        both=both,
+        outcome=old.outcome.value,
+        reason=old.reason.value,
+        rules=list(old.rules),
+        permits=now.outcome is Outcome.PERMIT and not why,
+        change=Change.UNDECIDABLE if why else change,
+        rule=(now.rules or old.rules or ("",))[0],
+        why=why,
+    )
+
+
+def _no_decision(new: Bundle, inputs: Mapping[str, Any], decision: Decision) -> str:
+    """Why the new decision is none; "" where it is one."""
+    if decision.reason is Reason.NO_RULE_MATCHED:
+        return "" if _mapped(new, inputs) else "an operation that the new maps do not have"
+    if decision.rules:
+        return ""
     if decision.reason is Reason.INPUT_UNAVAILABLE:
         return "a counter, fact or prepared object that was not recorded"
     # An error without a rule is one of the input: other parameters, types or attributes than recorded.
@@ -252,71 +327,45 @@ def _mapped(new: Bundle, inputs: Mapping[str, Any]) -> bool:
     return True
 
 
-# --- counters, built again ---
+class _Again:
+    """Counters built again from what the new bundle permits, record by record."""
+
+    def __init__(self, new: Bundle, without_effect: Mapping[str, int]) -> None:
+        self._without_effect, meters = without_effect, Meters()
+        table = new.policies.table
+        self._gauges = {of: meters.gauges(each.counters) for of, each in table.items() if each.counters}
+
+    def judged(
+        self,
+        old: _Old,
+        verdict: _Verdict,
+        heard: Heard | None,
+        inputs: dict[str, Any],
+        said: Mapping[str, Any],
+    ) -> _Verdict:
+        """`verdict` is of the counters that were recorded."""
+        charged: list[Charged] = []
+        actions, changed = [], False
+        for action in inputs["actions"]:
+            gauges = self._gauges.get((action["surface"], action["operation"]))
+            if gauges is not None:
+                found = Meters.counted(gauges, inputs["agent"], action, parse_us(said["iat"]), charged)
+                if found != action.get("counters"):
+                    action = {**action, "counters": found}
+                    changed = True
+            actions.append(action)
+        if changed:
+            verdict = old.judged_again(verdict, heard, inputs, actions)
+        # A replay of a permitted request charges nothing; what had no effect gives its charge back.
+        if charged and verdict.permits and "replay_of" not in said:
+            Meters.charge(charged, self._without_effect.get(said["id"]))
+        return verdict
 
 
-class _Meters:
-    """Totals of meters over ascending time."""
-
-    def __init__(self) -> None:
-        self._totals: dict[str, list[int]] = {}
-        # What is taken off again, the earliest first; the number keeps equal times apart.
-        self._ends: dict[str, list[tuple[int, int, Charge]]] = {}
-        self._number = 0
-
-    def total(self, meter: str, now_us: int) -> Total:
-        ends, total = self._ends.get(meter), self._totals.get(meter, [0, 0])
-        while ends and ends[0][0] <= now_us:
-            _, _, over = heappop(ends)
-            total[0] -= over.amount
-            total[1] -= over.count
-        return Total(sum=total[0], count=total[1])
-
-    def charge(self, charges: Iterable[Charge], free_us: int | None) -> None:
-        """`free_us`: when it ended without effect, if it did."""
-        for each in charges:
-            until_us = each.until_us if free_us is None else min(each.until_us, free_us)
-            self._number += 1
-            heappush(self._ends.setdefault(each.meter, []), (until_us, self._number, each))
-            total = self._totals.setdefault(each.meter, [0, 0])
-            total[0] += each.amount
-            total[1] += each.count
-
-
-def _resimulated(
-    new: Bundle,
-    inputs: dict[str, Any],
-    said: Mapping[str, Any],
-    meters: _Meters,
-    frozen: Decision | str,
-    *,
-    free_us: int | None,
-) -> Decision | str:
-    policies = new.policies
-    if not any(policies.counters_of(each["surface"], each["operation"]) for each in inputs["actions"]):
-        return frozen  # no counter of the new bundle has a say
-    actions = [{**action} for action in inputs["actions"]]
-    uses = uses_of_all(policies.counters_of, inputs["agent"], actions, secret=None)
-    now_us = parse_us(said["iat"])
-    totals = {meter: meters.total(meter, now_us) for meter in meters_of(uses)}
-    charges = fill(actions, uses, Budgets(totals=totals, standing={}), prior="", now_us=now_us)
-    if actions == inputs["actions"]:
-        decision = frozen  # the counters are what was recorded
-    else:
-        again = {**inputs, "actions": actions}
-        decision = _judged(new, again, gate.decide(new.policies, again))
-    # A replay of a permitted request charges nothing; what had no effect gives its charge back.
-    if isinstance(decision, Decision) and decision.outcome is Outcome.PERMIT and "replay_of" not in said:
-        meters.charge(charges, free_us)
-    return decision
-
-
-def _money(inputs: Mapping[str, Any]) -> Tally[str]:
-    """Amounts by currency: the parameters of these names that maps of payments have."""
-    worth: Tally[str] = Tally()
+def _money(inputs: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Currency and amount: the parameters of these names that maps of payments have."""
     for action in inputs["actions"]:
         params = action["params"]
         amount, currency = params.get("amount"), params.get("currency")
         if type(amount) is int:
-            worth[currency if isinstance(currency, str) else ""] += amount
-    return worth
+            yield currency if isinstance(currency, str) else "", amount

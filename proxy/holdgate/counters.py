@@ -20,7 +20,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from heapq import heappop, heappush
+from typing import Any, Final, NamedTuple
 
 from .cel.model import INT_MAX
 from .ledger import NO_BUDGETS, RELEASING, Budgets, Charge, State, Total, op_key
@@ -28,7 +29,9 @@ from .ledger import NO_BUDGETS, RELEASING, Budgets, Charge, State, Total, op_key
 __all__ = [
     "BUCKETS",
     "Book",
+    "Charged",
     "Counter",
+    "Meters",
     "Use",
     "bucket",
     "budget_ids",
@@ -114,16 +117,26 @@ def meters_of(uses: Iterable[Iterable[Use]]) -> tuple[str, ...]:
 
 
 def _meter(counter: Counter, roots: Mapping[str, Any], secret: bytes | None) -> str:
-    parts = []
+    values = _key_values(counter, roots)
+    if values is None:
+        return ""
+    parts = [f"{kind.__name__}:{value}" for kind, value in values]
+    # Another window or measure is another counter: its buckets would not be comparable.
+    return op_key("counter", counter.name, str(counter.window_s), counter.measure, *parts, secret=secret)
+
+
+def _key_values(counter: Counter, roots: Mapping[str, Any]) -> tuple[tuple[type, str | int], ...] | None:
+    """With their types: 1 and true are not one key. None when a value is absent."""
+    found = []
     for path in counter.key:
         value: Any = roots
         for name in path.split("."):
             value = value.get(name) if type(value) is dict else None
-        if type(value) not in (str, int, bool):
-            return ""
-        parts.append(f"{type(value).__name__}:{value}")
-    # Another window or measure is another counter: its buckets would not be comparable.
-    return op_key("counter", counter.name, str(counter.window_s), counter.measure, *parts, secret=secret)
+        kind = type(value)
+        if kind is not str and kind is not int and kind is not bool:
+            return None
+        found.append((kind, value))
+    return tuple(found)
 
 
 def _measured(counter: Counter, params: Mapping[str, Any]) -> int | None:
@@ -202,6 +215,91 @@ def charges_of_part(part: Any) -> tuple[Charge, ...]:
         Charge(meter=c["id"], at_us=c["at_us"], until_us=c["until_us"], amount=c["amount"], count=c["count"])
         for c in part
     )
+
+
+type _Values = tuple[tuple[type, str | int], ...]
+
+
+class _Gauge(NamedTuple):
+    counter: Counter
+    meters: dict[_Values, _Standing]
+
+
+class Charged(NamedTuple):
+    """What one PERMIT adds; it counts once."""
+
+    standing: _Standing
+    until_us: int
+    amount: int
+
+
+@dataclass(slots=True)
+class _Standing:
+    """What one meter stands at, and what is taken off again, the earliest first."""
+
+    sum: int = 0
+    count: int = 0
+    ends: list[tuple[int, int]] = field(default_factory=list)
+
+    def at(self, now_us: int) -> None:
+        while self.ends and self.ends[0][0] <= now_us:
+            self.sum -= heappop(self.ends)[1]
+            self.count -= 1
+
+
+class Meters:
+    """Budgets over many requests in the order of their times: what uses_of() and fill() say over a store.
+
+    For simulation (backtest.py): nothing is written, nothing has an id, and what has ended is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._standing: dict[tuple[str, int, str], dict[_Values, _Standing]] = {}
+
+    def gauges(self, counters: tuple[Counter, ...]) -> list[_Gauge]:
+        """For counted(). Counters of one meaning share their totals, whatever operations they are of."""
+        found = []
+        for counter in counters:
+            meaning = counter.name, counter.window_s, counter.measure
+            found.append(_Gauge(counter, self._standing.setdefault(meaning, {})))
+        return found
+
+    @staticmethod
+    def counted(
+        gauges: Iterable[_Gauge],
+        agent: Mapping[str, Any],
+        action: Mapping[str, Any],
+        now_us: int,
+        charged: list[Charged],
+    ) -> dict[str, Any]:
+        """The counters of one action, behind what `charged` holds already; what it charges goes there."""
+        found: dict[str, Any] = {}
+        params = action["params"]
+        roots = {"agent": agent, "action": action, "params": params}
+        for counter, meter in gauges:
+            amount, values = _measured(counter, params), _key_values(counter, roots)
+            if amount is None or values is None:
+                continue
+            standing = meter.get(values)
+            if standing is None:
+                standing = meter[values] = _Standing()
+            standing.at(now_us)
+            total, count = standing.sum, standing.count
+            for other, _, before in charged:
+                if other is standing:
+                    total, count = total + before, count + 1
+            if total + amount <= INT_MAX:
+                found[counter.name] = {"count": count, "sum": total} if counter.measure else {"count": count}
+                charged.append(Charged(standing, bucket(counter.window_s, now_us)[1], amount))
+        return found
+
+    @staticmethod
+    def charge(charged: Iterable[Charged], free_us: int | None) -> None:
+        """`free_us`: when it ended without effect, if it did."""
+        for standing, until_us, amount in charged:
+            heappush(standing.ends, (until_us if free_us is None else min(until_us, free_us), amount))
+            standing.sum += amount
+            standing.count += 1
 
 
 @dataclass(slots=True)

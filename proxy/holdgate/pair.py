@@ -1,34 +1,63 @@
 """Two policy sets decide one recorded input; what they have in common is checked and evaluated once.
 
     old and new policies + input -> what gate.decide() says under each
+    the same + other counters    -> what the new ones say then
 
-For comparing bundles over many records. Where both read the same values of an operation (parameters,
-attributes, counters, facts), its frame is made once, and a rule that stands in both is evaluated once.
+For comparing bundles over many records. Where both read the same parameters and attributes, the frame of an
+operation is made once, a rule that stands in both is evaluated once, and what comes out of the same rules is
+one object, made once. With other counters only the rules that read counters are evaluated again.
 
 Invariants (tests/test_pair.py):
   PR1  Both decisions are those of gate.decide(), whatever the policies and the input.
   PR2  One object comes back twice exactly where no action has rules that differ.
+  PR3  With other counters, the new decision is that of gate.decide() over the input with these counters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
 
 from . import gate
-from .cel.evaluate import Frame
+from .cel.evaluate import Budget, Frame
+from .facts import readable
 from .gate import Decision
-from .gate_input import Problem, action_frame, shared_frame
-from .policy_model import Applicable, PolicySet, Rule, RuleEffect
+from .gate_input import action_frame, readable_counters, shared_frame
+from .policy_model import ROOTS, Applicable, PolicySet, Rule, RuleEffect
 
-__all__ = ["Pair"]
-
-# What gate.conclude() takes: names of the rules that deny, failed, permit, want a review.
-type _Heard = tuple[list[str], list[str], list[str], list[str]]
+__all__ = ["Both", "Heard", "Pair"]
 
 _FAILED: Final = 1
+# Where gate.conclude() takes the names of the rules that deny, failed, permit, want a review.
 _PLACES: Final = {RuleEffect.DENY: 0, RuleEffect.PERMIT: 2, RuleEffect.REVIEW: 3}
+_COUNTERS: Final = ROOTS.index("counters")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Both:
+    """The old and the new decision. Equal only to itself: a key for what is made of it."""
+
+    old: Decision
+    new: Decision
+
+
+class _Bits(NamedTuple):
+    """One rule, and what it adds to the mask of an evaluation."""
+
+    run: Callable[[Frame], Any]
+    is_true: int
+    failed: int
+
+
+class _Said(NamedTuple):
+    """What one bit of a mask means."""
+
+    bit: int
+    rule: str
+    place: int  # among the lists of gate.conclude()
+    in_old: bool
+    in_new: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +66,71 @@ class _Plan:
 
     old: Applicable
     new: Applicable
-    # Each rule once: name, evaluate, its place in _Heard when true, is it an old one, is it a new one.
-    rules: tuple[tuple[str, Callable[[Frame], Any], int, bool, bool], ...]
-    is_same: bool  # every rule is in both
+    rules: tuple[_Bits, ...]  # each rule once
+    counting: tuple[_Bits, ...]  # those of the new one that read counters
+    uncounted: int  # the bits of all others
+    said: tuple[_Said, ...]
+    is_same: bool  # every rule is in both, and what else decides is too
+    is_alike: bool  # what decides beside the rules is
+    # What came out before: by the mask, and by whether the rest could be read.
+    known: dict[tuple[int, bool, bool], Both] = field(default_factory=dict)
+    known_again: dict[tuple[int, bool], Both] = field(default_factory=dict)
+
+    def both(self, mask: int, action: Mapping[str, Any]) -> Both:
+        first = _readable(self.old, action)
+        key = mask, first, first if self.is_alike else _readable(self.new, action)
+        found = self.known.get(key)
+        if found is None:
+            found = self.known[key] = self._concluded(mask, action)
+        return found
+
+    def new_again(self, mask: int, action: Mapping[str, Any]) -> Both:
+        key = mask, _readable(self.new, action)
+        found = self.known_again.get(key)
+        if found is None:
+            found = self.known_again[key] = self._concluded(mask, action)
+        return found
+
+    def _concluded(self, mask: int, action: Mapping[str, Any]) -> Both:
+        old: tuple[list[str], ...] = ([], [], [], [])
+        new: tuple[list[str], ...] = ([], [], [], [])
+        for bit, rule, place, in_old, in_new in self.said:
+            if mask & bit:
+                if in_old:
+                    old[place].append(rule)
+                if in_new:
+                    new[place].append(rule)
+        decision = gate.conclude(action, self.old, *old)
+        return Both(old=decision, new=decision if self.is_same else gate.conclude(action, self.new, *new))
+
+
+def _readable(applicable: Applicable, action: Mapping[str, Any]) -> bool:
+    if applicable.counters and not readable_counters(action, applicable):
+        return False
+    if applicable.needs_bound and "bound" not in action:
+        return False
+    return not applicable.facts or readable(action, applicable.facts)
+
+
+def _evaluated(rules: tuple[_Bits, ...], frame: Frame, mask: int) -> int:
+    """`mask`, and what these rules add to it: a bit for true, another for what is no truth value."""
+    for run, is_true, failed in rules:
+        try:
+            value = run(frame)
+        except Exception:  # noqa: BLE001 - as Program.evaluate() has it: whatever it is, it is no decision
+            mask |= failed
+        else:
+            if value is not False:
+                mask |= is_true if value is True else failed
+    return mask
+
+
+class Heard(NamedTuple):
+    """What the rules said about one action."""
+
+    plan: _Plan
+    frame: Frame
+    mask: int
 
 
 class Pair:
@@ -47,81 +138,110 @@ class Pair:
         self._old, self._new = old, new
         self._plans: dict[tuple[str, str], _Plan | None] = {}
 
-    def decide(self, inputs: Mapping[str, Any]) -> tuple[Decision, Decision]:
-        """The old and the new decision."""
-        plans = [self._plan(action["surface"], action["operation"]) for action in inputs["actions"]]
-        if all(plan is not None and plan.is_same for plan in plans):
-            # The gate is a pure function of what it reads: where that is the same, so is what it says.
-            same = gate.decide(self._old, inputs)
-            return same, same
-        both = self._together(inputs, plans)
-        return both or (gate.decide(self._old, inputs), gate.decide(self._new, inputs))
-
-    def _together(
-        self, inputs: Mapping[str, Any], plans: list[_Plan | None]
-    ) -> tuple[Decision, Decision] | None:
-        """None: each has to be asked on its own, or what is wrong with the input is the gate's to say."""
+    def decide(self, inputs: Mapping[str, Any]) -> tuple[Both, Heard | None]:
+        """Both decisions; and, of one action that both read alike, what recounted() goes on from."""
+        actions = inputs["actions"]
         shared = shared_frame(self._old, inputs)
-        if isinstance(shared, Problem):
-            return None
-        olds, news = [], []
-        for action, plan in zip(inputs["actions"], plans, strict=True):
-            frame = None if plan is None else action_frame(shared, action, plan.old)
-            if plan is None or frame is None or isinstance(frame, Problem):
-                return None
-            old: _Heard = ([], [], [], [])
-            new: _Heard = ([], [], [], [])
-            for rule, run, place, in_old, in_new in plan.rules:
-                value = run(frame)
-                if value is False:
-                    continue
-                if value is not True:
-                    place = _FAILED
-                if in_old:
-                    old[place].append(rule)
-                if in_new:
-                    new[place].append(rule)
-            olds.append(gate.conclude(action, plan.old, *old))
-            news.append(gate.conclude(action, plan.new, *new))
-        return gate.combine(olds), gate.combine(news)
+        if type(shared) is not list or not actions:
+            return self._apart(inputs), None
+        if len(actions) == 1:
+            one = self._hear(shared, actions[0])
+            if one is None or shared[-1].left <= 0:
+                return self._apart(inputs), None
+            return one.plan.both(one.mask, actions[0]), one
+        found = []
+        for action in actions:
+            heard = self._hear(shared, action)
+            if heard is None:
+                return self._apart(inputs), None
+            found.append(heard.plan.both(heard.mask, action))
+        return (_combined(found) if shared[-1].left > 0 else self._apart(inputs)), None
 
-    def _plan(self, surface: str, operation: str) -> _Plan | None:
-        key = surface, operation
-        if key not in self._plans:
-            self._plans[key] = self._made(key)
-        return self._plans[key]
+    @staticmethod
+    def recounted(heard: Heard, action: Mapping[str, Any]) -> Both | None:
+        """What was heard, with other counters, of which only the new decision counts; None: ask the gate."""
+        plan, frame, mask = heard
+        frame[_COUNTERS], frame[-1] = action["counters"], Budget()
+        mask = _evaluated(plan.counting, frame, mask & plan.uncounted)
+        return plan.new_again(mask, action) if frame[-1].left > 0 else None
+
+    def _hear(self, shared: Frame, action: dict[str, Any]) -> Heard | None:
+        """All rules of both; None where they cannot be asked together, or where the input is not theirs."""
+        key = action["surface"], action["operation"]
+        plan = self._plans[key] if key in self._plans else self._made(key)
+        frame = None if plan is None else action_frame(shared, action, plan.old)
+        if plan is None or type(frame) is not list:
+            return None
+        return Heard(plan, frame, _evaluated(plan.rules, frame, 0))
+
+    def _apart(self, inputs: Mapping[str, Any]) -> Both:
+        """By the gate itself: what it cannot decide, or not together, is its to say."""
+        old = gate.decide(self._old, inputs)
+        plans = [self._plans.get((each["surface"], each["operation"])) for each in inputs["actions"]]
+        # The gate is a pure function of what it reads: where that is the same, so is what it says.
+        is_same = all(plan is not None and plan.is_same for plan in plans)
+        return Both(old=old, new=old if is_same else gate.decide(self._new, inputs))
 
     def _made(self, key: tuple[str, str]) -> _Plan | None:
         old, new = self._old.table.get(key), self._new.table.get(key)
         # Nowhere in one of them: whether it is mapped at all is another question.
-        if old is None or new is None or _values(self._old, old) != _values(self._new, new):
-            return None
-        olds, news = _texts(self._old, old), _texts(self._new, new)
-        rules = [(rule, True, text in news) for text, rule in olds.items()]
-        rules += [(rule, False, True) for text, rule in news.items() if text not in olds]
-        is_same = all(in_old and in_new for _, in_old, in_new in rules)
-        # The rules of one decision share a budget of turns, which what the other bundle adds must not spend.
-        if not is_same and any(rule.program.cost.turns for rule, _, _ in rules):
-            return None
-        plan = [
-            (rule.name, rule.program.evaluate, _PLACES[rule.effect], in_old, in_new)
-            for rule, in_old, in_new in sorted(rules, key=lambda each: each[0].name)
-        ]
-        return _Plan(old=old, new=new, rules=tuple(plan), is_same=is_same)
+        if old is not None and new is not None and _values(self._old, old) == _values(self._new, new):
+            self._plans[key] = _planned(old, _texts(self._old, old), new, _texts(self._new, new))
+        else:
+            self._plans[key] = None
+        return self._plans[key]
+
+
+def _combined(found: list[Both]) -> Both:
+    old = gate.combine([each.old for each in found])
+    is_same = all(each.new is each.old for each in found)
+    return Both(old=old, new=old if is_same else gate.combine([each.new for each in found]))
 
 
 def _values(policies: PolicySet, applicable: Applicable) -> Any:
-    """What its rules may read, and which of it has to be there."""
-    counters = [(each.name, each.key, each.window_s, each.measure) for each in applicable.counters]
+    """What an input is checked against before a rule sees it."""
+    return dict(applicable.params), dict(applicable.bound), dict(policies.agent_attrs)
+
+
+def _beside(applicable: Applicable) -> Any:
+    """What decides beside the rules."""
+    counters = [(each.name, each.measure) for each in applicable.counters]
     facts = [replace(each, file="", line=0) for each in applicable.facts]
-    bound = dict(applicable.bound), applicable.needs_bound
-    return counters, facts, bound, dict(applicable.params), dict(policies.agent_attrs)
+    return counters, facts, applicable.needs_bound
 
 
-def _texts(policies: PolicySet, applicable: Applicable) -> dict[tuple[Any, ...], Rule]:
+type _Text = tuple[Any, ...]
+
+
+def _texts(policies: PolicySet, applicable: Applicable) -> dict[_Text, Rule]:
     """The rules by all that makes up what they say."""
     constants = {policy.name: repr(sorted(policy.constants.items())) for policy in policies.policies}
     return {
         (rule.name, rule.effect, rule.when, constants[rule.name.partition("/")[0]]): rule
         for rule in applicable.rules
     }
+
+
+def _planned(old: Applicable, olds: dict[_Text, Rule], new: Applicable, news: dict[_Text, Rule]) -> _Plan:
+    rules, counting, said = [], [], []
+    uncounted = -1
+    is_alike = _beside(old) == _beside(new)
+    # By name, as the gate goes through them.
+    for at, (text, rule) in enumerate(sorted((olds | news).items(), key=lambda each: each[1].name)):
+        bits = _Bits(rule.program.run, 1 << 2 * at, 2 << 2 * at)
+        rules.append(bits)
+        said.append(_Said(bits.is_true, rule.name, _PLACES[rule.effect], text in olds, text in news))
+        said.append(_Said(bits.failed, rule.name, _FAILED, text in olds, text in news))
+        if text in news and any(path.startswith("counters.") for path in rule.program.paths):
+            counting.append(bits)
+            uncounted &= ~(bits.is_true | bits.failed)
+    return _Plan(
+        old=old,
+        new=new,
+        rules=tuple(rules),
+        counting=tuple(counting),
+        uncounted=uncounted,
+        said=tuple(said),
+        is_same=is_alike and olds.keys() == news.keys(),
+        is_alike=is_alike,
+    )

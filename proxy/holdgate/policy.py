@@ -23,6 +23,7 @@ from .cel.evaluate import EvalError, compile_program
 from .cel.model import BOOL, INT_MAX, INT_MIN, MAX_STEPS, CelError, Constant, Environment, type_of_constant
 from .counters import Counter
 from .errors import ConfigError
+from .heap import building
 from .policy_counters import MAX_COUNTERS, counters_of
 from .policy_facts import Providers, facts_of, provider_fields, unique_facts
 from .policy_lint import Finding, lint
@@ -39,6 +40,7 @@ from .policy_model import (
 )
 from .strictyaml import Node, load_file
 from .surface.model import CelType, ParamSchema
+from .yamltext import foreign_letter
 
 __all__ = [
     "API_VERSION",
@@ -66,6 +68,7 @@ _LIKE_A_NUMBER: Final = re.compile(
 _NAMES: Final = "letters, digits and _, not beginning with a digit"
 
 
+@building()
 def load_policies(paths: Sequence[Path], index: ParamSource, *, kept: bool = False) -> PolicySet:
     """Load every policy under `paths` (files, or folders with *.yaml). `kept`: strictyaml.load().
     Raises ConfigError."""
@@ -82,7 +85,7 @@ def load_policies(paths: Sequence[Path], index: ParamSource, *, kept: bool = Fal
     shared: _Shared = {}
     policies = []
     for root in by_kind["Policy"]:
-        policy = _policy(root, index, attrs, providers, shared)
+        policy = _policy(root, index, attrs, providers, shared, kept)
         if policy.name in seen:
             first = seen[policy.name]
             raise root.fail(f"a policy named {policy.name!r} exists already: {first.file}:{first.line}")
@@ -228,6 +231,7 @@ def _policy(
     attrs: Mapping[str, ParamSchema],
     providers: Providers,
     shared: _Shared,
+    kept: bool,
 ) -> Policy:
     _, metadata, spec_node = envelope(root)
     if "owner" not in metadata:
@@ -252,7 +256,7 @@ def _policy(
         raise place.fail(
             f"the parameters of {surface} do not agree: {error}; list `operations` that do"
         ) from error
-    constants = _constants(spec.get("constants"))
+    constants = _constants(spec.get("constants"), kept)
     same = shared.setdefault((surface, listed), {})
     bound, _ = index.bound_schema(surface, listed)
     names = environment(params, attrs, constants, bound=bound, shared=same)
@@ -285,7 +289,7 @@ def known(node: Node, names: frozenset[str], says: str) -> str:
         advice = (
             f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(names)) or 'none'}"
         )
-        raise node.fail(f"{says} {text!r}; {advice}")
+        raise node.fail(f"{says} {text!r}; {advice}{foreign_letter(text)}")
     return text
 
 
@@ -307,7 +311,7 @@ def _operations(node: Node | None, surface: str, index: ParamSource) -> tuple[st
     return tuple(found)
 
 
-def _constants(node: Node | None) -> dict[str, Constant]:
+def _constants(node: Node | None, kept: bool) -> dict[str, Constant]:
     found: dict[str, Constant] = {}
     if node is None:
         return found
@@ -318,6 +322,8 @@ def _constants(node: Node | None) -> dict[str, Constant]:
         value = item.plain()
         for scalar in scalars(item):
             not_a_number(scalar, what)
+            if not kept:
+                _not_computed(scalar, what)
         try:
             type_of_constant(value)
         except (ValueError, TypeError, AttributeError) as error:
@@ -346,6 +352,24 @@ def not_a_number(node: Node, what: str) -> None:
     if node.plain_text and _LIKE_A_NUMBER.match(node.value):
         message = f"{what}: {node.value} is a text here; write an integer (money in minor units), or quote it"
         raise node.fail(message)
+
+
+_MONEY: Final = re.compile(
+    r"(?:[$\u20ac\u00a3\u00a5]|EUR|USD|GBP|CHF|JPY) ?[0-9][0-9.,]*\Z"
+    r"|[0-9][0-9.,]* ?(?:[$\u20ac\u00a3\u00a5]|EUR|USD|GBP|CHF|JPY)\Z",
+    re.IGNORECASE,
+)
+_COMPUTED: Final = re.compile(r"[0-9]+(?: +[-+*/] +| *\* *)[0-9]|constants\.|\$\{|[-+]?\.(?:inf|nan)\Z", re.I)
+
+
+def _not_computed(node: Node, what: str) -> None:
+    """A text without quotes that is meant to be worked out, or an amount with its currency."""
+    if node.plain_text and _COMPUTED.match(node.value):
+        message = f"{what}: {node.value} is a text here, constants are not computed"
+        raise node.fail(f"{message}; write the value, or quote it")
+    if node.plain_text and _MONEY.match(node.value):
+        message = f"{what}: {node.value} is a text here"
+        raise node.fail(f"{message}; write an integer in the minor unit (50.00 is 5000), or quote it")
 
 
 def _numbers(value: Constant) -> Iterator[int]:

@@ -9,11 +9,12 @@ Invariants (tests/test_policy.py):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .cel.check import path_of
-from .cel.model import Binary, Has, Logic, Node, parts_of
+from .cel.model import Binary, Has, Literal, Logic, Node, parts_of
 from .cel.parse import parse
 from .cel.unparse import unparse
 from .policy_model import ParamSource, Policy, PolicySet, Rule, RuleEffect
@@ -49,6 +50,7 @@ def lint(policies: PolicySet, index: ParamSource) -> tuple[Finding, ...]:
         for rule in policy.rules:
             found.update(_weak_rule(policy, rule, index))
             found.update(_no_lower_bound(rule))
+            found.update(_not_expanded(rule))
     found.update(_shadowed(policies))
     found.update(_unreleased(policies))
     found.update(_uncovered(policies, index))
@@ -123,6 +125,23 @@ def _no_lower_bound(rule: Rule) -> Iterator[Finding]:
     for name, sides in sorted(bounded.items()):
         if sides == {True}:
             yield _at(rule, f"bounds {name} from above only; add `{name} >= 1`")
+
+
+_PLACEHOLDER = re.compile(r"\$\{|\{\{|%\{|\$\(|<[A-Z_]+>")
+_DATE = re.compile(r"(?<![\w.])[12][0-9]{3}-[0-9]{1,2}-[0-9]{1,2}(?![\w.])")
+
+
+def _not_expanded(rule: Rule) -> Iterator[Finding]:
+    """Texts of templates, and dates without quotes: they load, and mean something else."""
+    for node in _nodes(parse(rule.program.source)):
+        if isinstance(node, Literal) and isinstance(node.value, str):
+            if _PLACEHOLDER.search(node.value):
+                yield _at(rule, f"compares with {node.value!r} as it stands: there are no placeholders")
+        elif isinstance(node, Binary) and node.op == "-":
+            text = rule.program.source[node.start : node.end]
+            if _DATE.fullmatch(text):
+                message = f"{text} is a subtraction, not a date; use clock.now_s (seconds since 1970)"
+                yield _at(rule, message)
 
 
 def _unreachable(policy: Policy, policies: PolicySet, index: ParamSource) -> Iterator[Finding]:

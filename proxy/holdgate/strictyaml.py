@@ -23,7 +23,15 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 from .errors import ConfigError
-from .yamltext import TYPOGRAPHIC_QUOTES, Source, aligned, check_text, decoded, what_yaml_means
+from .yamltext import (
+    TYPOGRAPHIC_QUOTES,
+    Source,
+    aligned,
+    check_text,
+    decoded,
+    foreign_letter,
+    what_yaml_means,
+)
 
 __all__ = ["Node", "load", "load_file"]
 
@@ -125,7 +133,7 @@ class Node(NamedTuple):
         text = self.text(what)
         if text not in options:
             meant = hints.get(text.lower()) or _close(text, options)
-            advice = f"; did you mean {meant}?" if meant else ""
+            advice = (f"; did you mean {meant}?" if meant else "") + foreign_letter(text)
             raise self.fail(f"{what} must be one of: {', '.join(options)}; got {text!r}{advice}")
         return text
 
@@ -164,7 +172,7 @@ def _close(text: str, options: tuple[str, ...]) -> str:
 def _unknown_key(key: str, allowed: tuple[str, ...], what: str, hints: Mapping[str, str]) -> str:
     meant = hints.get(key) or _close(key, allowed)
     advice = f"did you mean {meant}? " if meant else ""
-    return f"unknown key {key!r} in {what}; {advice}allowed: {', '.join(allowed)}"
+    return f"unknown key {key!r} in {what}; {advice}allowed: {', '.join(allowed)}{foreign_letter(key)}"
 
 
 def load_file(path: Path, *, excerpts: bool = True, kept: bool = False) -> Node:

@@ -99,6 +99,12 @@ def character(char: str) -> str:
     return f"U+{ord(char):04X} ({name})"
 
 
+def foreign_letter(text: str) -> str:
+    """For an error about a name that is not known: which letter of it only looks like a plain one."""
+    strange = next((char for char in text if not char.isascii()), "")
+    return f"; {strange!r} in it is {character(strange)}" if strange else ""
+
+
 # --- places -----------------------------------------------------------------------------------
 
 _ESCAPES: Final = {"x": 2, "u": 4, "U": 8}

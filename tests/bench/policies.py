@@ -1,6 +1,7 @@
-"""`make bench BENCH=--policies`: deciding against Google's CEL, and loading against PyYAML's C loader.
+"""`make bench BENCH=--policies`: deciding against Google's CEL, loading against PyYAML's C loader, backtests
+(backtests.py) against a bare loop.
 
-Both in one run, the two sides in turns, CPU time, the least of all turns: the ratios are what to compare.
+All in one run, the two sides in turns, CPU time, the least of all turns: the ratios are what to compare.
 README.md beside this file says what the rows are.
 """
 
@@ -17,6 +18,8 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # policy_fakes.py
+
+from backtests import RECORDS, Timed, measured_backtests
 
 from holdgate.files import packaged
 from holdgate.gate import decide
@@ -88,25 +91,21 @@ CONDITIONS = [
 ]
 
 
-def deciding(folder: Path, turns: int) -> Row | None:
-    """None where Google's CEL is not installed. Ours checks its input as well, as for each request."""
-    try:
-        from cel_expr_python import cel
-    except ImportError:
-        return None
-    operations = {f"op.{number}": PARAMS for number in range(10)}
+def deciding_sets(folder: Path, policies: int = 10) -> tuple[PolicySet, dict[str, Any]]:
+    """So many policies of 5 rules, each of an operation of its own, and an input for the first of them."""
+    operations = {f"op.{number}": PARAMS for number in range(policies)}
     texts = [
         policy_text(
             "\n".join(
-                rule(f"r{at}", effect, when.format(k=number)) for at, (effect, when) in enumerate(CONDITIONS)
+                rule(f"r{at}", effect, when.format(k=number + 1))
+                for at, (effect, when) in enumerate(CONDITIONS)
             ),
             name=f"p{number}",
             operations=f"[op.{number}]",
         )
-        for number in range(1, 10)
+        for number in range(policies)
     ]
-    texts.append(texts[0].replace("name: p1,", "name: p0,").replace("op.1", "op.0"))
-    policies: PolicySet = load_texts(folder, *texts, index=FakeIndex({"payments.refund": operations}))
+    made: PolicySet = load_texts(folder, *texts, index=FakeIndex({"payments.refund": operations}))
     approval = {
         "id": "1",
         "role": "risk",
@@ -114,14 +113,23 @@ def deciding(folder: Path, turns: int) -> Row | None:
         "request_digest": "sha256:" + "ab" * 32,
         "expires_s": 5,
     }
-    inputs = decision_input(action(operation="op.3"), approvals=[approval])
+    return made, decision_input(action(operation="op.0"), approvals=[approval])
+
+
+def deciding(folder: Path, turns: int) -> Row | None:
+    """None where Google's CEL is not installed. Ours checks its input as well, as for each request."""
+    try:
+        from cel_expr_python import cel
+    except ImportError:
+        return None
+    policies, inputs = deciding_sets(folder)
     given = {name: inputs[name] for name in ("agent", "clock", "request", "approvals")}
     given["params"] = inputs["actions"][0]["params"]
     kind = cel.Type
     record = kind.Map(kind.STRING, kind.DYN)
     names = {**dict.fromkeys(["agent", "clock", "request", "params"], record), "approvals": kind.List(record)}
     env = cel.NewEnv(variables=names)
-    programs = [env.compile(when.format(k=3)) for _, when in CONDITIONS]
+    programs = [env.compile(when.format(k=1)) for _, when in CONDITIONS]
 
     def theirs() -> list[Any]:
         activation = env.Activation(given)
@@ -197,9 +205,9 @@ REFUND = {
 }
 
 
-def measured(work: Path, turns: int = TURNS) -> list[Row]:
+def measured(work: Path, turns: int = TURNS, records: int = RECORDS) -> list[Row | Timed]:
     found = deciding(work / "decide", turns)
-    rows = [] if found is None else [found]
+    rows: list[Row | Timed] = [] if found is None else [found]
     refunds = FakeIndex({"payments.refund": {f"pay.Refund{number}": REFUND for number in range(5)}})
     for number, (name, when) in enumerate(BUNDLES.items()):
         files = written(work / str(number), when, refunds.operations("payments.refund"))
@@ -209,13 +217,13 @@ def measured(work: Path, turns: int = TURNS) -> list[Row]:
     ]
     maps = SurfaceIndex.compile(load_maps([packaged("surfaces")]))
     rows.append(loading("the shipped policies", shipped, maps, turns))
-    return rows
+    return [*rows, *measured_backtests(work, turns, records)]
 
 
 def main(turns: int = TURNS) -> int:
     with tempfile.TemporaryDirectory(prefix="holdgate-bench-") as folder:
         rows = measured(Path(folder), turns)
-    print(f"{'what / what it is compared with':<52} {'ours us':>10} {'theirs us':>10} {'ratio':>6}")
+    print(f"{'what / what it is compared with':<68} {'ours us':>10} {'theirs us':>10} {'ratio':>6}")
     for row in rows:
-        print(f"{row.name:<52} {row.ours_us:>10.1f} {row.theirs_us:>10.1f} {row.ratio:>6.2f}")
+        print(f"{row.name:<68} {row.ours_us:>10.1f} {row.theirs_us:>10.1f} {row.ratio:>6.2f}")
     return 0

@@ -251,7 +251,8 @@ class Activator:
     def _verified(self, raw: RawBundle) -> tuple[Bundle, Manifest]:
         manifest = self._check(raw)
         tested = self._mark is not None and raw.digest == self._mark.digest
-        bundle = load_signed(raw, manifest, tested=tested)
+        # What was active before an upgrade decides after it: AC1. Its digest is that of our own log.
+        bundle = load_signed(raw, manifest, tested=tested, kept=tested)
         try:
             self._fits(bundle)
         except ConfigError as error:

@@ -33,8 +33,8 @@ __all__ = ["load_folder", "load_signed", "load_unpacked", "unpacked"]
 
 
 def load_signed(raw: RawBundle, manifest: Manifest, *, tested: bool, kept: bool = False) -> Bundle:
-    """`tested`: its tests were run here before, when it was activated. `kept`: it is only looked at, to see
-    what it decided (strictyaml.load()). Raises BundleRejected."""
+    """`tested`: its tests were run here before, when it was activated. `kept`: it has decided here already
+    (strictyaml.load()). Raises BundleRejected."""
     with unpacked(raw.files) as folder:
         try:
             bundle = load_unpacked(folder, raw.digest, manifest, kept=kept)

@@ -93,8 +93,9 @@ def constant_value(value: Any) -> Compiled:
 def folded(make: Callable[..., Run], *parts: Compiled) -> Compiled:
     """The operation `make` on `parts`; computed now when no part has an input."""
     run = make(*parts)
-    if not all(part.constant for part in parts):
-        return Compiled(run)
+    for part in parts:
+        if not part.constant:
+            return Compiled(run)
     try:
         return constant_value(run([]))
     except EvalFault:

@@ -53,21 +53,32 @@ __all__ = ["Compiler"]
 
 
 _AS_WRITTEN: Final[Mapping[int, int | str]] = {}
+_NEW: Final = Compiled(lambda _frame: None)
 
 
 class Compiler:
     """Knows which slot of a frame each root has, and which variables are in scope."""
 
-    def __init__(self, environment: Environment, values: Mapping[int, int | str] = _AS_WRITTEN) -> None:
-        """`values`: of literals, by where they start, that differ from those in the tree."""
+    def __init__(
+        self,
+        environment: Environment,
+        values: Mapping[int, int | str] = _AS_WRITTEN,
+        fixed: dict[int, Compiled | None] | None = None,
+    ) -> None:
+        """`values`: of literals, by where they start, that differ from those in the tree. `fixed`: nodes, by
+        id, that hold none of these, and what they were compiled to before."""
         self._values = values
+        self._fixed = {} if fixed is None else fixed
         self._slots = environment.slots
         self._constants = environment.constants
         self._variables: dict[str, int] = {}
         self._budget_slot = len(self._slots) + MAX_COMPREHENSIONS
 
     def compile(self, node: Node) -> Compiled:
-        return _COMPILES[type(node)](self, node)
+        made = self._fixed.get(id(node), _NEW)
+        if made is None:
+            made = self._fixed[id(node)] = _COMPILES[type(node)](self, node)
+        return _COMPILES[type(node)](self, node) if made is _NEW else made
 
     def _literal(self, node: Literal) -> Compiled:
         return constant_value(self._values.get(node.start, node.value))
@@ -103,10 +114,17 @@ class Compiler:
         if isinstance(operand, Ident):
             if operand.name == "constants":
                 return constant_value(self._constants[node.field])
-            if operand.name not in self._variables:
-                place = (self._slots[operand.name], node.field, operand.name)
+            place = self._place(node)
+            if place is not None:
                 return Compiled(load_root_field(*place), field=place)
         return Compiled(load_field(self.compile(operand).run, node.field))
+
+    def _place(self, node: Select) -> tuple[int, str, str] | None:
+        """Slot, field and root of `root.field`."""
+        name = node.operand.name if type(node.operand) is Ident else "constants"
+        if name == "constants" or name in self._variables:
+            return None
+        return self._slots[name], node.field, name
 
     def _has(self, node: Has) -> Compiled:
         target = node.target
@@ -118,6 +136,11 @@ class Compiler:
     # --- operators ---
 
     def _binary(self, node: Binary) -> Compiled:
+        if type(node.right) is Literal and type(node.left) is Select and node.op in COMPARE:
+            place = self._place(node.left)  # `params.amount <= 5000`: most conditions
+            if place is not None:
+                value = self._values.get(node.right.start, node.right.value)
+                return Compiled(compare_field(COMPARE[node.op], place, value))
         left, right, op = self.compile(node.left), self.compile(node.right), node.op
         if op in COMPARE and right.constant and left.field is not None:
             return Compiled(compare_field(COMPARE[op], left.field, right.value))

@@ -14,8 +14,11 @@ Invariants (tests/test_cel_evaluate.py, V2 in tests/test_cel_differential.py):
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import sub
 from typing import Any, Final, NamedTuple
 
 from .check import check
@@ -24,7 +27,7 @@ from .compile import Compiler
 from .cost import Cost, cost_of, total
 from .model import BOOL, MAX_DEPTH, MAX_SOURCE, PER_POLICY, CelError, Environment, Logic, Node, Type
 from .parse import parse
-from .shapes import places, shape
+from .shapes import Shape, Value, literals_of, places, shape, without
 
 __all__ = ["Budget", "Conjunct", "EvalError", "Fault", "Frame", "Program", "compile_program", "explain"]
 
@@ -88,39 +91,142 @@ class _Model(NamedTuple):
     node: Node
     part: _Part
     places: dict[int, tuple[int, int]]
+    fixed: dict[int, Compiled | None]  # the parts of the tree without such a literal, by id
+    made: dict[tuple[Value, ...], Compiled]  # by the values of the literals
     behind: int  # characters of the text after the part's end
+
+
+class _Piece(NamedTuple):
+    """One conjunct of the first rule of a shape."""
+
+    part: _Part
+    model: _Model | None  # None: no literal stands in it
+    first: int  # of its literals, and the first behind them, among those of the rule
+    last: int
+    start: int  # in the text of the rule
+    end: int
+    before_start: int  # how many literals of the rule stand there
+    before_end: int
+
+
+class _Known(NamedTuple):
+    """What is known of every rule of one shape."""
+
+    program: Program  # of the first
+    pieces: tuple[_Piece, ...]
+    lengths: list[int]  # of its literals
 
 
 def compile_program(source: str, environment: Environment, *, expect: Type | None = None) -> Program:
     """Parse, check and compile one expression. Raises CelError."""
+    shaped = shape(source) if len(source) <= MAX_SOURCE else None
+    if shaped is not None:
+        kept = environment.own if any([root in source for root in PER_POLICY]) else environment.shared
+        known = kept.get((shaped.shape, _Known))
+        if isinstance(known, _Known):
+            if expect is not None and known.program.type != expect:
+                raise _unexpected(known.program.type, expect, source, known.pieces[0].start)
+            return _alike(source, shaped, known, environment)
     try:
         parts = _parts(source, environment)
     except CelError:
         parts = None  # said again below, with its place in the whole
-    if parts is None:
-        parts = [(0, part) for part in _whole(source, environment)]
-    first = parts[0][1]
-    kind = first.type if len(parts) == 1 else BOOL
+    found = parts or [(0, part) for part in _whole(source, environment)]
+    first = found[0][1]
+    kind = first.type if len(found) == 1 else BOOL
     if expect is not None and kind != expect:
-        message = f"the whole expression must be {expect}, found {kind}"
-        raise CelError(message, source, first.start)
+        raise _unexpected(kind, expect, source, first.start)
+    program = _program(
+        source,
+        environment,
+        kind,
+        first.paths.union(*[part.paths for _, part in found]),
+        total([part.cost for _, part in found]),
+        [(at + part.start, at + part.end, part.compiled) for at, part in found],
+    )
+    if shaped is not None and parts is not None:
+        pieces = _learned(source, shaped, parts, environment)
+        if pieces is not None:
+            kept[shaped.shape, _Known] = _Known(program, pieces, shaped.lengths)
+    return program
+
+
+def _unexpected(kind: Type, expect: Type, source: str, start: int) -> CelError:
+    return CelError(f"the whole expression must be {expect}, found {kind}", source, start)
+
+
+def _program(
+    source: str,
+    environment: Environment,
+    kind: Type,
+    paths: frozenset[str],
+    cost: Cost,
+    parts: list[tuple[int, int, Compiled]],
+) -> Program:
     # One program of the whole rule, not one for each conjunct: `error && false` is false.
-    compiled = first.compiled if len(parts) == 1 else logic(True, [part.compiled for _, part in parts])
-    paths = first.paths.union(*[part.paths for _, part in parts])
+    compiled = parts[0][2] if len(parts) == 1 else logic(True, [part for _, _, part in parts])
     program = Program(
         source=source,
         type=kind,
         paths=paths,
-        cost=total([part.cost for _, part in parts]),
+        cost=cost,
         constant=compiled.value,
         roots=tuple(environment.slots),
         run=compiled.run,
-        conjuncts=tuple([(at + part.start, at + part.end, part.compiled.run) for at, part in parts]),
+        conjuncts=tuple([(start, end, part.run) for start, end, part in parts]),
     )
     if not compiled.constant and all(path.startswith("constants.") for path in paths):
         # Nothing but constants, yet not folded: exists/all over literals, or a certain failure.
         return replace(program, constant=program.evaluate(program.frame({})))
     return program
+
+
+def _alike(source: str, shaped: Shape, known: _Known, environment: Environment) -> Program:
+    """A rule of a shape that is known: its literals, in the trees of the first one."""
+    # How far what stands behind so many literals has moved.
+    shifts = [0, *accumulate(map(sub, shaped.lengths, known.lengths))]
+    values = shaped.values
+    parts = []
+    for part, model, first, last, start, end, before_start, before_end in known.pieces:
+        compiled = part.compiled if model is None else _made(model, tuple(values[first:last]), environment)
+        parts.append((start + shifts[before_start], end + shifts[before_end], compiled))
+    program = known.program
+    return _program(source, environment, program.type, program.paths, program.cost, parts)
+
+
+def _made(model: _Model, values: tuple[Value, ...], environment: Environment) -> Compiled:
+    """A conjunct of this shape with these literals."""
+    compiled = model.made.get(values)
+    if compiled is None:
+        inserted = {at: sign * values[number] for at, (number, sign) in model.places.items()}
+        compiled = Compiler(environment, inserted, model.fixed).compile(model.node)
+        model.made[values] = compiled
+    return compiled
+
+
+def _learned(
+    source: str, shaped: Shape, parts: list[tuple[int, _Part]], environment: Environment
+) -> tuple[_Piece, ...] | None:
+    """The conjuncts of the first rule of a shape; None where one of them is no model of others."""
+    texts = [text for _, text in _pieces(source) or ()]
+    ends = [match.end() for match in literals_of(source)]
+    pieces: list[_Piece] = []
+    present: frozenset[str] = frozenset()
+    first = 0
+    for (at, part), text in zip(parts, texts, strict=True):
+        model, last = None, first
+        inner = shape(text)
+        if inner is not None:
+            known = environment.own if any([root in text for root in PER_POLICY]) else environment.shared
+            found = known.get((inner.shape, present, _Model))
+            if not isinstance(found, _Model):
+                return None
+            model, last = found, first + len(inner.values)
+        start, end = at + part.start, at + part.end
+        behind = bisect_right(ends, start), bisect_right(ends, end)
+        pieces.append(_Piece(part, model, first, last, start, end, *behind))
+        present, first = present | part.if_true, last
+    return tuple(pieces) if first == len(shaped.values) else None
 
 
 def _whole(source: str, environment: Environment) -> list[_Part]:
@@ -180,10 +286,9 @@ def _part(
     """One conjunct, from its text or from another of its shape. Raises CelError."""
     shaped = shape(text)
     if shaped is not None:
-        model = known.get((shaped[0], present, _Model))
+        model = known.get((shaped.shape, present, _Model))
         if isinstance(model, _Model):
-            values = {at: sign * shaped[1][number] for at, (number, sign) in model.places.items()}
-            compiled = Compiler(environment, values).compile(model.node)
+            compiled = _made(model, tuple(shaped.values), environment)
             kind, paths, if_true, cost, _, start, _ = model.part
             return _Part(kind, paths, if_true, cost, compiled, start, len(text) - model.behind)
     node = parse(text)
@@ -193,9 +298,10 @@ def _part(
     compiled = Compiler(environment).compile(node)
     cost = cost_of(node, environment)
     part = _Part(checked.type, checked.paths, checked.if_true, cost, compiled, node.start, node.end)
-    where = None if shaped is None else places(node, shaped[1])
+    where = None if shaped is None else places(node, shaped.values)
     if shaped is not None and where is not None:
-        known[shaped[0], present, _Model] = _Model(node, part, where, len(text) - node.end)
+        fixed = dict.fromkeys(map(id, without(node, where)))
+        known[shaped.shape, present, _Model] = _Model(node, part, where, fixed, {}, len(text) - node.end)
     return part
 
 

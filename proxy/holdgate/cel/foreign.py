@@ -290,6 +290,21 @@ LITERALS: Final[dict[str, str]] = {
     "for": "'for' is a reserved word of CEL; write x.exists(v, ...) or x.all(v, ...)",
 }
 
+# Signs that a word processor or a mathematician writes.
+ALIKE: Final[dict[str, str]] = {
+    "≥": ">=",
+    "≤": "<=",
+    "≠": "!=",
+    "∧": "&&",
+    "\u2228": "||",
+    "¬": "!",
+    "\u2212": "-",
+    "\u2013": "-",
+    "\u00d7": "*",
+    "÷": "/",
+    "∈": "in",
+}
+
 # Signs of other languages, longest first where one begins another.
 SIGNS: Final[tuple[tuple[str, str], ...]] = (
     ("===", "did you mean '=='?"),

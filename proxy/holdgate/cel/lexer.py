@@ -11,6 +11,7 @@ Invariants (tests/test_cel_lexer.py):
 from __future__ import annotations
 
 import re
+import unicodedata
 from enum import StrEnum
 from functools import partial
 from itertools import accumulate
@@ -18,7 +19,7 @@ from operator import itemgetter, sub
 from typing import Final, NamedTuple
 
 from ..yamltext import TYPOGRAPHIC_QUOTES, character
-from .foreign import SIGNS
+from .foreign import ALIKE, SIGNS
 from .model import INT_MAX, MAX_SOURCE, CelError
 
 __all__ = ["RESERVED", "Token", "TokenKind", "tokens", "unexpected"]
@@ -165,7 +166,28 @@ def unexpected(source: str, at: int) -> tuple[str, int]:
         return f"{char} is a typographic quote; write \" or '", at
     if char == "\u00a0":
         return "a no-break space (U+00A0); write a plain space", at
-    return f"unexpected character {char!r}" + ("" if char.isascii() else f", {character(char)}"), at
+    if char.isascii():
+        return f"unexpected character {char!r}", at
+    # Full-width forms and the like have a plain one; a letter of another alphabet has none.
+    plain = ALIKE.get(char) or unicodedata.normalize("NFKC", char)
+    if plain == "€" or unicodedata.category(char) == "Sc":
+        advice = "; amounts are integers in the currency's minor unit (50.00 is 5000), without a sign"
+    else:
+        advice = f"; did you mean {plain!r}?" if plain.isascii() else "; write it with plain letters"
+    return f"unexpected character {char!r}, {character(char)}{advice}", at
+
+
+_DATE: Final = re.compile(r"[0-9]{4}-(?:[0-9]{1,2}-)?\Z")
+_CLOCK: Final = "use clock.now_s (seconds since 1970), clock.hour_utc, clock.weekday_utc"
+_THOUSANDS: Final = re.compile(r"[0-9],\Z")
+_UNITS: Final = {
+    "k": "with its zeros: 5k is 5000",
+    "K": "with its zeros: 5k is 5000",
+    "s": "alone, in seconds",
+    "m": "in seconds",
+    "h": "in seconds",
+    "d": "in seconds",
+}
 
 
 def _integer(source: str, match: re.Match[str]) -> Token:
@@ -174,9 +196,17 @@ def _integer(source: str, match: re.Match[str]) -> Token:
         raise CelError("unsigned integers are not in cel-strict/1; write it without the u", source, at)
     if suffix.startswith("_"):
         raise CelError("numbers have no _ between digits; write them together", source, match.start("suffix"))
+    if suffix in _UNITS:
+        message = f"numbers have no units; write this one {_UNITS[suffix]}"
+        raise CelError(message, source, match.start("suffix"))
     if suffix:
         raise CelError(f"unexpected {suffix!r} after a number", source, match.start("suffix"))
     if len(digits) > 1 and digits[0] == "0":
+        if _DATE.search(source[:at]):
+            raise CelError(f"there are no dates; {_CLOCK}", source, at)
+        if len(digits) == 3 and _THOUSANDS.search(source[:at]):
+            message = "numbers have no comma between thousands; write the digits together"
+            raise CelError(message, source, at - 1)
         raise CelError(f"integers have no leading zeros; write {digits.lstrip('0') or '0'}", source, at)
     # The largest magnitude is that of -2^63; the parser knows whether a minus stands before it.
     if int(digits) > INT_MAX + 1:

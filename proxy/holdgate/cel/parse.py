@@ -287,12 +287,14 @@ class _Parser:
         if token.text == "(":
             node = self.expression()
             # The node covers its parentheses, so that a slice of the source is an expression again.
+            if self._is(","):
+                raise self._fail("a list is written in brackets: [..., ...]", token.start)
             return node._replace(start=token.start, end=self._expect(")", "to close '('").end)
         if token.text == "[":
             return self._list(token)
         if token.text == ".":
             raise self._fail("names do not start with '.' in cel-strict/1", token.start)
-        if token.kind is TokenKind.OP:
+        if token.kind is TokenKind.OP and token.text not in ("&&", "||", "=="):
             message, at = unexpected(self._source, token.start)
             if not message.startswith("unexpected character"):
                 raise self._fail(message, at)

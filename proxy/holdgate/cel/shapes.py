@@ -12,11 +12,12 @@ Invariants (tests/test_cel_shapes.py):
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Container, Iterator
+from typing import Final, NamedTuple
 
 from .model import Literal, Node, parts_of
 
-__all__ = ["Value", "places", "shape"]
+__all__ = ["Shape", "Value", "literals_of", "places", "shape", "without"]
 
 type Value = int | str
 
@@ -28,8 +29,14 @@ _LITERAL: Final = re.compile(
 _STRAY: Final = re.compile(r"[\"'\\]|//")
 
 
-def shape(text: str) -> tuple[str, list[Value]] | None:
-    """The shape, and the value of each literal; None for a text that is read as it is."""
+class Shape(NamedTuple):
+    shape: str
+    values: list[Value]  # of the literals
+    lengths: list[int]  # of their texts
+
+
+def shape(text: str) -> Shape | None:
+    """None for a text that is read as it is."""
     if not text.isascii():
         return None
     pieces = _LITERAL.split(text)
@@ -38,7 +45,13 @@ def shape(text: str) -> tuple[str, list[Value]] | None:
     if not literals or around.count("\0") != len(literals) or _STRAY.search(around):
         return None
     values: list[Value] = [part[1:-1] if part[0] in "\"'" else int(part) for part in literals]
-    return around + "".join(["s" if type(value) is str else "i" for value in values]), values
+    kinds = "".join(["s" if type(value) is str else "i" for value in values])
+    return Shape(around + kinds, values, [len(part) for part in literals])
+
+
+def literals_of(text: str) -> Iterator[re.Match[str]]:
+    """Where the literals of a text that has a shape stand."""
+    return _LITERAL.finditer(text)
 
 
 def places(node: Node, values: list[Value]) -> dict[int, tuple[int, int]] | None:
@@ -58,6 +71,13 @@ def places(node: Node, values: list[Value]) -> dict[int, tuple[int, int]] | None
         else:
             return None
     return known
+
+
+def without(node: Node, offsets: Container[int]) -> list[Node]:
+    """The largest parts of a tree in which no literal stands at one of these offsets."""
+    if not any(literal.start in offsets for literal in _literals(node)):
+        return [node]
+    return [found for part in parts_of(node) for found in without(part, offsets)]
 
 
 def _literals(node: Node) -> list[Literal]:

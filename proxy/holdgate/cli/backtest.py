@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import orjson
 from ..adapters.bundle_load import load_folder
 from ..adapters.sqlite_reader import SqliteReader
 from ..backtest import Change, NotReplayed, Report, backtest
+from ..bundle import Bundle
 from ..errors import ConfigError
 from ..keys import unb64url
+from ..policy_model import PolicySet
 from ..replay import Record
 from .progress import Progress
 from .replay import policies_of
 from .shared import Commands, add, config_of, first_index, print_json
 
-__all__ = ["register"]
+__all__ = ["backtest_of", "register"]
 
 _FLIPS = tuple(change.value for change in Change if change is not Change.SAME)
 
@@ -52,12 +55,8 @@ def _backtest(args: argparse.Namespace) -> int:
         end = reader.size if args.until is None else first_index(reader, args.until)
         with Progress("backtest", reader.size, "decisions") as progress:
             try:
-                report = backtest(
-                    _records(reader, first, end),
-                    policies_of(state_dir),
-                    new,
-                    without_effect=reader.without_effect(),
-                    progress=progress.show,
+                report = backtest_of(
+                    reader, policies_of(state_dir), new, first=first, end=end, progress=progress.show
                 )
             except NotReplayed as error:
                 raise ConfigError(f"{error}; see `holdgate replay`: nothing was compared") from error
@@ -72,10 +71,31 @@ def _backtest(args: argparse.Namespace) -> int:
     return 1 if failing and not is_accepted else 0
 
 
+def backtest_of(
+    reader: SqliteReader,
+    policies_of: Callable[[str], PolicySet | None],
+    new: Bundle,
+    *,
+    first: int = 0,
+    end: int = 2**62,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Report:
+    """Over the decisions of a ledger, from one index up to another. Raises NotReplayed, ConfigError."""
+    gc.freeze()  # bundles are hundreds of thousands of objects, which no collection needs to go through
+    return backtest(
+        _records(reader, first, end),
+        policies_of,
+        new,
+        without_effect=reader.without_effect,
+        progress=progress,
+    )
+
+
 def _records(reader: SqliteReader, first: int, end: int) -> Iterator[Record]:
     for jws, inputs, salt in reader.decisions(first, until=end):
-        statement: Mapping[str, Any] = orjson.loads(unb64url(jws.split(b".")[1]))
-        yield Record(statement=statement, inputs=inputs, salt=salt)
+        # header.payload.signature; the signature is `log audit`'s to look at
+        said: Mapping[str, Any] = orjson.loads(unb64url(jws[jws.index(b".") + 1 : jws.rindex(b".")]))
+        yield Record(statement=said, inputs=inputs, salt=salt)
 
 
 def _print(report: Report) -> None:
