@@ -126,7 +126,10 @@ class AuditInput:
     records: Iterable[LogRecord]
     claims: Iterable[ClaimRow]  # read after `records`
     counters: Iterable[CounterRow]  # read after `records`
-    prepared: Iterable[Prepared] = ()  # read after `records`
+    # Other nodes have claims and counters in the same store, and may have settled what this one left open.
+    # Then `claims` are those of this log's PERMITs, and the counters are not compared.
+    is_shared: bool = False
+    prepared: Iterable[Prepared] = ()  # read after `records`; those that PERMITs of this log made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +164,10 @@ class _Permit:
     found: OutcomeStatus = OutcomeStatus.EXECUTED  # by whoever reconciled it
 
     @property
+    def is_open(self) -> bool:
+        return self.status in (None, OutcomeStatus.UNKNOWN)
+
+    @property
     def states(self) -> frozenset[State]:
         """What the store may say of it, and of a claim that it holds."""
         is_reconciled = self.status is OutcomeStatus.RECONCILED and self.found is not OutcomeStatus.EXECUTED
@@ -182,7 +189,7 @@ def audit(
     verifying: Verifying = verified_here,
 ) -> AuditReport:
     """Verify everything; problems are found, never raised. `progress` is told how many leaves were read."""
-    auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles)
+    auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles, given.is_shared)
     checkpoints = list(earlier)
     try:
         checkpoint = verify_log(given.checkpoint, origin, log_keys)
@@ -205,13 +212,17 @@ def audit(
     auditor.inputs_end()
     auditor.claims(given.claims)
     auditor.prepared(given.prepared)
-    for text in auditor.budgets.problems(given.counters, given.head.iat_us):
-        auditor.problem(text)
+    if not given.is_shared:
+        for text in auditor.budgets.problems(given.counters, given.head.iat_us):
+            auditor.problem(text)
     return auditor.report()
 
 
 class _Auditor:
-    def __init__(self, origin: str, keys: KeySet, log_keys: KeySet, tiles: StoredTiles) -> None:
+    def __init__(
+        self, origin: str, keys: KeySet, log_keys: KeySet, tiles: StoredTiles, is_shared: bool
+    ) -> None:
+        self._is_shared = is_shared
         self._problems: list[str] = []
         self.keys = KeyAudit(keys, log_keys, self.problem)
         self.tiles = TileAudit(tiles, self.problem)
@@ -309,7 +320,8 @@ class _Auditor:
         inputs = self._inputs.decision(self.edge.size - 1, record, statement)
         is_permit = statement["outcome"] == Outcome.PERMIT
         for bound in statement.get("binds", ()):
-            if bound not in self._produced:
+            elsewhere = self._is_shared and bound not in self._permits  # in another node's log
+            if bound not in self._produced and not elsewhere:
                 self._at(record, f"it is bound to {bound}, which made nothing that is known")
         if is_permit != (record.permit is not None):
             self._at(record, "the ledger and the receipt disagree whether this is a permit")
@@ -328,7 +340,7 @@ class _Auditor:
             row=record.permit,
         )
         first = self._permits.get(self._by_key.get(permit.key_hash, ""))
-        if first is not None and first.status in (None, OutcomeStatus.UNKNOWN):
+        if first is not None and first.is_open and not self._settled_elsewhere(first):
             if first.status is None or "replay_of" not in statement:
                 self._at(record, f"a second PERMIT under a key that leaf {first.index} still holds")
         if permit.key_hash:
@@ -351,7 +363,7 @@ class _Auditor:
         first = statement.get("replay_of")
         if first is None:
             self._denied[statement["id"]] = known
-        elif self._denied.get(first) != known:
+        elif self._denied.get(first, known if self._is_shared else None) != known:
             self._at(record, f"it repeats {first}, which is no earlier DENY of this request")
 
     def _after(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
@@ -367,6 +379,8 @@ class _Auditor:
     def _outcome(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         self._outcomes += 1
         permit = self._permits.get(statement["of"])
+        if permit is None and self._is_shared:
+            return  # of another node's PERMIT, which that node could not settle
         if permit is None:
             self._at(record, "the outcome of no earlier PERMIT")
             return
@@ -394,8 +408,8 @@ class _Auditor:
             self._claim(row)
         for key, receipt_id in self._by_key.items():
             permit = self._permits[receipt_id]
-            open_now = permit.status in (None, OutcomeStatus.UNKNOWN)
-            if key not in held and (open_now or permit.source != "implicit"):
+            missing = key not in held and (permit.is_open or permit.source != "implicit")
+            if missing and not self._is_shared:
                 self.problem(f"leaf {permit.index}: its claim {key[:16]} is missing ({permit.id})")
 
     def prepared(self, rows: Iterable[Prepared]) -> None:
@@ -405,11 +419,12 @@ class _Auditor:
 
     def _permit_row(self, permit: _Permit, row: PermitRow) -> None:
         name = f"leaf {permit.index}: the ledger's permit"
-        if row.state not in permit.states:
+        elsewhere = self._settled_elsewhere(permit)
+        if row.state not in permit.states and not elsewhere:
             self.problem(f"{name} state is not what its outcomes say ({permit.id})")
         if row.id != permit.id:
             self.problem(f"{name} id is not the receipt's ({permit.id})")
-        if row.http_status != permit.http_status:
+        if row.http_status != permit.http_status and not elsewhere:
             self.problem(f"{name} http_status is not its outcome's ({permit.id})")
         if permit.key_hash and permit.key_hash not in row.claims:
             self.problem(f"{name} claims are not what it held ({permit.id})")
@@ -422,7 +437,8 @@ class _Auditor:
             return
         if row.digest != permit.digest:
             self.problem(f"{name}: not for the request of leaf {permit.index}")
-        if row.state not in permit.states:
+        elsewhere = self._settled_elsewhere(permit)
+        if row.state not in permit.states and not elsewhere:
             self.problem(f"{name}: {row.state}, which leaf {permit.index} and its outcome do not say")
         if row.source == permit.source and permit.key_hash and row.key != permit.key_hash:
             self.problem(f"{name}: not the key of leaf {permit.index}")
@@ -430,11 +446,17 @@ class _Auditor:
             self.problem(f"{name}: its source is not that of leaf {permit.index}")
         if permit.row is not None and row.key not in permit.row.claims:
             self.problem(f"{name}: not among what leaf {permit.index} holds")
-        if row.http_status != permit.http_status:
+        if row.http_status != permit.http_status and not elsewhere:
             self.problem(f"{name}: http_status is not that of leaf {permit.index}'s outcome")
         newest = self._by_key.get(row.key)
         if newest not in (None, row.receipt_id) and not self._fell_back(row, newest):
             self.problem(f"{name}: a later PERMIT holds it")
+
+    def _settled_elsewhere(self, permit: _Permit) -> bool:
+        """Whether another node wrote the outcome that this log lacks: of a PERMIT that died with its node."""
+        if not self._is_shared or permit.row is None or not permit.is_open:
+            return False
+        return permit.row.state not in (State.DISPATCHING, State.UNKNOWN)
 
     def _fell_back(self, row: ClaimRow, newest: str | None) -> bool:
         """Whether the newest PERMIT was a replay without effect, so that the first one stands again."""

@@ -60,6 +60,11 @@ class Fence:
     digest: str
 
 
+_UNKNOWN: Final = OutcomeNote(
+    receipt_id="", status=OutcomeStatus.UNKNOWN, http_status=0, delivered=False
+)  # of whoever died before saying so
+
+
 class Batch:
     """`active` is the digest that PERMITs need; "" while no fence was ever set."""
 
@@ -234,6 +239,9 @@ class Batch:
         permit = self._permit(_text(finding.of))
         if permit is None:
             raise ReconcileError(f"no PERMIT has the id {finding.of}")
+        if permit.state is State.DISPATCHING and self._rows.deserted(finding.of):
+            self._outcome(permit, replace(_UNKNOWN, receipt_id=finding.of), None)
+            permit = self.permits[finding.of]
         if permit.state is not State.UNKNOWN:
             raise ReconcileError(f"the outcome of {finding.of} is {permit.state}, not unknown")
         if finding.found not in FINDINGS:
@@ -409,4 +417,6 @@ def _text(value: str) -> str:
     if not isinstance(value, str):
         raise BackendError(Reason.INTERNAL_ERROR, "the entry has a field that is not text")
     value.encode()  # a lone surrogate raises here
+    if "\0" in value:
+        raise BackendError(Reason.INTERNAL_ERROR, "the entry has a text that not every store can keep")
     return value

@@ -34,6 +34,7 @@ __all__ = [
     "connect_writer",
     "denial_of",
     "denial_row",
+    "kept_input",
     "pack",
     "read_input",
     "read_total",
@@ -175,10 +176,17 @@ def read_input(db: sqlite3.Connection, receipt_id: str) -> bytes | None:
         " LEFT JOIN sealed e ON e.idx = r.idx LEFT JOIN secrets s ON s.idx = r.idx WHERE r.id = ?",
         (receipt_id,),
     ).fetchone()
-    if row is None or row[0] is not None or row[1] is None:
-        return None if row is None else row[0]
+    return None if row is None else kept_input(receipt_id, *row)
+
+
+def kept_input(
+    receipt_id: str, json: bytes | None, data: bytes | None, salt: bytes | None, key: bytes | None
+) -> bytes | None:
+    """What is kept in clear or sealed beside a receipt."""
+    if json is not None or data is None:
+        return json
     try:
-        kept = Stored(data=row[1], salt=row[2] or b"", key=row[3] or b"").open(receipt_id)
+        kept = Stored(data=data, salt=salt or b"", key=key or b"").open(receipt_id)
     except SealError:
         return None  # damaged: `log audit` says so
     return None if kept is None else kept.inputs

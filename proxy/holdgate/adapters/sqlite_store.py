@@ -125,6 +125,9 @@ class SqliteStore:
     def total(self, meter: str, now_us: int) -> Total:
         return read_total(self._db, meter, now_us)
 
+    def deserted(self, receipt_id: str) -> bool:
+        return False  # they are all this process's own: open() has closed the others
+
     def _stored_permit(self, receipt_id: str) -> Permit | None:
         row = self._db.execute(
             "SELECT p.idx, p.state, p.http_status, p.claims, p.charges, p.lender"

@@ -36,6 +36,7 @@ __all__ = [
     "ReceiptRow",
     "Rows",
     "Store",
+    "StoreBroken",
     "StoreLost",
 ]
 
@@ -56,6 +57,10 @@ class StoreLost(BackendError):
 
 class Conflict(Exception):
     """The transaction was undone by the store, because of another one."""
+
+
+class StoreBroken(Exception):
+    """The store is not what this process left, and does not become so again by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +150,10 @@ class Rows(Protocol):
 
     def total(self, meter: str, now_us: int) -> Total:
         """What stands on the meter at that time."""
+        ...
+
+    def deserted(self, receipt_id: str) -> bool:
+        """Whether whoever could dispatch this PERMIT, or report its outcome, runs no more."""
         ...
 
 

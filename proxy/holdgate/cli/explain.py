@@ -13,7 +13,7 @@ from typing import Any
 
 from ..adapters.fitness import active_bundle
 from ..adapters.keyfiles import load_fleet_key
-from ..adapters.sqlite_reader import SqliteReader
+from ..adapters.open_reader import open_reader
 from ..agents import Agent, identify
 from ..config import Config
 from ..errors import ConfigError, Outcome
@@ -97,7 +97,7 @@ def _bound(path: Path) -> Mapping[str, Any]:
 
 def _prepared(config: Config, key: str) -> Prepared | None:
     try:
-        with SqliteReader(config.state_dir) as ledger:
+        with open_reader(config) as ledger:
             return ledger.prepared(key)
     except ConfigError as error:
         print(f"note: {error}; nothing is known of prepared objects", file=sys.stderr)
@@ -115,7 +115,7 @@ def _fleet_key(config: Config) -> bytes:
 def _totals(config: Config, now_us: int, meters: tuple[str, ...]) -> Mapping[str, Total]:
     """What the counters stand at; read from the ledger, also while `run` is live."""
     try:
-        with SqliteReader(config.state_dir) as ledger:
+        with open_reader(config) as ledger:
             return ledger.totals(meters, now_us)
     except ConfigError as error:
         print(f"note: {error}; counters are taken as 0", file=sys.stderr)
