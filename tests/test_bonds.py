@@ -16,9 +16,9 @@ import pytest
 from evidence import KEYS, LOG_KEYS, NODE, ORIGIN, RECEIPT_KEY, T0, open_ledger
 from fakes import NO_POLICIES
 from holdgate.adapters import sqlite_store
-from holdgate.adapters.sqlite import SqliteLedger
 from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.adapters.sqlite_schema import DB_NAME, connect_reader
+from holdgate.adapters.store_ledger import StoreLedger
 from holdgate.adjudicate import Adjudication, Case, Evidence
 from holdgate.agents import Agent
 from holdgate.answer import DispatchError
@@ -437,14 +437,14 @@ def made_of(index: SurfaceIndex) -> Made:
     return Made(key=key, ttl_us=604_800_000_000, told=Told.NEW)
 
 
-async def make(ledger: SqliteLedger, index: SurfaceIndex, **how: Any) -> str:
+async def make(ledger: StoreLedger, index: SurfaceIndex, **how: Any) -> str:
     judging = judge(index, "/intents", CREATE, **how)
     receipt = (await ledger.record(judging)).entry.receipt_id
     ledger.record_outcome(receipt, OutcomeStatus.EXECUTED, 200, delivered=True, made=made_of(index))
     return receipt
 
 
-async def said_of(ledger: SqliteLedger, index: SurfaceIndex, step: str = "confirm", **how: Any) -> Entry:
+async def said_of(ledger: StoreLedger, index: SurfaceIndex, step: str = "confirm", **how: Any) -> Entry:
     return (await ledger.record(judge(index, f"/intents/pi_1/{step}", **how))).entry
 
 
