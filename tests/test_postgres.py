@@ -32,6 +32,9 @@ from holdgate.errors import BackendError, ConfigError, Outcome, Reason
 from holdgate.ledger import Finding, OutcomeStatus, Recorded, State, Verdict
 from holdgate.receipt import verify
 from pgserver import open_ledger
+from surface_requests import index_of
+from test_bonds import MAP as BONDS
+from test_bonds import make, said_of
 
 pytestmark = pytest.mark.slow
 
@@ -326,6 +329,27 @@ async def test_a_server_that_is_killed_under_load_loses_nothing_and_everything_h
 
 
 # --- PG1, PG2: a fleet ---
+
+
+@pytest.mark.parametrize("sensitive", [False, True], ids=["in clear", "sealed"])
+async def test_an_object_that_one_node_made_is_known_to_the_others(
+    server: pgserver.Server, tmp_path: Path, sensitive: bool
+) -> None:
+    settings, index = server.database(), index_of(BONDS)
+    with (
+        opened(tmp_path / "a", settings) as one,
+        opened(tmp_path / "b", settings, **node("edge-2")) as two,
+    ):
+        await make(one, index, sensitive=sensitive)
+        await one.record(RefundJudge("written"))  # the outcome is, before this
+        found = await said_of(two, index, "capture")
+        assert found.outcome is Outcome.PERMIT
+        assert b'"amount":1000,"currency":"eur"' in (found.inputs or b"")
+        two.record_outcome(found.receipt_id, OutcomeStatus.EXECUTED, 200, delivered=True)
+        await two.record(RefundJudge("settled"))
+        assert (await said_of(one, index, "capture", key="x")).reason is Reason.ALREADY_EXECUTED
+    for folder, name in (("a", "edge-1"), ("b", "edge-2")):
+        assert problems(tmp_path / folder, settings, name) == ()
 
 
 async def test_pg1_nodes_see_each_others_claims_and_time_only_goes_up(

@@ -5,7 +5,7 @@ given. It sees everything from leaf 0, so it does not rely on what the ledger re
 A problem names the leaf and its receipt, so that one can look at it.
 
 Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budgets.py; A11:
-tests/test_standing.py):
+tests/test_standing.py; A12: tests/test_bonds.py):
   A1  An edited, removed, inserted or reordered receipt is a problem, the removed tail included.
   A2  Every PERMIT has at most one outcome, or unknown and then reconciled; every outcome has its PERMIT.
   A3  A recorded input that is not the one its receipt names is a problem (audit_inputs.py says more).
@@ -20,6 +20,8 @@ tests/test_standing.py):
       a list of keys that says otherwise than the log.
   A11  A DENY that says it repeats another one is a problem unless that is an earlier DENY by the gate of the
       same request, agent, rules and bundle.
+  A12  A decision that is bound to a receipt whose executed outcome names no object is a problem, and so is an
+      object that the ledger knows and that no such outcome bears out.
 
 It does not see: a roll-back of ledger and checkpoint together (keep an earlier checkpoint elsewhere
 and pass it as `earlier`), and what is in no receipt: when a claim expires, what was charged where an
@@ -44,6 +46,7 @@ from .ledger import RELEASING, SOURCES, Charge, ClaimRow, OutcomeStatus, State
 from .note import Checkpoint, verify_log
 from .receipt import ReceiptError, Verified, verify_each
 from .sealing import Stored
+from .standing import Prepared
 from .statement import parse_us
 from .tlog import TlogError
 
@@ -126,6 +129,7 @@ class AuditInput:
     # Other nodes have claims and counters in the same store, and may have settled what this one left open.
     # Then `claims` are those of this log's PERMITs, and the counters are not compared.
     is_shared: bool = False
+    prepared: Iterable[Prepared] = ()  # read after `records`; those that PERMITs of this log made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +211,7 @@ def audit(
     auditor.head(given.head)
     auditor.inputs_end()
     auditor.claims(given.claims)
+    auditor.prepared(given.prepared)
     if not given.is_shared:
         for text in auditor.budgets.problems(given.counters, given.head.iat_us):
             auditor.problem(text)
@@ -227,6 +232,7 @@ class _Auditor:
         self._denied: dict[
             str, int
         ] = {}  # receipt of a DENY by the gate -> hash of what a repeat has in common
+        self._produced: dict[str, str] = {}  # PERMIT -> key of the object that its answer named
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
         self.budgets = BudgetAudit()
         self._inputs = InputAudit(self.problem)
@@ -313,6 +319,10 @@ class _Auditor:
     def _decision(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         inputs = self._inputs.decision(self.edge.size - 1, record, statement)
         is_permit = statement["outcome"] == Outcome.PERMIT
+        for bound in statement.get("binds", ()):
+            elsewhere = self._is_shared and bound not in self._permits  # in another node's log
+            if bound not in self._produced and not elsewhere:
+                self._at(record, f"it is bound to {bound}, which made nothing that is known")
         if is_permit != (record.permit is not None):
             self._at(record, "the ledger and the receipt disagree whether this is a permit")
         if not is_permit:
@@ -379,6 +389,8 @@ class _Auditor:
         if (permit.status is OutcomeStatus.UNKNOWN) != is_reconciled or (permit.status and not is_reconciled):
             before = permit.status or "a PERMIT"
             self._at(record, f"{status} cannot follow {before} of leaf {permit.index}")
+        if "produced" in statement:
+            self._produced[permit.id] = statement["produced"]
         if is_reconciled:
             permit.found = OutcomeStatus(statement.get("found", OutcomeStatus.EXECUTED))
         permit.status = status
@@ -399,6 +411,11 @@ class _Auditor:
             missing = key not in held and (permit.is_open or permit.source != "implicit")
             if missing and not self._is_shared:
                 self.problem(f"leaf {permit.index}: its claim {key[:16]} is missing ({permit.id})")
+
+    def prepared(self, rows: Iterable[Prepared]) -> None:
+        for row in rows:
+            if self._produced.get(row.receipt_id) != row.key:
+                self.problem(f"object {row.key[:16]}: {row.receipt_id} did not make it")
 
     def _permit_row(self, permit: _Permit, row: PermitRow) -> None:
         name = f"leaf {permit.index}: the ledger's permit"

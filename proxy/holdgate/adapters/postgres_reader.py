@@ -30,7 +30,9 @@ _FAILURES: Final = (StoreLost, Conflict, asyncpg.PostgresError)
 _WHERE: Final = "PostgreSQL"
 _PATIENCE_S: Final = 30.0  # for one query, and for one chunk of a long one
 _CHUNK: Final = 1000
-_TABLE: Final = re.compile(r"\b(FROM|JOIN) (head|receipts|inputs|sealed|secrets|permits|claims|counters)\b")
+_TABLE: Final = re.compile(
+    r"\b(FROM|JOIN) (head|receipts|inputs|sealed|secrets|permits|claims|counters|prepared)\b"
+)
 _JOIN: Final = re.compile(r"\b(\w)\.idx = (\w)\.idx\b")
 _OF_NODE: Final = frozenset({"receipts", "permits"})  # the others are joined to these
 _PLACE: Final = re.compile(r"\?")
@@ -114,9 +116,9 @@ class PostgresReader(Reader):
             if name in _OF_NODE and self._id is not None:
                 alias = "" if re.match(r" [a-z]\b", found.string[found.end() :]) else f" {name}"
                 return f"{word} (SELECT * FROM holdgate.{name} WHERE node = {self._id}){alias}"  # noqa: S608
-            if name == "claims" and self._id is not None:
+            if name in ("claims", "prepared") and self._id is not None:
                 rows = f"SELECT id FROM holdgate.permits WHERE node = {self._id}"  # noqa: S608
-                return f"{word} (SELECT * FROM holdgate.claims WHERE receipt_id IN ({rows})) claims"  # noqa: S608
+                return f"{word} (SELECT * FROM holdgate.{name} WHERE receipt_id IN ({rows})) {name}"  # noqa: S608
             return f"{word} holdgate.{name}"
 
         text = _JOIN.sub(r"\1.node = \2.node AND \1.idx = \2.idx", _TABLE.sub(table, sql))

@@ -47,6 +47,11 @@ CREATE TABLE holdgate.erasing (node INTEGER NOT NULL, idx BIGINT NOT NULL, PRIMA
 INSERT INTO holdgate.fleet VALUES (1, 0, 0, '');
 """
 
+_PREPARED: Final = """
+CREATE TABLE holdgate.prepared (key TEXT PRIMARY KEY, receipt_id TEXT NOT NULL, expires_us BIGINT NOT NULL);
+CREATE INDEX prepared_age ON holdgate.prepared (expires_us);
+"""
+
 # STEPS[n] turns format n into n + 1; what was released is never edited (sqlite_schema.py says why).
-STEPS: Final = (_TABLES,)
+STEPS: Final = (_TABLES, _PREPARED)
 VERSION: Final = len(STEPS)

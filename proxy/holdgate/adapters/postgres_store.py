@@ -27,12 +27,12 @@ import asyncpg
 
 from ..config_store import PostgresStore as Settings
 from ..ledger import Charge, ClaimRow, Finding, State, Total, is_free
-from ..standing import MAX_DENIALS, Denial
+from ..standing import MAX_DENIALS, Denial, Prepared
 from ..tlog import TlogError
 from .postgres_erase import PostgresEraser
 from .postgres_link import CHECKS, Link, check
 from .postgres_schema import LOCK_CLASS, charges_of, charges_text, claim_of, row_of
-from .sqlite_schema import denial_of, denial_row, pack, unpack
+from .sqlite_schema import denial_of, denial_row, kept_input, pack, unpack
 from .store import FORGET_EVERY, Changes, Conflict, Head, Node, OutcomeNote, Permit, StoreBroken, StoreLost
 
 __all__ = ["PostgresLeaves", "PostgresStore", "permit_of"]
@@ -90,6 +90,17 @@ INSERT INTO holdgate.denials
 SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[])
 ON CONFLICT (key) DO UPDATE SET at_us = excluded.at_us, digest = excluded.digest, policy = excluded.policy,
   receipt_id = excluded.receipt_id, rules = excluded.rules, expires_us = excluded.expires_us
+"""
+_PREPARED: Final = "SELECT key, receipt_id, expires_us FROM holdgate.prepared WHERE key = $1"
+_INPUTS: Final = """
+SELECT i.json, e.data, s.salt, s.key FROM holdgate.receipts r
+LEFT JOIN holdgate.inputs i ON i.node = r.node AND i.idx = r.idx
+LEFT JOIN holdgate.sealed e ON e.node = r.node AND e.idx = r.idx
+LEFT JOIN holdgate.secrets s ON s.node = r.node AND s.idx = r.idx WHERE r.id = $1
+"""
+_PUT_PREPARED: Final = """
+INSERT INTO holdgate.prepared SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])
+ON CONFLICT (key) DO UPDATE SET receipt_id = excluded.receipt_id, expires_us = excluded.expires_us
 """
 _PUT_COUNTERS: Final = """
 INSERT INTO holdgate.counters AS c (id, at_us, until_us, sum, count)
@@ -245,6 +256,20 @@ class PostgresStore:
             self._ask(lambda conn: self._fetch_denials(conn, [key]), self._until)
         return self._denials[key]
 
+    def prepared(self, key: str) -> Prepared | None:
+        if not _is_sendable(key):
+            return None
+        row = self._ask(lambda conn: conn.fetchrow(_PREPARED, key), self._until)
+        return (
+            None
+            if row is None
+            else Prepared(key=row["key"], receipt_id=row["receipt_id"], expires_us=row["expires_us"])
+        )
+
+    def inputs(self, receipt_id: str) -> bytes | None:
+        row = self._ask(lambda conn: conn.fetchrow(_INPUTS, receipt_id), self._until)
+        return None if row is None else kept_input(receipt_id, *row)
+
     def total(self, meter: str, now_us: int) -> Total:
         if meter not in self._buckets:
             self._ask(lambda conn: self._fetch_meters(conn, [meter]), self._until)
@@ -375,6 +400,9 @@ class PostgresStore:
         if changes.denials:
             rows = [denial_row(changes.head.iat_us, denial) for _, denial in changes.denials]
             await conn.execute(_PUT_DENIALS, *_turned(rows, 7))
+        if changes.prepared:
+            objects = [(one.key, one.receipt_id, one.expires_us) for one in changes.prepared]
+            await conn.execute(_PUT_PREPARED, *_turned(objects, 3))
         if self.head.tree.size // FORGET_EVERY != changes.head.tree.size // FORGET_EVERY:
             await self._forget(conn, changes.head.iat_us)
         if changes.charges:
@@ -411,6 +439,7 @@ class PostgresStore:
 
     async def _forget(self, conn: Any, now_us: int) -> None:
         await conn.execute("DELETE FROM holdgate.denials WHERE expires_us <= $1", now_us)
+        await conn.execute("DELETE FROM holdgate.prepared WHERE expires_us <= $1", now_us)
         await conn.execute(
             "DELETE FROM holdgate.denials WHERE at_us <="
             " (SELECT at_us FROM holdgate.denials ORDER BY at_us DESC LIMIT 1 OFFSET $1)",

@@ -21,6 +21,7 @@ from ..keyhistory import REVOKE, ROTATE
 from ..keys import unb64url
 from ..ledger import ClaimRow, State, Total
 from ..sealing import SealError, Stored
+from ..standing import Prepared
 from .sequencer import CHECKPOINT, LOG
 from .sqlite_schema import charges_of, claim_of
 from .store import Permit
@@ -133,6 +134,13 @@ class Reader(ABC):
         """The recorded decision input of a receipt."""
         row = self._row(f"{_INPUTS} WHERE r.id = ?", (receipt_id,))
         return None if row is None else _opened(row)[1]
+
+    def prepared(self, key: str) -> Prepared | None:
+        """What is known of an object that later requests act on, with what was decided about it."""
+        row = self._row("SELECT receipt_id, expires_us FROM prepared WHERE key = ?", (key,))
+        if row is None:
+            return None
+        return Prepared(key=key, receipt_id=row[0], expires_us=row[1], inputs=self.input(row[0]))
 
     def stored(self, receipt_id: str) -> Stored | None:
         """What is kept sealed beside a receipt; None when nothing ever was."""
@@ -300,7 +308,12 @@ class Reader(ABC):
             claims=self.claims(),
             counters=self.counters(),
             is_shared=self._is_shared,
+            prepared=self._prepared(),
         )
+
+    def _prepared(self) -> Iterator[Prepared]:
+        for row in self._rows("SELECT key, receipt_id, expires_us FROM prepared ORDER BY key"):
+            yield Prepared(key=row[0], receipt_id=row[1], expires_us=row[2])
 
     def _records(self) -> Iterator[LogRecord]:
         sql = (

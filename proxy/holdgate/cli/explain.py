@@ -22,6 +22,7 @@ from ..gate import RuleTrace
 from ..ledger import Total
 from ..message import Origin
 from ..policy_model import RuleEffect
+from ..standing import Prepared
 from ..strictyaml import load_file
 from .shared import Commands, add, config_of, print_json, read_bytes
 
@@ -40,6 +41,12 @@ def register(commands: Commands) -> None:
     parser.add_argument("--agent", default="", metavar="ID", help=f"default: who connects from {SOURCE}")
     parser.add_argument(
         "--facts", type=Path, metavar="FILE", help="what providers would say: YAML, {panel: {member: true}}"
+    )
+    parser.add_argument(
+        "--bound",
+        type=Path,
+        metavar="FILE",
+        help="what a confirm or apply is bound to, in place of the ledger's: YAML, {params: {amount: 100}}",
     )
     parser.add_argument("request", metavar="FILE|-", help="a raw HTTP/1.1 request, head and body")
 
@@ -60,6 +67,8 @@ def _explain(args: argparse.Namespace) -> int:
         now_us=now_us,
         totals=partial(_totals, config, now_us),
         facts=_facts(args.facts),
+        prepared=partial(_prepared, config),
+        bound=None if args.bound is None else _bound(args.bound),
     )
     if args.json:
         print_json(document(explained))
@@ -75,6 +84,24 @@ def _facts(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
         name: entry.open_mapping(name) and entry.plain()
         for name, entry in load_file(path).open_mapping().items()
     }
+
+
+def _bound(path: Path) -> Mapping[str, Any]:
+    parts = load_file(path).mapping(required=("params",), optional=("operation",), what="what is bound")
+    operation = parts["operation"].text("operation") if "operation" in parts else ""
+    return {
+        "operation": operation,
+        "params": {name: node.plain() for name, node in parts["params"].open_mapping("params").items()},
+    }
+
+
+def _prepared(config: Config, key: str) -> Prepared | None:
+    try:
+        with open_reader(config) as ledger:
+            return ledger.prepared(key)
+    except ConfigError as error:
+        print(f"note: {error}; nothing is known of prepared objects", file=sys.stderr)
+        return None
 
 
 def _fleet_key(config: Config) -> bytes:
@@ -126,6 +153,8 @@ def _print(explained: Explained) -> None:
         for name, value in part.get("counters", {}).items():
             shown = ", ".join(f"{key} {number}" for key, number in sorted(value.items()))
             print(f"counter    {name}: {shown}")
+        for name, value in part.get("bound", {}).get("params", {}).items():
+            print(f"bound      {name} = {value!r}")
         for name, value in part.get("facts", {}).items():
             shown = ", ".join(f"{key} {item!r}" for key, item in sorted(value.items()))
             print(f"fact       {name}: {shown}")
