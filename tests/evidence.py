@@ -151,6 +151,7 @@ class RefundJudge:
         self._digest, self._provider, self._ttl_us, self._inputs = digest, provider, ttl_us, inputs
         self._is_sealed = sealed
         self.denials: tuple[str, ...] = ()
+        self.objects: tuple[str, ...] = ()
         self.keys = tuple(key for key, _ in self._wanted)
         self.verdict: Verdict | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from holdgate.answer import DispatchError
@@ -18,6 +18,7 @@ from holdgate.ledger import (
     Recorded,
     State,
     bind,
+    remade,
     settle,
     settle_claim,
     settle_row,
@@ -26,7 +27,8 @@ from holdgate.message import Headers, ResponseHead
 from holdgate.policy_model import PolicySet
 from holdgate.receipt import new_receipt_id
 from holdgate.release import Release
-from holdgate.standing import Denial, Standing
+from holdgate.sealing import open_sealed
+from holdgate.standing import Denial, Made, Prepared, Standing
 
 NO_POLICIES = PolicySet(
     policies=(), agent_attrs={}, attr_tests={}, table={}, files=()
@@ -42,6 +44,7 @@ class MemoryLedger:
         self.claims: dict[str, ClaimRow] = {}
         self.book = Book()
         self.denials: dict[str, Denial] = {}
+        self.prepared: dict[str, Prepared] = {}
         self.now_us = 1_790_000_000_000_000
         self.before: Callable[[], Any] | None = None
         self.after: Callable[[], Any] | None = None
@@ -61,7 +64,7 @@ class MemoryLedger:
             now_us=self.now_us,
             receipt_id=receipt_id,
             budgets=budgets,
-            standing=Standing(denials=self.denials),
+            standing=Standing(denials=self.denials, prepared=self._known()),
         )
         if entry.denial is not None:
             self.denials[entry.denial.key] = entry.denial
@@ -80,15 +83,34 @@ class MemoryLedger:
             raise
         return Recorded(entry=entry, index=len(self.entries) - 1, durable=True)
 
+    def _known(self) -> dict[str, Prepared]:
+        inputs = {entry.receipt_id: _input_of(entry) for entry in self.entries}
+        return {k: replace(one, inputs=inputs[one.receipt_id]) for k, one in self.prepared.items()}
+
     def record_outcome(
-        self, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
+        self,
+        receipt_id: str,
+        status: OutcomeStatus,
+        http_status: int,
+        *,
+        delivered: bool,
+        made: Made | None = None,
     ) -> None:
         self.outcomes.append((receipt_id, status, http_status, delivered))
+        before = self.claims.get(made.key) if made else None
         with contextlib.suppress(KeyError):  # some tests settle what they never recorded
             self.book.settle(receipt_id, settle(State.DISPATCHING, status, delivered))
         for key, row in list(self.claims.items()):
             if row.receipt_id == receipt_id:
                 self.claims[key] = settle_row(row, status, http_status, delivered=delivered)
+        if made is not None and status is OutcomeStatus.EXECUTED:
+            is_known, free = remade(before, self.prepared.get(made.key), receipt_id, made, self.now_us)
+            if is_known:
+                self.prepared[made.key] = Prepared(
+                    key=made.key, receipt_id=receipt_id, expires_us=self.now_us + made.ttl_us
+                )
+            if free is not None:
+                self.claims[made.key] = free
 
     def reconcile(self, receipt_id: str, found: OutcomeStatus) -> None:
         """Somebody looked what became of an unknown outcome."""
@@ -100,6 +122,13 @@ class MemoryLedger:
     @property
     def last(self) -> Any:
         return self.entries[-1]
+
+
+def _input_of(entry: Any) -> bytes | None:
+    sealed = entry.sealed
+    if sealed is None:
+        return entry.inputs  # type: ignore[no-any-return]
+    return open_sealed(entry.receipt_id, sealed.data, sealed.key).inputs
 
 
 @dataclass

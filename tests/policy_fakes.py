@@ -56,6 +56,11 @@ class FakeIndex:
     def effects(self, surface: str, operation: str | None = None) -> frozenset[Effect]:
         return frozenset({Effect.READ if surface.endswith(".read") else Effect.COMMIT})
 
+    def bound_schema(
+        self, surface: str, operations: tuple[str, ...] | None
+    ) -> tuple[Mapping[str, ParamSchema], bool]:
+        return {}, False
+
     def param_schema(self, surface: str, operations: tuple[str, ...] | None) -> Mapping[str, ParamSchema]:
         chosen = [self._schemas[surface][name] for name in operations or self.operations(surface)]
         merged: dict[str, ParamSchema] = {}

@@ -97,6 +97,9 @@ class Shop:
         answer = await asyncio.wait_for(
             self.pipeline.handle(message(target, body, method, host, agent, headers or {}), FakeClient()), 20
         )
+        if answer.rest is not None:
+            while await answer.rest.next():
+                pass
         return said(answer)
 
     @property

@@ -58,6 +58,7 @@ class Node:
             yield Activator(
                 Signed(trust=self.trust, folder=self.bundles),
                 self.state,
+                read=lambda: SqliteReader(self.state),
                 ledger=ledger,
                 meter=self.metrics,
                 clock_us=lambda: self.now_us,

@@ -51,7 +51,7 @@ ACTION = Action(surface="payments.refund", operation="stripe.PostRefunds", effec
 
 
 class Judge:
-    keys = meters = denials = ()
+    keys = meters = denials = objects = ()
 
     def __init__(self, key, outcome, agent):
         self.key, self.outcome, self.agent = key, outcome, agent

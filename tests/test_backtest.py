@@ -291,7 +291,7 @@ def test_the_command_tells_what_would_change(
 ) -> None:
     old = load_bundle([node / "same/surfaces"], [node / "same/policies"])
     logged = [record(old, 50), record(old, 450, number=1), record(old, 500, number=86_400)]
-    monkeypatch.setattr(command, "SqliteReader", lambda _: Ledger(logged))
+    monkeypatch.setattr(command, "open_reader", lambda _: Ledger(logged))
     monkeypatch.setattr(command, "policies_of", lambda _: {old.digest: old.policies}.get)
 
     def told(name: str, *words: str) -> tuple[int, Any]:
@@ -334,7 +334,7 @@ def test_the_command_compares_nothing_where_the_log_does_not_replay(
     node: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = load_bundle([node / "same/surfaces"], [node / "same/policies"])
-    monkeypatch.setattr(command, "SqliteReader", lambda _: Ledger([record(old, 50, outcome="DENY")]))
+    monkeypatch.setattr(command, "open_reader", lambda _: Ledger([record(old, 50, outcome="DENY")]))
     monkeypatch.setattr(command, "policies_of", lambda _: {old.digest: old.policies}.get)
     asked = ["backtest", "-c", str(node / "holdgate.yaml"), "--bundle", str(node / "wider")]
     assert main(asked) == 2

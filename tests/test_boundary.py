@@ -16,7 +16,9 @@ ROWS = frozenset({"tcp4.22", "tcp6.22"})
 
 
 def boundary(folder: Path, required: frozenset[str] = ROWS, max_age_s: int = 60) -> Boundary:
-    config: Any = SimpleNamespace(state_dir=folder, doctor=Doctor(required=required, max_age_s=max_age_s))
+    config: Any = SimpleNamespace(
+        state_dir=folder, store=None, doctor=Doctor(required=required, max_age_s=max_age_s)
+    )
     return Boundary.read(config)
 
 

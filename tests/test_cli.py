@@ -114,7 +114,7 @@ def run(capsys):
 
 
 class _Judge:
-    keys = meters = denials = ()
+    keys = meters = denials = objects = ()
 
     def __init__(self, key, issuer, outcome):
         self.key, self.issuer, self.outcome = key, issuer, outcome

@@ -175,7 +175,7 @@ MISTAKES = [
     pytest.param("{mode: files}", "{mode: files, dir: b}", 10, "mode: signed", id="files with a directory"),
     pytest.param("{mode: files}", "{mode: auto}", 10, "one of: files, signed", id="a mode that depends"),
     pytest.param("{mode: files}", "{trust: t, dir: b}", 10, "'mode'", id="no mode"),
-    pytest.param("store: sqlite", "store: postgresql://h/db", 11, "store: sqlite", id="another store"),
+    pytest.param("store: sqlite", "store: mysql://u@h/db", 11, "store is `sqlite` or", id="another store"),
     pytest.param(
         "gate: embedded",
         "ext_authz: {listen: 10.0.0.5:9191}",
@@ -480,6 +480,65 @@ def test_ks1_a_signer_is_a_socket_with_a_deadline(folder: Path) -> None:
 )
 def test_ks1_any_other_signer_is_refused(folder: Path, text: str, message: str) -> None:
     assert message in str(refused(folder, SMALLEST + f"signer: {text}\n"))
+
+
+# --- store ---
+
+
+def test_sr1_a_store_is_sqlite_or_a_postgresql_url(folder: Path) -> None:
+    for text in ("", "store: sqlite\n"):
+        assert load(folder, SMALLEST + text).store is None
+    found = load(folder, SMALLEST + "store: postgresql://gate:pw@127.0.0.1:5433/holdgate\n").store
+    assert found is not None
+    assert found.urls == ("postgresql://gate:pw@127.0.0.1:5433/holdgate?sslmode=disable",)
+    assert (found.hosts, found.require_sync, found.deadline_ms) == (("127.0.0.1:5433",), False, 1000)
+    assert "pw" not in repr(found)
+    text = "store: {url: 'postgres://gate@/db?host=/run/pg', require_sync: true, deadline_ms: 250}\n"
+    found = load(folder, SMALLEST + text).store
+    assert found is not None
+    assert found.urls == ("postgresql://gate@/db?sslmode=disable&host=%2Frun%2Fpg",)
+    assert (found.hosts, found.require_sync, found.deadline_ms) == (("/run/pg",), True, 250)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "mode"),
+    [
+        pytest.param("db1.example.org,db2.example.org:6000", "verify-full", id="other machines"),
+        pytest.param("[2001:db8::1]", "verify-full", id="an address"),
+        pytest.param("localhost,[::1]:5433", "disable", id="this machine"),
+    ],
+)
+def test_sr2_another_machine_must_show_its_certificate(folder: Path, hosts: str, mode: str) -> None:
+    found = load(folder, SMALLEST + f"store: 'postgresql://gate@{hosts}/db'\n").store
+    assert found is not None and len(found.urls) == len(hosts.split(","))
+    assert all(url.endswith(f"/db?sslmode={mode}") for url in found.urls)
+    asked = load(folder, SMALLEST + f"store: 'postgresql://gate@{hosts}/db?sslmode=require'\n").store
+    assert asked is not None and all(url.endswith("sslmode=require") for url in asked.urls)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("redis", "store is `sqlite` or a URL", id="another word"),
+        pytest.param("5", "postgresql://", id="a number"),
+        pytest.param("'postgresql://secret@host'", "a URL such as", id="no database"),
+        pytest.param("'postgresql://host/secret'", "names no user", id="no user"),
+        pytest.param("'postgresql://secret@/db'", "?host=/run", id="no host"),
+        pytest.param("'postgresql://secret@ho st/db'", "a host of the URL", id="a host with a space"),
+        pytest.param("'postgresql://secret@h:99999/db'", "a host of the URL", id="a port beyond"),
+        pytest.param("'postgresql://secret@h/db?sslmode=prefer'", "sslmode is one of", id="TLS perhaps"),
+        pytest.param("'postgresql://secret@h/db?options=-c'", "'options' in the URL", id="an unknown word"),
+        pytest.param("{url: 'postgresql://secret@h/db', deadline_ms: 5}", "deadline_ms", id="no time"),
+        pytest.param("{url: 'postgresql://secret@h/db', pool: 3}", "pool", id="an unknown key"),
+        pytest.param("{require_sync: true}", "url", id="no URL"),
+    ],
+)
+def test_sr1_any_other_store_is_refused_and_no_password_is_shown(
+    folder: Path, text: str, message: str
+) -> None:
+    error = refused(folder, SMALLEST + f"store: {text}\n")
+    assert message in str(error)
+    assert "secret" not in str(error)
 
 
 # --- log ---

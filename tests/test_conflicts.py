@@ -24,7 +24,8 @@ SIGV4 = (
 SET = "arn:aws:cloudformation:eu-west-1:1:changeSet/c/9f"
 SURFACES = [
     *("payments.charge", "payments.refund", "payments.cancel", "payments.payout", "payments.instrument"),
-    *("payments.invoice", "identity.role_grant", "identity.role_revoke", "infra.apply", "data.delete"),
+    *("payments.invoice", "identity.role_grant", "identity.role_revoke", "infra.apply", "infra.plan"),
+    "data.delete",
 ]
 
 
@@ -146,19 +147,46 @@ APART = [
 ]
 
 
+MADE = [  # what the requests above act on, and how the vendor names it
+    (stripe("/payment_intents", "amount=100&currency=eur"), b'{"id":"pi_1"}'),
+    (stripe("/setup_intents"), b'{"id":"seti_1"}'),
+    (stripe("/charges", "amount=100&currency=eur&source=card_1&capture=false"), b'{"id":"ch_1"}'),
+    *(
+        (
+            aws(STACKS, "CreateChangeSet", ChangeSetName="c", StackName="web", UsePreviousTemplate="true"),
+            b"<CreateChangeSetResponse><CreateChangeSetResult><Id>" + identity + b"</Id>"
+            b"</CreateChangeSetResult></CreateChangeSetResponse>",
+        )
+        for identity in (b"one", b"two", SET.encode())
+    ),
+]
+
+
+async def made(shop: Shop, who: str) -> None:
+    """Two-step commits need their first step, by the same agent with the same credential."""
+    for ask, answer in MADE:
+        shop.upstream.body = answer
+        kind = b"text/xml" if answer.startswith(b"<") else b"application/json"
+        shop.upstream.headers = ((b"Content-Type", kind),)
+        assert (await ask.of(shop, who)).outcome == "PERMIT"
+
+
 @pytest.mark.parametrize(("one", "two"), TOGETHER)
 async def test_of_two_requests_about_one_thing_one_is_open(shop: Shop, one: Ask, two: Ask) -> None:
+    for who in ("A", "BB"):
+        await made(shop, who)
+    before = len(shop.upstream.seen)
     shop.upstream.gate = asyncio.Event()
     first = asyncio.create_task(one.of(shop, "A"))
-    while not shop.upstream.seen:
+    while len(shop.upstream.seen) == before:
         await asyncio.sleep(0)
     second = await two.of(shop, "BB")
     assert (second.status, second.outcome, second.reason) == (409, "SILENCE", "conflict")
-    assert len(shop.upstream.seen) == 1
+    assert len(shop.upstream.seen) == before + 1
     shop.upstream.gate.set()
     assert (await first).outcome == "PERMIT"
     after = await two.of(shop, "BB")
-    assert (after.outcome, len(shop.upstream.seen)) == ("PERMIT", 2)
+    assert (after.outcome, len(shop.upstream.seen)) == ("PERMIT", before + 2)
 
 
 @pytest.mark.parametrize(("one", "two"), APART)

@@ -36,7 +36,7 @@ async def serving(folder: Path, ledger: Any) -> AsyncIterator[list[tuple[AdminNo
         ledger=ledger,
         status=lambda: {"admin": "127.0.0.1:1"},
         noted=lambda *pair: noted.append(pair),
-        forget=partial(Forgetter(folder, ledger).forget, by="local"),
+        forget=partial(Forgetter(lambda: SqliteReader(folder), ledger).forget, by="local"),
     )
     await server.start()
     try:

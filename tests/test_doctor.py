@@ -48,7 +48,7 @@ def the_probe(kind: str, **changes: Any) -> Probe:
 @pytest.fixture
 def config(tmp_path: Path) -> Any:
     """As much of a configuration as a run needs: where the log would be."""
-    return SimpleNamespace(state_dir=tmp_path)
+    return SimpleNamespace(state_dir=tmp_path, store=None)
 
 
 def options(**changes: Any) -> Options:

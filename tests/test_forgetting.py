@@ -27,7 +27,7 @@ async def _filled(folder: Path, count: int = 6) -> SqliteLedger:
 
 async def test_fg1_what_was_destroyed_is_not_destroyed_again(tmp_path: Path) -> None:
     ledger = await _filled(tmp_path)
-    forgetter = Forgetter(tmp_path, ledger)
+    forgetter = Forgetter(lambda: SqliteReader(tmp_path), ledger)
     first = await forgetter.forget(EVERYTHING, by="local")
     size = ledger.size
     again = await forgetter.forget(EVERYTHING, by="local")
@@ -47,7 +47,7 @@ async def test_fg1_what_was_destroyed_is_not_destroyed_again(tmp_path: Path) -> 
 
 async def test_fg2_orders_at_the_same_time_share_nothing(tmp_path: Path) -> None:
     ledger = await _filled(tmp_path)
-    forgetter = Forgetter(tmp_path, ledger)
+    forgetter = Forgetter(lambda: SqliteReader(tmp_path), ledger)
     counts = [
         one.count for one in await asyncio.gather(*(forgetter.forget(EVERYTHING, by="x") for _ in range(5)))
     ]
@@ -67,7 +67,7 @@ async def test_fg3_retention_takes_what_is_old_enough_and_goes_on_after_a_failur
                 raise OSError("disk")
             return await ledger.erase(order)
 
-    forgetter = Forgetter(tmp_path, Sometimes())  # type: ignore[arg-type]
+    forgetter = Forgetter(lambda: SqliteReader(tmp_path), Sometimes())  # type: ignore[arg-type]
     with SqliteReader(tmp_path) as reader:
         third = list(reader.export())[3].iat_us
     pauses: list[float] = []

@@ -88,7 +88,9 @@ def permit_of(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[Frame],
 
 
 def recorded(jws: bytes, n: int) -> bytes:
-    return encode(Kind.RECORDED, jws, n=n, index=0, prior="", prior_status=0, would="")
+    return encode(
+        Kind.RECORDED, jws, n=n, index=0, prior="", prior_status=0, would="", produces=False, worth="new"
+    )
 
 
 async def refused(asked: Awaitable[Any]) -> Reason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from holdgate.headers import Verdicts
 from holdgate.ledger import OutcomeStatus, Recorded
 from holdgate.message import ResponseHead
 from holdgate.relay import Flight, Permit, Said, answer_exchange, outcome_of, share
+from holdgate.standing import Made, Told
 from test_headers import entry
 
 SHOW = Verdicts(node="n1", full=False, public_url=None)
@@ -104,3 +106,39 @@ async def test_ry4_a_flight_resolves_whatever_happens() -> None:
 )  # fmt: skip
 def test_what_a_status_says_of_the_effect(status: int, outcome: str) -> None:
     assert outcome_of(status).value == outcome
+
+
+@pytest.mark.parametrize(
+    ("status", "how", "told"),
+    [
+        pytest.param(200, {}, True, id="whole"),
+        pytest.param(200, {"length": None}, True, id="streamed"),
+        pytest.param(200, {"length": 10, "cut": True}, False, id="cut"),
+        pytest.param(200, {"length": None, "cut": True}, False, id="cut in the stream"),
+        pytest.param(402, {}, False, id="failed"),
+        pytest.param(500, {}, False, id="unknown"),
+    ],
+)
+async def test_ry5_an_object_is_named_with_an_executed_outcome_from_a_whole_answer(
+    status: int, how: dict[str, Any], told: bool
+) -> None:
+    made = Made(key="a" * 64, ttl_us=1, told=Told.NEW)
+    permitted = permit()
+    permitted.names = lambda head, body: made
+    given: list[Any] = []
+    permitted.ledger.record_outcome = lambda *args, made, **kwargs: given.append(made)  # type: ignore[method-assign]
+    answer = await run(permitted, exchange(status, **how))
+    with contextlib.suppress(DispatchError):
+        while answer.rest is not None and await answer.rest.next():
+            pass
+    assert given == [made if told else None]
+
+
+@pytest.mark.parametrize("length", [1, None], ids=["whole", "streamed"])
+async def test_ry5_an_answer_that_cannot_be_read_costs_the_agent_nothing(length: int | None) -> None:
+    permitted = permit()
+    permitted.names = lambda head, body: 1 / 0  # type: ignore[assignment,return-value]
+    answer = await run(permitted, exchange(length=length))
+    while answer.rest is not None and await answer.rest.next():
+        pass
+    assert (answer.status, outcomes(permitted)) == (200, [("executed", 200, True)])

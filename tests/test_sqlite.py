@@ -77,7 +77,7 @@ async def _settled(ledger: SqliteLedger) -> None:
 class _Broken:
     """A Judge that does what a test needs; `keys` is what it asks for."""
 
-    meters = denials = ()
+    meters = denials = objects = ()
 
     def __init__(self, does: Callable[[Entry], Entry], keys: Any = ()) -> None:
         self.keys, self._does, self._good = keys, does, RefundJudge("broken")

@@ -60,7 +60,7 @@ denials = st.builds(
 def test_st1_a_denial_repeats_for_its_own_request_and_bundle_until_it_expires(
     held: list[Denial], key: str, digest: str, policy: str, now_us: int
 ) -> None:
-    standing = Standing(denials={one.key: one for one in held})
+    standing = Standing(denials={one.key: one for one in held}, prepared={})
     found = repeated(standing, key, digest=digest, policy=policy, now_us=now_us)
     one = standing.denials.get(key)
     expected = one is not None and one.digest == digest and one.policy == policy and now_us < one.expires_us
@@ -121,9 +121,9 @@ def decide(judging: Adjudication, standing: Standing, now_us: int = T0) -> Entry
 
 
 def denied(key: KeyRule = NATIVE) -> tuple[Entry, Standing]:
-    entry = decide(judge(Asked(DENY), key=key), Standing(denials={}))
+    entry = decide(judge(Asked(DENY), key=key), Standing(denials={}, prepared={}))
     assert entry.denial is not None
-    return entry, Standing(denials={entry.denial.key: entry.denial})
+    return entry, Standing(denials={entry.denial.key: entry.denial}, prepared={})
 
 
 def test_a9_a_repeat_names_the_first_denial_and_asks_nobody() -> None:
@@ -178,7 +178,7 @@ def test_a9_a_denial_ends_with_its_key(key: KeyRule, lasts_s: int) -> None:
     ],
 )
 def test_st2_only_a_denial_by_a_policy_here_leaves_one(judging: Adjudication, outcome: Outcome) -> None:
-    entry = decide(judging, Standing(denials={}))
+    entry = decide(judging, Standing(denials={}, prepared={}))
     assert (entry.outcome, entry.denial) == (outcome, None)
 
 
@@ -305,6 +305,7 @@ async def test_a11_a_repeat_is_of_an_earlier_denial_of_the_same_request(
     other = await ledger.record(judge(Asked(DENY), agent="other" if change else "bot"))
     judging = judge(Asked(PERMIT))
     lie = Standing(
+        prepared={},
         denials={
             judging.denials[0]: Denial(
                 key=judging.denials[0],
@@ -314,11 +315,11 @@ async def test_a11_a_repeat_is_of_an_earlier_denial_of_the_same_request(
                 rules=DENY.rules,
                 expires_us=T0 + HOUR_US,
             )
-        }
+        },
     )
 
     class Repeating:
-        keys, meters, denials = judging.keys, (), ()
+        keys, meters, denials, objects = judging.keys, (), (), ()
 
         def __call__(self, claims: Any, *, standing: Standing, **given: Any) -> Entry:
             return judging(claims, standing=lie, **given)

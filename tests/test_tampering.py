@@ -91,7 +91,7 @@ async def _make(state: Path) -> None:
     await refund("c")
     await ledger.change_key(Rotation(purpose=Purpose.LOG, key_id="", by="local"))
     await ledger.change_key(Revocation(kid=first, from_index=None, by="local"))
-    forgetter = Forgetter(state, ledger)
+    forgetter = Forgetter(lambda: SqliteReader(state), ledger)
     await forgetter.forget(Erasure(action=SHRED, ids=frozenset(ids[:1])), by="local")
     await forgetter.forget(Erasure(action=RETENTION, before_us=T0 + 10**9), by="local")
     ledger.close()

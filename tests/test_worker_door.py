@@ -315,7 +315,8 @@ async def test_wd6_who_does_not_say_hello_is_cut(house: Gate, said: bytes) -> No
         ),
         pytest.param(encode(Kind.FIGURES, figures={"decisions": 1}), id="no figures"),
         pytest.param(
-            encode(Kind.OUTCOME, id="r", status="maybe", http_status=1, delivered=True), id="no outcome"
+            encode(Kind.OUTCOME, id="r", status="maybe", http_status=1, delivered=True, made=[]),
+            id="no outcome",
         ),
     ],
 )

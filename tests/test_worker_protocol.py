@@ -18,9 +18,11 @@ from holdgate.answer import Answer
 from holdgate.errors import Outcome, Reason
 from holdgate.gate import Decision
 from holdgate.keys import b64url
-from holdgate.ledger import Recorded
+from holdgate.ledger import OutcomeStatus, Recorded
 from holdgate.receipt import new_receipt_id
-from holdgate.surface.model import Action, Effect, KeyRule, KeySource, Param
+from holdgate.standing import Made
+from holdgate.standing import Told as Worth
+from holdgate.surface.model import Action, Bond, Effect, KeyRule, KeySource, Param, Produces
 from holdgate.worker_protocol import (
     MAX_HEAD,
     MAX_TAIL,
@@ -32,6 +34,7 @@ from holdgate.worker_protocol import (
     encode,
     plain_answer,
     plain_case,
+    plain_made,
     plain_told,
     read_answer,
     read_case,
@@ -48,9 +51,19 @@ FRAMES = [
     encode(Kind.WELCOME, bundle="sha256:00", ca="aa"),
     encode(Kind.ASK, n=1, bundle="sha256:00", case=plain_case(case()), told=[]),
     encode(Kind.WITHDRAW, n=1),
-    encode(Kind.OUTCOME, id="rcpt_1", status="executed", http_status=200, delivered=True),
+    encode(Kind.OUTCOME, id="rcpt_1", status="executed", http_status=200, delivered=True, made=[]),
+    encode(
+        Kind.OUTCOME,
+        id="rcpt_1",
+        status="executed",
+        http_status=200,
+        delivered=True,
+        made=plain_made(Made(key="a" * 64, ttl_us=5, told=Worth.OLD)),
+    ),
     encode(Kind.END, b"body", flight="a\0b", answer={"status": 200}),
-    encode(Kind.RECORDED, b"jws", n=1, index=0, prior="", prior_status=0, would=""),
+    encode(
+        Kind.RECORDED, b"jws", n=1, index=0, prior="", prior_status=0, would="", produces=True, worth="new"
+    ),
     encode(Kind.REFUSED, n=1, reason="overloaded", detail="x"),
 ]
 
@@ -110,7 +123,12 @@ def test_wp1_a_case_with_another_member_is_a_case_or_a_wire_error(name: str, val
         pass
 
 
-@given(json_values, st.sampled_from(["actions", "keys", "principal", "digest", "conflict_keys", "sensitive"]))
+@given(
+    json_values,
+    st.sampled_from(
+        ["actions", "keys", "principal", "digest", "conflict_keys", "sensitive", "bonds", "produces"]
+    ),
+)
 def test_wp1_a_recognised_with_another_member_too(value: Any, name: str) -> None:
     plain = json.loads(json.dumps(plain_case(case())))
     plain["recognised"][name] = value
@@ -211,6 +229,8 @@ MANY = replace(
     keys=(PROVIDER, NATURAL),
     conflict_keys=("stripe:ch_1",),
 )
+BOND = Bond(object="ok:pi_1", to=("ok.Make", "ok.Change"), once=True, blind=False)
+MADE = Produces(map="ok", path=("data", "id"), ttl_s=5)
 CASES = {
     "a keyed refund": case(),
     "no key, no principal": case(recognised=recognised()),
@@ -222,6 +242,10 @@ CASES = {
         agent=None, request=None, recognised=None, wire="", raw_digest="sha256:" + "1" * 64, raw_bytes=7,
         refusal=Reason.MALFORMED_REQUEST,
     ),
+    "what acts on an object and makes it anew": case(
+        recognised=replace(MANY, bonds=(BOND, None), produces=MADE)
+    ),
+    "what makes an object": case(recognised=replace(MANY, produces=MADE)),
     "a flood": case(agent=AGENT, recognised=None, wire="", raw_digest="sha256:" + "1" * 64,
                     refusal=Reason.UNKNOWN_DESTINATION, count=41),
 }  # fmt: skip
@@ -254,6 +278,26 @@ def test_wp2_what_another_gate_said_comes_out_as_it_went_in() -> None:
         assert read_told(json.loads(json.dumps(plain_told(told)))) == told
 
 
+@pytest.mark.parametrize("made", [None, Made(key="a" * 64, ttl_us=5, told=Worth.EITHER)])
+def test_wp2_an_object_that_was_made_comes_out_as_it_went_in(made: Made | None) -> None:
+    data = encode(
+        Kind.OUTCOME, id="r", status="executed", http_status=200, delivered=True, made=plain_made(made)
+    )
+    (frame,) = FrameReader().feed(data)
+    assert read_outcome(frame) == ("r", OutcomeStatus.EXECUTED, 200, True, made)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [["a"], ["a" * 63, 5, "new"], ["a" * 64, 0, "new"], ["a" * 64, 5, "perhaps"], ["a" * 64, "5", "new"]],
+)
+def test_wp1_an_object_that_is_none_is_refused(row: list[Any]) -> None:
+    data = encode(Kind.OUTCOME, id="r", status="executed", http_status=200, delivered=True, made=row)
+    (frame,) = FrameReader().feed(data)
+    with pytest.raises(WireError):
+        read_outcome(frame)
+
+
 def test_wp2_an_answer_comes_out_as_it_went_in() -> None:
     answer = Answer(
         status=200,
@@ -280,6 +324,7 @@ async def recorded(given: Case, decision: Decision, monkeypatch: pytest.MonkeyPa
 
 def frame_of(made: Recorded, **change: Any) -> Frame:
     head = {"n": 1, "index": made.index, "prior": "", "prior_status": 0, "would": ""}
+    head |= {"produces": made.entry.produces, "worth": made.entry.told.value}
     data = encode(Kind.RECORDED, change.pop("jws", made.entry.jws), **(head | change))
     return FrameReader().feed(data)[0]
 

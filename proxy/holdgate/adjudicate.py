@@ -3,7 +3,7 @@
 A Case (everything known of the request) and the claims that the ledger read become one Entry. Pure: time,
 receipt id and claims are arguments. The Entry is not a permit yet: only a store can make it Recorded.
 
-Invariants (tests/test_adjudicate.py; A9: tests/test_standing.py):
+Invariants (tests/test_adjudicate.py; A9: tests/test_standing.py; A10: tests/test_bonds.py):
   A1  PERMIT only when every claim verdict leaves the way open and the gate said PERMIT.
   A2  A Case with a refusal never reaches the gate.
   A3  Claims are bound on PERMIT only.
@@ -14,6 +14,8 @@ Invariants (tests/test_adjudicate.py; A9: tests/test_standing.py):
   A8  Under no bundle, or one that has ended, every Case is SILENCE with that reason, refused ones too.
   A9  A repeat of a request that a policy denied is DENY again with the same rules and names the first
       receipt, and the gate is not asked; under another bundle, or by another gate, it is.
+  A10  An action that is bound to an object is permitted only with what was decided of that object in the
+      input, or where the map says `blind: allow`; one that acts once takes the object with its PERMIT.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from .keys import Signer
 from .ledger import (
     CONFLICT_SOURCE,
     NO_BUDGETS,
+    ONCE_SOURCE,
     Binding,
     Budgets,
     Charge,
@@ -47,12 +50,13 @@ from .ledger import (
     Verdict,
     appraise,
     op_key,
+    told_by,
 )
 from .policy import PolicySet
 from .receipt import decision_statement, input_digest, sign
 from .sealing import SALT_BYTES, Kept, Sealed, commitment, seal
-from .standing import KEYLESS_S, NOTHING_STANDS, Denial, Standing, repeated
-from .surface.model import Action, KeySource, Recognised
+from .standing import KEYLESS_S, NOTHING_STANDS, Denial, Standing, Told, bound_part, repeated
+from .surface.model import Action, Bond, KeySource, Recognised
 
 __all__ = [
     "Adjudication",
@@ -64,6 +68,7 @@ __all__ = [
     "TimedGate",
     "decision_input",
     "flight_name",
+    "object_key",
     "questions",
 ]
 
@@ -178,6 +183,7 @@ class Adjudication:
         "denials",
         "keys",
         "meters",
+        "objects",
     )
 
     def __init__(
@@ -201,6 +207,7 @@ class Adjudication:
         # Another gate's policies may change while the bundle here stays the same: its denials do not stick.
         own = self._claims[:1] if engine == gate.ENGINE and case.recognised and case.recognised.keys else ()
         self.denials = tuple(claim.key for claim in own)
+        self.objects = tuple(dict.fromkeys(claim.key for claim in self._claims if claim.bond is not None))
 
     @property
     def waiting(self) -> bool:
@@ -246,6 +253,11 @@ class Adjudication:
             if denial is not None:
                 return self._denied_again(now_us, receipt_id, denial)
         inputs = decision_input(case.agent, case.request, case.recognised, now_us)
+        taken = self._bound(inputs["actions"], standing, now_us)
+        if (
+            taken is None
+        ):  # another gate would not know: it is not asked for anything that is bound to nothing
+            return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.INPUT_UNAVAILABLE)
         first = prior if verdict is Verdict.REPLAY else ""
         if self._engine == gate.ENGINE:  # like counters
             facts_of = self._bundle.policies.facts_of
@@ -270,7 +282,32 @@ class Adjudication:
             replay=first != "",
             charges=charges if permitted else (),
             would=would.get("outcome", ""),
+            objects=_receipts_of(inputs["actions"]),
+            taken=taken,
+            told=told_by(claims, self.keys, verdict, digest=digest),
         )
+
+    def _bound(self, actions: list[dict[str, Any]], standing: Standing, now_us: int) -> frozenset[str] | None:
+        """Put into each action what it is bound to. The keys of objects that a PERMIT takes.
+
+        None: an action lacks its object, and it is not the gate here that will say so.
+        """
+        recognised, taken = self._case.recognised, set()
+        for claim in self._claims:
+            bond, found = claim.bond, standing.prepared.get(claim.key)
+            if bond is None or recognised is None:
+                continue
+            part = bound_part(found, bond, now_us)
+            if part is None:
+                if not bond.blind and self._engine != gate.ENGINE:
+                    return None
+                continue
+            for action, own in zip(actions, recognised.bonds, strict=True):
+                if own == bond:
+                    action["bound"] = part
+            if bond.once:
+                taken.add(claim.key)
+        return frozenset(taken)
 
     def _denied_again(self, now_us: int, receipt_id: str, denial: Denial) -> Entry:
         return self._entry(
@@ -325,6 +362,9 @@ class Adjudication:
         replay: bool = False,
         charges: tuple[Charge, ...] = (),
         would: str = "",
+        objects: tuple[str, ...] = (),
+        taken: frozenset[str] = frozenset(),
+        told: Told = Told.NEW,
     ) -> Entry:
         case, evidence, bundle = self._case, self._evidence, self._bundle
         recognised = case.recognised
@@ -351,6 +391,7 @@ class Adjudication:
             replay_of=prior if replay else "",
             supersedes=prior if permit and not replay else "",
             budget=budget_ids(charges),
+            binds=objects,
             via=case.via,
             count=case.count if outcome is Outcome.SILENCE and inputs is None else 1,
         )
@@ -365,7 +406,7 @@ class Adjudication:
             iat_us=now_us,
             wire=case.wire,
             jws=sign(statement, evidence.signer),
-            bindings=tuple(claim.binding(now_us) for claim in self._claims) if permit else (),
+            bindings=self._bindings(taken, now_us) if permit else (),
             inputs=inputs if sealed is None else None,
             prior=prior,
             prior_status=prior_status,
@@ -373,7 +414,13 @@ class Adjudication:
             sealed=sealed,
             would=would,
             denial=self._denial(outcome, rules, now_us, receipt_id) if inputs is not None else None,
+            produces=permit and recognised is not None and _produces(recognised, objects),
+            told=told,
         )
+
+    def _bindings(self, taken: frozenset[str], now_us: int) -> tuple[Binding, ...]:
+        held = (claim for claim in self._claims if claim.bond is None or claim.key in taken)
+        return tuple(claim.binding(now_us) for claim in held)
 
     def _sealed(self, receipt_id: str, inputs: bytes | None) -> tuple[Sealed | None, dict[str, str]]:
         """What is kept of a sensitive operation, and the part of the receipt that commits to it."""
@@ -393,7 +440,7 @@ class Adjudication:
 
     def _idempotency_part(self) -> tuple[str, str] | None:
         for claim in self._claims:
-            if claim.source != CONFLICT_SOURCE:
+            if claim.source not in (CONFLICT_SOURCE, ONCE_SOURCE):
                 return claim.source, claim.key
         return None
 
@@ -405,6 +452,7 @@ class _Claim:
     source: str
     ttl_s: int
     provider: bool
+    bond: Bond | None = None  # of a claim on an object
 
     def binding(self, now_us: int) -> Binding:
         return Binding(
@@ -417,6 +465,7 @@ class _Claim:
 
 
 _CONFLICT_TTL_S: Final = 86_400
+_ONCE_TTL_S: Final = 366 * 86_400  # no time frees it; longer than any key, so that a replay knows its own
 
 
 def _claims(case: Case, fleet_key: bytes) -> tuple[_Claim, ...]:
@@ -446,7 +495,35 @@ def _claims(case: Case, fleet_key: bytes) -> tuple[_Claim, ...]:
         )
         for value in recognised.conflict_keys
     ]
-    return (*keys, *conflicts)
+    objects = [
+        _Claim(
+            key=object_key(agent.id, request, recognised, bond.object, fleet_key),
+            digest=recognised.digest,
+            source=ONCE_SOURCE,
+            ttl_s=_ONCE_TTL_S,
+            provider=False,
+            bond=bond,
+        )
+        for bond in dict.fromkeys(recognised.bonds)
+        if bond is not None
+    ]
+    return (*keys, *conflicts, *objects)
+
+
+def object_key(agent: str, request: Target, recognised: Recognised, name: str, fleet_key: bytes) -> str:
+    """The stored name of an object: whoever has it, where, and by whose credential (ST4)."""
+    scope = (agent, request.destination, recognised.principal or "")
+    return op_key("object", *scope, name, secret=fleet_key)
+
+
+def _produces(recognised: Recognised, objects: tuple[str, ...]) -> bool:
+    """Whether the answer may make an object known. What was done to an object that is not known itself says
+    too little about it: a changed amount is there, the currency is not."""
+    return recognised.produces is not None and (bool(objects) or not any(recognised.bonds))
+
+
+def _receipts_of(actions: list[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(sorted({action["bound"]["receipt"] for action in actions if "bound" in action}))
 
 
 def _uses(case: Case, bundle: Bundle, fleet_key: bytes) -> tuple[tuple[Use, ...], ...]:

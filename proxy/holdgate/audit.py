@@ -5,7 +5,7 @@ given. It sees everything from leaf 0, so it does not rely on what the ledger re
 A problem names the leaf and its receipt, so that one can look at it.
 
 Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budgets.py; A11:
-tests/test_standing.py):
+tests/test_standing.py; A12: tests/test_bonds.py):
   A1  An edited, removed, inserted or reordered receipt is a problem, the removed tail included.
   A2  Every PERMIT has at most one outcome, or unknown and then reconciled; every outcome has its PERMIT.
   A3  A recorded input that is not the one its receipt names is a problem (audit_inputs.py says more).
@@ -20,6 +20,8 @@ tests/test_standing.py):
       a list of keys that says otherwise than the log.
   A11  A DENY that says it repeats another one is a problem unless that is an earlier DENY by the gate of the
       same request, agent, rules and bundle.
+  A12  A decision that is bound to a receipt whose executed outcome names no object is a problem, and so is an
+      object that the ledger knows and that no such outcome bears out.
 
 It does not see: a roll-back of ledger and checkpoint together (keep an earlier checkpoint elsewhere
 and pass it as `earlier`), and what is in no receipt: when a claim expires, what was charged where an
@@ -44,6 +46,7 @@ from .ledger import RELEASING, SOURCES, Charge, ClaimRow, OutcomeStatus, State
 from .note import Checkpoint, verify_log
 from .receipt import ReceiptError, Verified, verify_each
 from .sealing import Stored
+from .standing import Prepared
 from .statement import parse_us
 from .tlog import TlogError
 
@@ -123,6 +126,10 @@ class AuditInput:
     records: Iterable[LogRecord]
     claims: Iterable[ClaimRow]  # read after `records`
     counters: Iterable[CounterRow]  # read after `records`
+    # Other nodes have claims and counters in the same store, and may have settled what this one left open.
+    # Then `claims` are those of this log's PERMITs, and the counters are not compared.
+    is_shared: bool = False
+    prepared: Iterable[Prepared] = ()  # read after `records`; those that PERMITs of this log made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +164,10 @@ class _Permit:
     found: OutcomeStatus = OutcomeStatus.EXECUTED  # by whoever reconciled it
 
     @property
+    def is_open(self) -> bool:
+        return self.status in (None, OutcomeStatus.UNKNOWN)
+
+    @property
     def states(self) -> frozenset[State]:
         """What the store may say of it, and of a claim that it holds."""
         is_reconciled = self.status is OutcomeStatus.RECONCILED and self.found is not OutcomeStatus.EXECUTED
@@ -178,7 +189,7 @@ def audit(
     verifying: Verifying = verified_here,
 ) -> AuditReport:
     """Verify everything; problems are found, never raised. `progress` is told how many leaves were read."""
-    auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles)
+    auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles, given.is_shared)
     checkpoints = list(earlier)
     try:
         checkpoint = verify_log(given.checkpoint, origin, log_keys)
@@ -200,13 +211,18 @@ def audit(
     auditor.head(given.head)
     auditor.inputs_end()
     auditor.claims(given.claims)
-    for text in auditor.budgets.problems(given.counters, given.head.iat_us):
-        auditor.problem(text)
+    auditor.prepared(given.prepared)
+    if not given.is_shared:
+        for text in auditor.budgets.problems(given.counters, given.head.iat_us):
+            auditor.problem(text)
     return auditor.report()
 
 
 class _Auditor:
-    def __init__(self, origin: str, keys: KeySet, log_keys: KeySet, tiles: StoredTiles) -> None:
+    def __init__(
+        self, origin: str, keys: KeySet, log_keys: KeySet, tiles: StoredTiles, is_shared: bool
+    ) -> None:
+        self._is_shared = is_shared
         self._problems: list[str] = []
         self.keys = KeyAudit(keys, log_keys, self.problem)
         self.tiles = TileAudit(tiles, self.problem)
@@ -216,6 +232,7 @@ class _Auditor:
         self._denied: dict[
             str, int
         ] = {}  # receipt of a DENY by the gate -> hash of what a repeat has in common
+        self._produced: dict[str, str] = {}  # PERMIT -> key of the object that its answer named
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
         self.budgets = BudgetAudit()
         self._inputs = InputAudit(self.problem)
@@ -302,6 +319,10 @@ class _Auditor:
     def _decision(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         inputs = self._inputs.decision(self.edge.size - 1, record, statement)
         is_permit = statement["outcome"] == Outcome.PERMIT
+        for bound in statement.get("binds", ()):
+            elsewhere = self._is_shared and bound not in self._permits  # in another node's log
+            if bound not in self._produced and not elsewhere:
+                self._at(record, f"it is bound to {bound}, which made nothing that is known")
         if is_permit != (record.permit is not None):
             self._at(record, "the ledger and the receipt disagree whether this is a permit")
         if not is_permit:
@@ -319,7 +340,7 @@ class _Auditor:
             row=record.permit,
         )
         first = self._permits.get(self._by_key.get(permit.key_hash, ""))
-        if first is not None and first.status in (None, OutcomeStatus.UNKNOWN):
+        if first is not None and first.is_open and not self._settled_elsewhere(first):
             if first.status is None or "replay_of" not in statement:
                 self._at(record, f"a second PERMIT under a key that leaf {first.index} still holds")
         if permit.key_hash:
@@ -342,7 +363,7 @@ class _Auditor:
         first = statement.get("replay_of")
         if first is None:
             self._denied[statement["id"]] = known
-        elif self._denied.get(first) != known:
+        elif self._denied.get(first, known if self._is_shared else None) != known:
             self._at(record, f"it repeats {first}, which is no earlier DENY of this request")
 
     def _after(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
@@ -358,6 +379,8 @@ class _Auditor:
     def _outcome(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         self._outcomes += 1
         permit = self._permits.get(statement["of"])
+        if permit is None and self._is_shared:
+            return  # of another node's PERMIT, which that node could not settle
         if permit is None:
             self._at(record, "the outcome of no earlier PERMIT")
             return
@@ -366,6 +389,8 @@ class _Auditor:
         if (permit.status is OutcomeStatus.UNKNOWN) != is_reconciled or (permit.status and not is_reconciled):
             before = permit.status or "a PERMIT"
             self._at(record, f"{status} cannot follow {before} of leaf {permit.index}")
+        if "produced" in statement:
+            self._produced[permit.id] = statement["produced"]
         if is_reconciled:
             permit.found = OutcomeStatus(statement.get("found", OutcomeStatus.EXECUTED))
         permit.status = status
@@ -383,17 +408,23 @@ class _Auditor:
             self._claim(row)
         for key, receipt_id in self._by_key.items():
             permit = self._permits[receipt_id]
-            open_now = permit.status in (None, OutcomeStatus.UNKNOWN)
-            if key not in held and (open_now or permit.source != "implicit"):
+            missing = key not in held and (permit.is_open or permit.source != "implicit")
+            if missing and not self._is_shared:
                 self.problem(f"leaf {permit.index}: its claim {key[:16]} is missing ({permit.id})")
+
+    def prepared(self, rows: Iterable[Prepared]) -> None:
+        for row in rows:
+            if self._produced.get(row.receipt_id) != row.key:
+                self.problem(f"object {row.key[:16]}: {row.receipt_id} did not make it")
 
     def _permit_row(self, permit: _Permit, row: PermitRow) -> None:
         name = f"leaf {permit.index}: the ledger's permit"
-        if row.state not in permit.states:
+        elsewhere = self._settled_elsewhere(permit)
+        if row.state not in permit.states and not elsewhere:
             self.problem(f"{name} state is not what its outcomes say ({permit.id})")
         if row.id != permit.id:
             self.problem(f"{name} id is not the receipt's ({permit.id})")
-        if row.http_status != permit.http_status:
+        if row.http_status != permit.http_status and not elsewhere:
             self.problem(f"{name} http_status is not its outcome's ({permit.id})")
         if permit.key_hash and permit.key_hash not in row.claims:
             self.problem(f"{name} claims are not what it held ({permit.id})")
@@ -406,7 +437,8 @@ class _Auditor:
             return
         if row.digest != permit.digest:
             self.problem(f"{name}: not for the request of leaf {permit.index}")
-        if row.state not in permit.states:
+        elsewhere = self._settled_elsewhere(permit)
+        if row.state not in permit.states and not elsewhere:
             self.problem(f"{name}: {row.state}, which leaf {permit.index} and its outcome do not say")
         if row.source == permit.source and permit.key_hash and row.key != permit.key_hash:
             self.problem(f"{name}: not the key of leaf {permit.index}")
@@ -414,11 +446,17 @@ class _Auditor:
             self.problem(f"{name}: its source is not that of leaf {permit.index}")
         if permit.row is not None and row.key not in permit.row.claims:
             self.problem(f"{name}: not among what leaf {permit.index} holds")
-        if row.http_status != permit.http_status:
+        if row.http_status != permit.http_status and not elsewhere:
             self.problem(f"{name}: http_status is not that of leaf {permit.index}'s outcome")
         newest = self._by_key.get(row.key)
         if newest not in (None, row.receipt_id) and not self._fell_back(row, newest):
             self.problem(f"{name}: a later PERMIT holds it")
+
+    def _settled_elsewhere(self, permit: _Permit) -> bool:
+        """Whether another node wrote the outcome that this log lacks: of a PERMIT that died with its node."""
+        if not self._is_shared or permit.row is None or not permit.is_open:
+            return False
+        return permit.row.state not in (State.DISPATCHING, State.UNKNOWN)
 
     def _fell_back(self, row: ClaimRow, newest: str | None) -> bool:
         """Whether the newest PERMIT was a replay without effect, so that the first one stands again."""

@@ -313,7 +313,7 @@ def _no_decision(new: Bundle, inputs: Mapping[str, Any], decision: Decision) -> 
     if decision.rules:
         return ""
     if decision.reason is Reason.INPUT_UNAVAILABLE:
-        return "a counter that was not recorded"
+        return "a counter, fact or prepared object that was not recorded"
     # An error without a rule is one of the input: other parameters, types or attributes than recorded.
     return "the recorded input is not what the new maps and policies read"
 

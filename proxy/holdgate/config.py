@@ -1,7 +1,6 @@
 """One strict YAML file in, one frozen Config out; everything that is wrong is a ConfigError with file:line.
 
-CONTRACT 5 lists the keys. Relative paths are relative to the file. What this version does not build
-(`store` other than sqlite) is refused, not ignored. No environment variable is
+CONTRACT 5 lists the keys. Relative paths are relative to the file. No environment variable is
 read. Whether the names in `connect_to` are mapped hosts is checked by whoever loads the surface maps; each
 entry keeps its line for that. With `bundle.mode: signed` the folders `surfaces` and `policies` may be left
 out: they are what `holdgate bundle build` reads, and decide nothing.
@@ -32,6 +31,7 @@ from .config_gate import RemoteGate, read_gate
 from .config_log import Anchoring, read_log
 from .config_retention import Retention, read_retention
 from .config_signer import SignerProcess, read_signer
+from .config_store import PostgresStore, read_store
 from .config_values import (
     Address,
     Ca,
@@ -129,6 +129,7 @@ class Config:
     facts: tuple[Provider, ...]
     retention: Retention
     gate: RemoteGate | None  # None: the policies here decide
+    store: PostgresStore | None  # None: a SQLite file in the state directory
     ext_authz: ExtAuthz | None  # None: Envoy is not answered here
 
     @property
@@ -152,7 +153,6 @@ def load_config(path: Path) -> Config:
     )
     if keys["version"].integer("version") != 1:
         raise keys["version"].fail("this version of Holdgate reads `version: 1`")
-    _refuse_unbuilt(keys)
     base = path.absolute().parent
     bundle = read_bundle_mode(keys.get("bundle"), base)
     for name in ("surfaces", "policies"):
@@ -189,14 +189,9 @@ def load_config(path: Path) -> Config:
         facts=read_facts(keys.get("facts"), base),
         retention=read_retention(keys.get("retention")),
         gate=read_gate(keys.get("gate"), base),
+        store=read_store(keys.get("store")),
         ext_authz=ext_authz,
     )
-
-
-def _refuse_unbuilt(keys: dict[str, Node]) -> None:
-    """Settings that the contract has and this version does not build: an error, never a silent default."""
-    if (store := keys.get("store")) is not None and store.value != "sqlite":
-        raise store.fail("only `store: sqlite` is built in this version; PostgreSQL is not")
 
 
 def _listen(node: Node) -> Listen:

@@ -66,7 +66,7 @@ class Difference:
     edits: tuple[Edit, ...]
     flips: tuple[Flip, ...]
     inputs: int  # that were tried
-    untried: tuple[str, ...]  # operations whose policies ask for facts: those cannot be made up
+    untried: tuple[str, ...]  # operations that are decided on facts or earlier requests: nothing to make up
     loosens: bool
     tightens: bool
     newly_permitted: bool
@@ -97,7 +97,7 @@ def diff(old: Bundle, new: Bundle) -> Difference:
     for surface, operation in sorted({*old.policies.table, *new.policies.table}):
         if _reads(old, surface, operation) == _reads(new, surface, operation):
             continue  # the same conditions over the same values: there is nothing to try
-        if any(_facts(bundle, surface, operation) for bundle in (old, new)):
+        if any(_beyond(bundle, surface, operation) for bundle in (old, new)):
             untried.append(operation)
             continue
         shape = _shape(old, new, surface, operation)
@@ -171,14 +171,17 @@ def _reads(bundle: Bundle, surface: str, operation: str) -> Any:
         (c.name, c.key, c.window_s, c.measure) for c in bundle.policies.counters_of(surface, operation)
     ]
     schema, attrs = dict(_schema(bundle, surface, operation)), dict(bundle.policies.agent_attrs)
-    facts = _facts(bundle, surface, operation)
-    return sorted(rules, key=lambda row: row[0]), counters, facts, schema, attrs
+    beyond = _beyond(bundle, surface, operation)
+    return sorted(rules, key=lambda row: row[0]), counters, beyond, schema, attrs
 
 
-def _facts(bundle: Bundle, surface: str, operation: str) -> list[Any]:
+def _beyond(bundle: Bundle, surface: str, operation: str) -> list[Any]:
+    """What decides beside the request: facts, and the object that it is bound to."""
     applicable = bundle.policies.table.get((surface, operation))
-    found = () if applicable is None else applicable.facts
-    return [replace(each, file="", line=0) for each in found]
+    if applicable is None:
+        return []
+    facts: list[Any] = [replace(each, file="", line=0) for each in applicable.facts]
+    return facts + ([(dict(applicable.bound), applicable.needs_bound)] if applicable.bound else [])
 
 
 def _schema(bundle: Bundle, surface: str, operation: str) -> Mapping[str, ParamSchema]:

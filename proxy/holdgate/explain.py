@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from . import gate
-from .adjudicate import decision_input
+from .adjudicate import decision_input, object_key
 from .agents import Agent
 from .bundle import Bundle
 from .canonical import CanonicalRequest, canonicalise
@@ -33,6 +33,7 @@ from .gate import RuleTrace
 from .ledger import Budgets, Total
 from .limits import Limits
 from .message import Message, Origin
+from .standing import Prepared, bound_part
 from .surface.index import SurfaceIndex
 from .surface.model import Action, Recognised
 
@@ -41,6 +42,10 @@ __all__ = ["SOURCE", "Explained", "document", "explain", "plain_value", "recogni
 
 def nothing_charged(meters: tuple[str, ...]) -> Mapping[str, Total]:
     return dict.fromkeys(meters, Total(sum=0, count=0))
+
+
+def nothing_prepared(_: str) -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +73,14 @@ def explain(
     now_us: int,
     totals: Callable[[tuple[str, ...]], Mapping[str, Total]] = nothing_charged,
     facts: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    prepared: Callable[[str], Prepared | None] = nothing_prepared,
+    bound: Mapping[str, Any] | None = None,
 ) -> Explained:
     """Take one raw HTTP/1.1 request, head and body, through steps 1 to 5.
 
     `totals` reads the meters of counters; without a ledger nothing has been charged yet. `facts`, by name,
-    stand for what providers would have said.
+    stand for what providers would have said; `prepared` reads what the ledger knows of an object, or `bound`
+    stands for it.
     """
     silence = gate.Decision(outcome=Outcome.SILENCE, reason=Reason.INTERNAL_ERROR, rules=())
     so_far = Explained(decision=silence)
@@ -90,6 +98,13 @@ def explain(
     except InputError as error:
         return replace(so_far, decision=replace(silence, reason=error.reason), detail=error.detail)
     inputs = decision_input(agent, request, recognised, now_us)
+    for action, bond in zip(inputs["actions"], recognised.bonds, strict=False):
+        part = bound
+        if part is None and bond is not None:
+            key = object_key(agent.id, request, recognised, bond.object, fleet_key)
+            part = bound_part(prepared(key), bond, now_us)
+        if part is not None and bond is not None:
+            action["bound"] = part
     facts_of = bundle.policies.facts_of
     state(facts_of, inputs["agent"], inputs["actions"], facts, now_s=now_us // 1_000_000)
     uses = uses_of_all(bundle.policies.counters_of, inputs["agent"], inputs["actions"], secret=fleet_key)

@@ -5,7 +5,7 @@ decision replays from its record alone.
 
 Decision table (CONTRACT 6), per action; every rule is evaluated, order never matters:
     any deny rule true            -> DENY     deny_rule
-    else a counter or fact is missing -> SILENCE input_unavailable
+    else a counter, a fact or what it is bound to is missing -> SILENCE input_unavailable
     else any applicable rule error -> SILENCE rule_error
     else any permit rule true     -> PERMIT   permit_rule
     else any review rule true     -> SILENCE  approval_pending
@@ -15,7 +15,8 @@ Several actions: any DENY -> DENY; else any SILENCE -> SILENCE; else PERMIT.
 A value that is not of its declared type counts as an error of every rule that applies. Several
 silent actions give the reason that an approval can change least.
 
-Invariants (tests/test_gate.py; G5 in tests/test_policy_counters.py, G6 in tests/test_policy_facts.py):
+Invariants (tests/test_gate.py; G5 in tests/test_policy_counters.py, G6 in tests/test_policy_facts.py; G8 in
+tests/test_bonds.py):
   G1  decide() is total: every input gets a Decision, none raises.
   G2  PERMIT means every action has a permit rule that is true and no deny rule that is true.
   G3  The order of rules, policies and files does not change the decision.
@@ -23,6 +24,7 @@ Invariants (tests/test_gate.py; G5 in tests/test_policy_counters.py, G6 in tests
   G5  PERMIT means every counter that an action charges was read, and can take it.
   G6  PERMIT means every fact that a policy of the action declares is in the input, with its types.
   G7  A shadow policy changes no decision, whatever it says, and shadow() says what it would have changed.
+  G8  PERMIT means that what was decided of the object is in the input of every action that needs it.
 """
 
 from __future__ import annotations
@@ -162,6 +164,8 @@ def conclude(
     if denied:
         return _decision(Outcome.DENY, Reason.DENY_RULE, denied)
     if applicable.counters and not readable_counters(action, applicable):
+        return _silence(Reason.INPUT_UNAVAILABLE)
+    if applicable.needs_bound and "bound" not in action:
         return _silence(Reason.INPUT_UNAVAILABLE)
     if applicable.facts and not readable(action, applicable.facts):
         return _silence(Reason.INPUT_UNAVAILABLE)

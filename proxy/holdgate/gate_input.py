@@ -28,6 +28,8 @@ __all__ = ["Problem", "action_frame", "readable_counters", "shared_frame"]
 _EFFECTS: Final = frozenset(effect.value for effect in Effect)
 _APPROVAL_TEXTS: Final = ("id", "role", "approver", "request_digest")
 _ACTION: Final = ROOTS.index("action")
+_BOUND: Final = ROOTS.index("bound")
+_UNBOUND: Final[Mapping[str, Any]] = {"params": {}}  # conditions ask with has()
 _COUNTERS: Final = ROOTS.index("counters")
 _FACTS: Final = ROOTS.index("facts")
 _PARAMS: Final = ROOTS.index("params")
@@ -49,17 +51,19 @@ def shared_frame(policies: PolicySet, inputs: Any) -> Frame | Problem:
     wrong = _wrong_agent(agent, policies.attr_tests) or _wrong_context(request, clock, approvals)
     if wrong is not None:
         return Problem(detail=wrong)
-    return [None, agent, approvals, clock, None, None, None, request, None, None, Budget()]
+    return [None, agent, approvals, None, clock, None, None, None, request, None, None, Budget()]
 
 
 def action_frame(shared: Frame, action: dict[str, Any], applicable: Applicable) -> Frame | Problem:
     """The frame of one action, on the budget of the whole decision."""
     params = action.get("params")
-    wrong = _wrong_action(action) or _wrong_params(params, applicable)
+    bound = action.get("bound", _UNBOUND)
+    wrong = _wrong_action(action) or _wrong_params(params, applicable) or _wrong_bound(bound, applicable)
     if wrong is not None:
         return Problem(detail=wrong)
     frame = shared.copy()
     frame[_ACTION] = action
+    frame[_BOUND] = bound
     frame[_COUNTERS] = action.get("counters")
     frame[_FACTS] = action.get("facts")
     frame[_PARAMS] = params
@@ -80,6 +84,19 @@ def readable_counters(action: Mapping[str, Any], applicable: Applicable) -> bool
             if not is_int(total) or not is_int(amount) or amount < 0 or total + amount > INT_MAX:
                 return False
     return True
+
+
+def _wrong_bound(bound: Any, applicable: Applicable) -> str | None:
+    if bound is _UNBOUND:
+        return None
+    params = bound.get("params") if type(bound) is dict else None
+    if type(params) is not dict or not is_string(bound.get("operation")):
+        return "bound needs an operation and parameters"
+    for name, fits in applicable.bound_tests.items():
+        # Others of its parameters cannot be named by a condition.
+        if name in params and not fits(params[name]):
+            return f"bound.params.{name} does not have its declared type, or is too large"
+    return None
 
 
 def _wrong_agent(agent: Any, tests: Mapping[str, ValueTest]) -> str | None:

@@ -30,7 +30,7 @@ from typing import Any, Final, Protocol
 
 from .errors import BackendError, HoldgateError, Outcome, Reason
 from .sealing import Sealed
-from .standing import NOTHING_STANDS, Denial, Standing
+from .standing import NOTHING_STANDS, Denial, Made, Prepared, Standing, Told
 
 __all__ = [
     "ARRIVALS",
@@ -38,6 +38,7 @@ __all__ = [
     "DISPATCHABLE",
     "FINDINGS",
     "NO_BUDGETS",
+    "ONCE_SOURCE",
     "OUTCOMES",
     "RELEASING",
     "SOURCES",
@@ -68,12 +69,15 @@ __all__ = [
     "is_free",
     "may_bind",
     "op_key",
+    "remade",
     "settle",
     "settle_claim",
     "settle_row",
+    "told_by",
 ]
 
 CONFLICT_SOURCE: Final = "conflict"
+ONCE_SOURCE: Final = "once"  # the key names an object; no time frees it, and it is dropped when made anew
 
 
 class State(StrEnum):
@@ -122,7 +126,7 @@ class ClaimRow:
     http_status: int  # upstream status, 0 when none
     expires_us: int
     provider: bool
-    source: str  # KeySource value, or "conflict"
+    source: str  # one of SOURCES
     # The settled claim that a replay took over; it stands again when the replay had no effect of its own.
     before: tuple[State, str, int] | None = None  # (state, receipt_id, http_status)
 
@@ -189,6 +193,8 @@ class Entry:
     charges: tuple[Charge, ...] = ()  # what a PERMIT reserves; released with its outcome (RELEASING)
     sealed: Sealed | None = None  # of a sensitive operation: what is kept under a key of its own
     denial: Denial | None = None  # what a DENY leaves for repeats of its request
+    produces: bool = False  # of a PERMIT: the vendor's answer names an object that later requests act on
+    told: Told = Told.NEW  # what its answer will be worth
     would: str = ""  # outcome if shadow policies counted, for the figures; "": none applies
 
 
@@ -251,6 +257,11 @@ class Judge(Protocol):
         """Keys of denials to read before judging."""
         ...
 
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Keys of prepared objects to read before judging, with their inputs."""
+        ...
+
     def __call__(
         self,
         claims: Mapping[str, ClaimRow],
@@ -285,9 +296,18 @@ class Ledger(Protocol):
     async def record(self, judge: Judge) -> Recorded: ...
 
     def record_outcome(
-        self, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
+        self,
+        receipt_id: str,
+        status: OutcomeStatus,
+        http_status: int,
+        *,
+        delivered: bool,
+        made: Made | None = None,
     ) -> None:
-        """Queue the outcome receipt of a PERMIT; it shares the next commit. Idempotent per permit."""
+        """Queue the outcome receipt of a PERMIT; it shares the next commit. Idempotent per permit.
+
+        `made`: the object that its answer named. What is recorded after this call knows it.
+        """
         ...
 
 
@@ -305,6 +325,7 @@ class Arrival(StrEnum):
     IMPLICIT = "implicit"  # no key: the digest itself
     IMPLICIT_LATE = "implicit_late"
     CONFLICT = "conflict"  # a conflict key, under another receipt
+    ONCE = "once"  # an object that can be acted on once, under another receipt
 
 
 class Event(StrEnum):
@@ -360,6 +381,7 @@ _ROWS: Final[Mapping[Arrival, tuple[Verdict, ...]]] = {
     Arrival.IMPLICIT:       (_FRESH, _FLIGHT,    _FRESH,  _DONE,      _FRESH,     _FRESH,     _OPEN),
     Arrival.IMPLICIT_LATE:  (_FRESH, _FLIGHT,    _FRESH,  _FRESH,     _FRESH,     _FRESH,     _OPEN),
     Arrival.CONFLICT:       (_FRESH, _CLASH,     _FRESH,  _FRESH,     _FRESH,     _FRESH,     _CLASH),
+    Arrival.ONCE:           (_FRESH, _CLASH,     _DONE,   _DONE,      _FRESH,     _FRESH,     _CLASH),
 }  # fmt: skip
 
 ARRIVALS: Final[Mapping[tuple[State, Arrival], Verdict]] = MappingProxyType(
@@ -389,7 +411,7 @@ _STRICTNESS: Final = {
     for rank, verdict in enumerate((_REUSED, _CLASH, _OPEN, _FLIGHT, _DONE, _REPLAY, _SUPERSEDE, _FRESH))
 }
 
-_SOURCE_RANK: Final = {"native": 0, "natural": 1, "implicit": 2, CONFLICT_SOURCE: 3}
+_SOURCE_RANK: Final = {"native": 0, "natural": 1, "implicit": 2, CONFLICT_SOURCE: 3, ONCE_SOURCE: 3}
 SOURCES: Final = frozenset(_SOURCE_RANK)
 
 # Verdict, and the receipt that it points to with that receipt's upstream status ("" and 0: none).
@@ -408,7 +430,7 @@ def op_key(*parts: str, secret: bytes | None = None) -> str:
 
 
 def attempt(row: ClaimRow | None, *, digest: str, now_us: int, source: str) -> Attempt:
-    """What the state of one claim allows a newcomer; `source` is a KeySource or "conflict"."""
+    """What the state of one claim allows a newcomer; `source` is one of SOURCES."""
     if row is None:
         return _FRESH, "", 0
     verdict = ARRIVALS[row.state, _arrival(row, digest, now_us, source)]
@@ -420,6 +442,8 @@ def attempt(row: ClaimRow | None, *, digest: str, now_us: int, source: str) -> A
 def _arrival(row: ClaimRow, digest: str, now_us: int, source: str) -> Arrival:
     if source == CONFLICT_SOURCE:
         return Arrival.CONFLICT
+    if source == ONCE_SOURCE:
+        return Arrival.ONCE
     late = now_us >= row.expires_us
     if source == "implicit":
         return Arrival.IMPLICIT_LATE if late else Arrival.IMPLICIT
@@ -451,6 +475,15 @@ def appraise(
             continue
         found = combine((found, attempt(row, digest=digest, now_us=now_us, source=source)))
     return found
+
+
+def told_by(claims: Mapping[str, ClaimRow], keys: Iterable[str], verdict: Verdict, *, digest: str) -> Told:
+    """What the answer to a PERMIT under these claims will be worth (standing.Told)."""
+    if verdict is _REPLAY:
+        return Told.OLD
+    rows = (claims.get(key) for key in keys)
+    done = (row for row in rows if row is not None and row.provider and row.state in (_E, _U))
+    return Told.EITHER if any(row.digest == digest for row in done) else Told.NEW
 
 
 def may_bind(row: ClaimRow | None, binding: Binding, *, prior: str, now_us: int) -> bool:
@@ -535,8 +568,27 @@ def settle_row(
     return replace(row, state=state, http_status=http_status, before=None)
 
 
+def remade(
+    row: ClaimRow | None, known: Prepared | None, receipt_id: str, made: Made, now_us: int
+) -> tuple[bool, ClaimRow | None]:
+    """What an executed PERMIT whose answer names an object does to it: whether its decision is from now on
+    what is known of the object, and the claim on the object if that is free again.
+
+    `row` is the claim before this outcome. Who took the object made it anew. A replay did so only if it took
+    the object over from the PERMIT that it repeats: otherwise others may have acted on it since, and the
+    answer is an old one. Where nobody knows whether it is, the object stays taken.
+    """
+    if row is None or row.source != ONCE_SOURCE or is_free(row):
+        return known is None or now_us >= known.expires_us, None
+    if row.receipt_id != receipt_id or made.told is Told.EITHER:
+        return False, None
+    return made.told is Told.NEW or row.before is not None, replace(row, state=_N, before=None)
+
+
 def is_free(row: ClaimRow) -> bool:
     """Whether the row obstructs nobody any more, at any time: stores may forget it."""
     if row.source == CONFLICT_SOURCE:
         return ARRIVALS[row.state, Arrival.CONFLICT] is _FRESH
+    if row.source == ONCE_SOURCE:
+        return ARRIVALS[row.state, Arrival.ONCE] is _FRESH
     return row.source == "implicit" and ARRIVALS[row.state, Arrival.IMPLICIT] is _FRESH

@@ -107,6 +107,8 @@ class _Plan:
 def _readable(applicable: Applicable, action: Mapping[str, Any]) -> bool:
     if applicable.counters and not readable_counters(action, applicable):
         return False
+    if applicable.needs_bound and "bound" not in action:
+        return False
     return not applicable.facts or readable(action, applicable.facts)
 
 
@@ -198,13 +200,14 @@ def _combined(found: list[Both]) -> Both:
 
 def _values(policies: PolicySet, applicable: Applicable) -> Any:
     """What an input is checked against before a rule sees it."""
-    return dict(applicable.params), dict(policies.agent_attrs)
+    return dict(applicable.params), dict(applicable.bound), dict(policies.agent_attrs)
 
 
 def _beside(applicable: Applicable) -> Any:
     """What decides beside the rules."""
     counters = [(each.name, each.measure) for each in applicable.counters]
-    return counters, [replace(each, file="", line=0) for each in applicable.facts]
+    facts = [replace(each, file="", line=0) for each in applicable.facts]
+    return counters, facts, applicable.needs_bound
 
 
 type _Text = tuple[Any, ...]

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from .adjudicate import Adjudication, Evidence, MakeJudge, TimedGate, questions
+from .adjudicate import Adjudication, Evidence, MakeJudge, TimedGate, object_key, questions
 from .agents import Agent
 from .answer import Answer, Dispatcher, DispatchError, Exchange
 from .bundle import Bundle
@@ -37,12 +37,14 @@ from .headers import Verdicts, decision_headers
 from .held import Client, Gone, Held, claimed_host
 from .ledger import Ledger, OutcomeStatus, Recorded, Superseded
 from .limits import Limits
-from .message import Headers, Message, Origin, RequestHead
+from .message import Headers, Message, Origin, RequestHead, ResponseHead
+from .produced import object_id
 from .receipt import ReceiptError
 from .refusal import Refusal, refuse
 from .relay import Converged, Flight, Permit, Said, answer_exchange, failed_exchange, share
 from .release import Release
 from .remote_gate import Asked, Gatekeeper, Remote
+from .standing import Made
 from .surface.model import Effect, Recognised
 
 __all__ = ["Client", "Meter", "Pipeline"]
@@ -230,11 +232,29 @@ class Pipeline:
             share(self.flights, flight, answer)
             return answer
         # From here on a PERMIT exists: every path below settles it.
-        permit = Permit(self.ledger, recorded, self.meter, self.flights, flight)
+        permit = Permit(self.ledger, recorded, self.meter, self.flights, flight, self._naming(held, recorded))
         try:
             return await self._forward(held, recorded, permit)
         finally:
             permit.close()
+
+    def _naming(self, held: Held, recorded: Recorded) -> Callable[[ResponseHead, bytes], Made | None] | None:
+        """How to read which object the vendor's answer names; None where it makes none."""
+        agent, request, recognised = held.agent, held.request, held.recognised
+        produces = recognised.produces if recognised is not None and recorded.entry.produces else None
+        if agent is None or request is None or recognised is None or produces is None:
+            return None
+
+        def named(head: ResponseHead, body: bytes) -> Made | None:
+            identity = object_id(head, body, produces.path)
+            if identity is None:
+                log.info("%s: its answer names no object", recorded.entry.receipt_id)
+                return None
+            name = produces.object(identity)
+            key = object_key(agent.id, request, recognised, name, self.evidence.fleet_key)
+            return Made(key=key, ttl_us=produces.ttl_s * 1_000_000, told=recorded.entry.told)
+
+        return named
 
     async def _decided(self, held: Held) -> tuple[Flight | None, Recorded | Answer]:
         """Steps 1 to 7, again when another bundle became active meanwhile; or an identical one's answer."""

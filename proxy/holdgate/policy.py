@@ -258,11 +258,12 @@ def _policy(
         ) from error
     constants = _constants(spec.get("constants"), kept)
     same = shared.setdefault((surface, listed), {})
-    names = environment(params, attrs, constants, shared=same)
+    bound, _ = index.bound_schema(surface, listed)
+    names = environment(params, attrs, constants, bound=bound, shared=same)
     counters = counters_of(spec.get("counters"), names)
     facts = facts_of(spec.get("facts"), names, providers)
     if counters or facts:
-        names = environment(params, attrs, constants, counters, facts, shared=same)
+        names = environment(params, attrs, constants, counters, facts, bound, shared=same)
     policy_name = metadata["name"].text("metadata.name")
     return Policy(
         name=policy_name,

@@ -72,7 +72,9 @@ _SUM: Final = Record({"sum": Field(INT), "count": Field(INT)})
 _REQUEST: Final = Record({"digest": Field(STRING)})
 
 # The inputs that a condition may name, in the order in which they stand in a frame.
-ROOTS: Final = ("action", "agent", "approvals", "clock", "counters", "facts", "params", "request")
+ROOTS: Final = (
+    *("action", "agent", "approvals", "bound", "clock", "counters", "facts", "params", "request"),
+)
 
 
 class ParamSource(Protocol):
@@ -88,6 +90,13 @@ class ParamSource(Protocol):
 
     def effects(self, surface: str, operation: str | None = None) -> frozenset[Effect]:
         """What the operations of `surface`, or one of them, do: only `read`, or more."""
+        ...
+
+    def bound_schema(
+        self, surface: str, operations: tuple[str, ...] | None
+    ) -> tuple[Mapping[str, ParamSchema], bool]:
+        """Parameters, all optional, of what these operations are bound to; whether one of them is not
+        permitted without it."""
         ...
 
     def param_schema(self, surface: str, operations: tuple[str, ...] | None) -> Mapping[str, ParamSchema]:
@@ -140,6 +149,9 @@ class Applicable:
     rules: tuple[Rule, ...]  # sorted by name
     counters: tuple[Counter, ...]  # that every permitted action charges, sorted by name
     facts: tuple[Fact, ...]  # without which nothing is permitted, sorted by name
+    bound: Mapping[str, ParamSchema]  # parameters of what the operation is bound to
+    bound_tests: Mapping[str, ValueTest]
+    needs_bound: bool  # nothing is permitted without it
     with_shadow: tuple[Rule, ...] = ()  # these rules and those of shadow policies; (): there are none
 
     @property
@@ -200,6 +212,7 @@ def environment(
     constants: Mapping[str, Constant],
     counters: Iterable[Counter] = (),
     facts: Iterable[Fact] = (),
+    bound: Mapping[str, ParamSchema] = MappingProxyType({}),
     *,
     shared: dict[object, object] | None = None,
 ) -> Environment:
@@ -214,6 +227,7 @@ def environment(
         "action": _ACTION,
         "agent": agent,
         "approvals": ListOf(_APPROVAL),
+        "bound": Record({"operation": Field(STRING, optional=True), "params": Field(Record(_fields(bound)))}),
         "clock": _CLOCK,
         "counters": Record({c.name: Field(_SUM if c.measure else _COUNT) for c in counters}),
         "facts": Record({f.name: Field(Record(_fields(f.fields) | {AS_OF: Field(INT)})) for f in facts}),
@@ -254,6 +268,7 @@ def policy_set(
     table = {}
     for (surface, operation), rules in pooled.items():
         params = index.param_schema(surface, (operation,))
+        bound, needs_bound = index.bound_schema(surface, (operation,))
         table[surface, operation] = Applicable(
             params=MappingProxyType(dict(params)),
             tests=_tests(params),
@@ -261,6 +276,9 @@ def policy_set(
             rules=_sorted(rules),
             counters=tuple(sorted(counted[surface, operation], key=lambda counter: counter.name)),
             facts=tuple(fact for _, fact in sorted(asked[surface, operation].items())),
+            bound=MappingProxyType(dict(bound)),
+            bound_tests=_tests(bound),
+            needs_bound=needs_bound,
             with_shadow=_sorted([*rules, *mine]) if (mine := shadows.get((surface, operation))) else (),
         )
     return PolicySet(

@@ -147,6 +147,7 @@ def _run(
             decision = Decision(outcome=Outcome.SILENCE, reason=error.reason, rules=())
             return _judged(case, decision, (f"refused before the gate: {error}",))
     inputs = _with_bound_approvals(inputs)
+    inputs["actions"] = [_bound(case, policies, action) for action in inputs["actions"]]
     _count(case, policies, inputs)
     agent, actions, now_s = inputs["agent"], inputs["actions"], inputs["clock"]["now_s"]
     state(policies.facts_of, agent, actions, case.facts, now_s=now_s)
@@ -180,6 +181,14 @@ def _count(case: TestCase, policies: PolicySet, inputs: dict[str, Any]) -> None:
     if uses:
         budgets = Budgets(totals={meter: total for meter, total in totals.items() if meter}, standing={})
         fill(actions, uses, budgets, prior="", now_us=inputs["clock"]["now_s"] * 1_000_000)
+
+
+def _bound(case: TestCase, policies: PolicySet, action: dict[str, Any]) -> dict[str, Any]:
+    """What the case says that it is bound to, where the map binds it to something."""
+    applicable = policies.table.get((action["surface"], action["operation"]))
+    if case.bound is None or applicable is None or not applicable.bound:
+        return action
+    return {**action, "bound": case.bound}
 
 
 def _with_bound_approvals(inputs: dict[str, Any]) -> dict[str, Any]:

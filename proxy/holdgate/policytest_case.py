@@ -69,6 +69,7 @@ class TestCase:
     inputs: dict[str, Any]  # complete, but for the actions when request_file is set
     counters: Mapping[str, Total]  # by counter; what is not named stands at 0
     facts: Mapping[str, Mapping[str, Any]]  # by fact; what is not named could not be had
+    bound: Mapping[str, Any] | None  # what the actions are bound to; None: nothing
     request_file: Node | None  # a path relative to the test file
     expect: Expectation
     policies: frozenset[str]  # that the suite speaks of
@@ -146,6 +147,7 @@ def _about(node: Node, spec: Mapping[str, Node], policies: PolicySet, index: Par
             attrs=policies.agent_attrs,
             counters={counter.name: counter for counter in policies.counters},
             facts={fact.name: fact for fact in policies.facts},
+            bound=index.bound_schema(surface, tuple(operations))[0],
         ),
         schemas=schemas,
         rules={rule.name: rule.effect for each in spoken for rule in each.rules},
@@ -191,6 +193,7 @@ def _cases(node: Node, about: _About, defaults: dict[str, Any]) -> Iterator[Test
             inputs=_inputs(parts, case["name"], about, from_file=request_file is not None),
             counters=_totals(parts.get("counters", {})),
             facts=parts.get("facts", {}),
+            bound=_bound(parts["bound"]) if "bound" in parts else None,
             request_file=request_file,
             expect=expect,
             policies=about.policies,
@@ -322,6 +325,11 @@ def _totals(parts: Mapping[str, Any]) -> dict[str, Total]:
     return {
         name: Total(sum=value.get("sum", 0), count=value.get("count", 0)) for name, value in parts.items()
     }
+
+
+def _bound(given: Mapping[str, Any]) -> dict[str, Any]:
+    """As the proxy records it; which receipt it was is not a question for a policy."""
+    return {"operation": given.get("operation", ""), "params": dict(given.get("params", {}))}
 
 
 def _action(parts: Mapping[str, Any], node: Node, about: _About) -> dict[str, Any]:

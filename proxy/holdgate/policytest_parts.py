@@ -55,6 +55,7 @@ class Scope:
     attrs: Mapping[str, ParamSchema]
     counters: Mapping[str, Counter]  # of all policies
     facts: Mapping[str, Fact]
+    bound: Mapping[str, ParamSchema]  # of what the operations are bound to
 
 
 def read_parts(node: Node, what: str, scope: Scope) -> dict[str, Any]:
@@ -206,6 +207,18 @@ def _facts(node: Node, what: str, scope: Scope) -> None:
             _typed(item, f"facts.{name}.{key}", frozenset({fields[key]}))
 
 
+def _bound(node: Node, what: str, scope: Scope) -> None:
+    parts = node.mapping(optional=("operation", "params"), what=what)
+    _each(parts, what, {"operation": _text})
+    if "params" in parts and parts["params"].value is not None:
+        for name, value in parts["params"].open_mapping(f"{what}.params").items():
+            schema = scope.bound.get(name)
+            if schema is None:
+                known = _known(name, scope.bound, "no operation here is bound to another")
+                raise value.fail_key(f"{what}: what is bound has no parameter {name!r}; {known}")
+            _typed(value, f"bound.params.{name}", frozenset({schema.type}))
+
+
 _CHECKS: Final[Mapping[str, Callable[[Node, str, Scope], None]]] = {
     "agent": _agent,
     "params": _params,
@@ -215,6 +228,7 @@ _CHECKS: Final[Mapping[str, Callable[[Node, str, Scope], None]]] = {
     "request": _request,
     "counters": _counters,
     "facts": _facts,
+    "bound": _bound,
 }
 PARTS: Final = tuple(_CHECKS)
 

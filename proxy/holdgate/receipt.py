@@ -114,6 +114,7 @@ def decision_statement(
     exp_us: int = 0,
     approval: str = "",
     budget: Sequence[str] = (),
+    binds: Sequence[str] = (),  # receipts of the PERMITs that made what the actions are about
     replay_of: str = "",
     supersedes: str = "",
     via: str = "",
@@ -153,6 +154,8 @@ def decision_statement(
         out["approval"] = approval
     if budget:
         out["budget"] = list(budget)
+    if binds:
+        out["binds"] = list(binds)
     if replay_of:
         out["replay_of"] = replay_of
     if supersedes:
@@ -174,6 +177,7 @@ def outcome_statement(
     status: OutcomeStatus,
     http_status: int,  # 0 when there was none
     finding: Finding | None = None,  # of `reconciled`
+    produced: str = "",  # key of the object that its answer named
 ) -> dict[str, Any]:
     """The statement of what happened after the PERMIT `of`."""
     out: dict[str, Any] = {
@@ -188,6 +192,8 @@ def outcome_statement(
     }
     if http_status:
         out["http_status"] = http_status
+    if produced:
+        out["produced"] = produced
     if finding is not None:
         out |= {"found": finding.found.value, "by": finding.by}
         if finding.note:

@@ -5,11 +5,15 @@ Invariants (tests/test_relay.py):
   RY2  An answer that the upstream cut is cut for the agent: no final chunk, no short body that looks whole.
   RY3  Every answer after a PERMIT carries the decision headers, on every status.
   RY4  A Flight resolves for its followers whatever happens to its leader.
+  RY5  An object is named with an executed outcome only, from an answer that came whole; whatever the answer
+       is, nobody waits for that, and it fails nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -19,6 +23,7 @@ from .headers import Verdicts, decision_headers, upstream_headers
 from .ledger import Ledger, OutcomeStatus, Recorded
 from .message import Headers, ResponseHead
 from .refusal import Refusal, refuse
+from .standing import Made
 
 __all__ = [
     "Converged",
@@ -30,6 +35,8 @@ __all__ = [
     "outcome_of",
     "share",
 ]
+
+log = logging.getLogger("holdgate.relay")
 
 _WHOLE_BYTES: Final = 65_536  # answers up to this size are read whole and written at once
 _SHARED_BYTES: Final = 1_048_576  # what is kept of an answer for requests that wait for the same one
@@ -100,10 +107,21 @@ class Permit:
     meter: Meter
     flights: dict[str, Flight]
     flight: Flight | None
+    names: Callable[[ResponseHead, bytes], Made | None] | None = None  # the object that an answer speaks of
     _sending: bool = False
     _settled: bool = False
     _handed_over: bool = False
     status: OutcomeStatus = OutcomeStatus.NOT_SENT
+    _made: Made | None = None
+
+    def answered(self, head: ResponseHead, body: bytes) -> None:
+        """The answer came whole. Never raises."""
+        if self.names is None or self._settled:
+            return
+        try:
+            self._made = self.names(head, body)
+        except Exception:  # the answer is the vendor's: it must never cost the agent its own
+            log.exception("%s: the answer could not be read", self.recorded.entry.receipt_id)
 
     def sending(self) -> None:
         """From here on bytes may have left."""
@@ -120,9 +138,10 @@ class Permit:
             return
         self._settled = True
         self.status = status
+        made = self._made if status is OutcomeStatus.EXECUTED else None
         try:
             self.ledger.record_outcome(
-                self.recorded.entry.receipt_id, status, http_status, delivered=delivered
+                self.recorded.entry.receipt_id, status, http_status, delivered=delivered, made=made
             )
             self.meter.outcome(status.value)
         finally:  # whoever waits must go on, whatever failed here
@@ -167,6 +186,7 @@ async def answer_exchange(said: Said, exchange: Exchange, permit: Permit, client
         stream = _Relayed(exchange, permit, status, headers, client)
         permit.hand_over()
         return _answer(head, headers, b"", stream, exchange.length, bodiless=False)
+    permit.answered(head, whole)
     length = _announced(head.headers) if bodiless else len(whole)
     answer = _answer(head, headers, whole, None, length, bodiless=bodiless)
     permit.settle(status, head.status, delivered=not client.gone, answer=answer)
@@ -209,7 +229,8 @@ class _Relayed:
     ) -> None:
         self._exchange, self._permit, self._client = exchange, permit, client
         self._status, self._headers = status, headers
-        self._kept: list[bytes] | None = [] if permit.flight is not None else None
+        self._copied = permit.flight is not None or permit.names is not None
+        self._kept: list[bytes] | None = [] if self._copied else None
         self._kept_bytes = 0
 
     async def next(self) -> bytes:
@@ -221,6 +242,8 @@ class _Relayed:
         if piece:
             self._keep(piece)
         else:
+            if self._kept is not None:
+                self._permit.answered(self._exchange.head, b"".join(self._kept))
             self._settle(delivered=not self._client.gone)
         return piece
 
@@ -235,7 +258,7 @@ class _Relayed:
 
     def _settle(self, *, delivered: bool) -> None:
         head, answer = self._exchange.head, None
-        if delivered and self._kept is not None:
+        if delivered and self._kept is not None and self._permit.flight is not None:
             body = b"".join(self._kept)
             answer = _answer(head, self._headers, body, None, len(body), bodiless=False)
         self._permit.settle(self._status, head.status, delivered=delivered, answer=answer)

@@ -132,6 +132,7 @@ _DECISION_OPTIONAL: Final[Mapping[str, Shape]] = {
     "input_digest": _digest,
     "exp": _is_instant,
     "approval": _is_text,
+    "binds": list_of(_id),
     "budget": list_of(_is_text),
     "replay_of": _id,
     "supersedes": _id,
@@ -145,6 +146,7 @@ _OUTCOME: Final[Mapping[str, Shape]] = {
 }
 _OUTCOME_OPTIONAL: Final[Mapping[str, Shape]] = {
     "http_status": lambda value: type(value) is int and 100 <= value <= 599,
+    "produced": Text("[0-9a-f]{64}"),
     "found": one_of(*FINDINGS),
     "by": _is_text,
     "note": Text(r"[^\x00-\x1f\x7f]{1,256}"),
@@ -239,6 +241,8 @@ def check_statement(statement: Any) -> None:
         raise StatementError("an outcome cannot be its own")
     elif statement["status"] != OutcomeStatus.RECONCILED and not _RECONCILED_ONLY.isdisjoint(statement):
         raise StatementError("only a reconciled outcome says what was found")
+    elif "produced" in statement and statement["status"] != OutcomeStatus.EXECUTED:
+        raise StatementError("only what was executed has produced something")
 
 
 def check_finding(finding: Finding) -> None:
@@ -309,11 +313,21 @@ def _check_decision(statement: Mapping[str, Any]) -> None:
         raise StatementError(broken)
     if statement["id"] in (statement.get("replay_of"), statement.get("supersedes")):
         raise StatementError("a receipt cannot point to itself")
+    if "binds" in statement:
+        _check_binds(statement)
     if "exp" in statement:  # of a PERMIT, as the rules have it
         if not statement["agent"]:
             raise StatementError("a PERMIT without agent")
         if statement["exp"] <= statement["iat"]:  # one spelling, so text order is time order
             raise StatementError("the permit expired before it was made")
+
+
+def _check_binds(statement: Mapping[str, Any]) -> None:
+    binds = statement["binds"]
+    if binds != sorted(set(binds)) or "input_digest" not in statement:
+        raise StatementError("binds is not sorted, or nothing was decided")
+    if statement["id"] in binds:
+        raise StatementError("a receipt cannot be bound to itself")
 
 
 type _Names = tuple[str, ...]

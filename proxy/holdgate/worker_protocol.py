@@ -24,6 +24,7 @@ Invariants (tests/test_worker_protocol.py has one test named after each):
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,8 +42,21 @@ from .jcs import JcsError, loads_accepted
 from .keys import unb64url
 from .ledger import Entry, OutcomeStatus, Recorded
 from .message import Headers
+from .standing import Made
+from .standing import Told as Worth
 from .statement import OUTCOME_OF, parse_us
-from .surface.model import Action, Deadlines, Effect, KeyRule, KeySource, Param, Recognised, Value
+from .surface.model import (
+    Action,
+    Bond,
+    Deadlines,
+    Effect,
+    KeyRule,
+    KeySource,
+    Param,
+    Produces,
+    Recognised,
+    Value,
+)
 
 __all__ = [
     "MAX_HEAD",
@@ -55,6 +69,7 @@ __all__ = [
     "encode",
     "plain_answer",
     "plain_case",
+    "plain_made",
     "plain_told",
     "read_answer",
     "read_case",
@@ -66,6 +81,7 @@ __all__ = [
 MAX_HEAD: Final = 16 << 20  # a batch of some ten thousand actions
 MAX_TAIL: Final = 2 << 20  # an answer that identical requests share has 1 MiB at most
 _LENGTHS: Final = struct.Struct("!II")
+_OBJECT: Final = re.compile(r"[0-9a-f]{64}\Z")
 _SCALARS: Final = frozenset({str, int, bool})
 _NO_DEADLINES: Final = Deadlines(connect_s=None, first_byte_s=None, total_s=None)
 _NO_POLICY: Final = frozenset({Reason.POLICY_UNAVAILABLE, Reason.POLICY_EXPIRED})
@@ -98,12 +114,15 @@ _SHAPES: Final[Mapping[Kind, Mapping[str, type]]] = {
     Kind.READY: {"bundle": str},
     Kind.ASK: {"n": int, "bundle": str, "case": dict, "told": list},
     Kind.WITHDRAW: {"n": int},
-    Kind.OUTCOME: {"id": str, "status": str, "http_status": int, "delivered": bool},
+    Kind.OUTCOME: {"id": str, "status": str, "http_status": int, "delivered": bool, "made": list},
     Kind.END: {"flight": str, "answer": dict},  # tail: the body; answer {}: there is none to share
     Kind.FIGURES: {"figures": dict},
     Kind.WELCOME: {"bundle": str, "ca": str},
     Kind.ACTIVE: {"bundle": str, "ca": str},
-    Kind.RECORDED: {"n": int, "index": int, "prior": str, "prior_status": int, "would": str},  # tail: the JWS
+    Kind.RECORDED: {  # tail: the JWS
+        **{"n": int, "index": int, "prior": str, "prior_status": int, "would": str},
+        **{"produces": bool, "worth": str},
+    },
     Kind.SUPERSEDED: {"n": int},
     Kind.REFUSED: {"n": int, "reason": str, "detail": str},
     Kind.WAITING: {"n": int},
@@ -233,7 +252,15 @@ def _plain_recognised(recognised: Recognised) -> dict[str, Any]:
         "conflict_keys": recognised.conflict_keys,
         "digest": recognised.digest,
         "sensitive": recognised.sensitive,
+        "bonds": [
+            [] if bond is None else [bond.object, bond.to, bond.once, bond.blind] for bond in recognised.bonds
+        ],
+        "produces": _plain_produces(recognised.produces),
     }
+
+
+def _plain_produces(produces: Produces | None) -> list[Any]:
+    return [] if produces is None else [produces.map, produces.path, produces.ttl_s]
 
 
 def read_case(plain: Mapping[str, Any], agents: Mapping[str, Agent]) -> Case:
@@ -280,7 +307,21 @@ def _read_recognised(plain: Mapping[str, Any]) -> Recognised:
         deadlines=_NO_DEADLINES,
         refusal="",
         retry_headers=(),
+        bonds=tuple([_read_bond(row) if row else None for row in plain["bonds"]]),
+        produces=_read_produces(plain["produces"]) if plain["produces"] else None,
     )
+
+
+def _read_bond(row: Any) -> Bond:
+    name, to, once, blind = row
+    return Bond(object=_is_text(name), to=tuple(_texts(to)), once=_flag(once), blind=_flag(blind))
+
+
+def _read_produces(row: Any) -> Produces:
+    name, path, ttl_s = row
+    if type(ttl_s) is not int:
+        raise TypeError("ttl")
+    return Produces(map=_is_text(name), path=tuple(_texts(path)), ttl_s=ttl_s)
 
 
 def _read_action(row: Any) -> Action:
@@ -406,6 +447,8 @@ def read_recorded(frame: Frame, asked: Case, bundle: str) -> Recorded:
                 prior=head["prior"],
                 prior_status=head["prior_status"],
                 would=head["would"],
+                produces=head["produces"],
+                told=Worth(head["worth"]),
             ),
             index=head["index"],
             durable=True,
@@ -431,13 +474,26 @@ def _wanted(case: Case) -> tuple[str, str, str, str]:
     )
 
 
-def read_outcome(frame: Frame) -> tuple[str, OutcomeStatus, int, bool]:
-    """(receipt, status, upstream status, delivered). Raises WireError."""
+def plain_made(made: Made | None) -> list[Any]:
+    """The object that an answer named, beside its outcome."""
+    return [] if made is None else [made.key, made.ttl_us, made.told.value]
+
+
+def read_outcome(frame: Frame) -> tuple[str, OutcomeStatus, int, bool, Made | None]:
+    """(receipt, status, upstream status, delivered, the object that its answer named). Raises WireError."""
     head = frame.head
     try:
-        return head["id"], OutcomeStatus(head["status"]), head["http_status"], head["delivered"]
-    except ValueError as error:
+        made = _read_made(head["made"]) if head["made"] else None
+        return head["id"], OutcomeStatus(head["status"]), head["http_status"], head["delivered"], made
+    except (ValueError, TypeError) as error:
         raise WireError(f"not an outcome: {error}") from error
+
+
+def _read_made(row: list[Any]) -> Made:
+    key, ttl_us, worth = row
+    if not _OBJECT.match(_is_text(key)) or type(ttl_us) is not int or not 0 < ttl_us < 1 << 62:
+        raise TypeError("not an object")
+    return Made(key=key, ttl_us=ttl_us, told=Worth(worth))
 
 
 # --- an answer that identical requests share ---

@@ -176,3 +176,36 @@ def _until(holds: Callable[[], bool], seconds: float = 15.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "it did not happen"
+
+
+def test_a_confirmation_is_tied_to_what_was_created_here(gate: Instance, vendors: StandIns) -> None:
+    foreign = vendors.stripe._intent({"amount": "100", "currency": "usd"})["id"]
+    before = vendors.counts("stripe").requests
+    blind = post(gate, f"/v1/payment_intents/{foreign}/confirm")
+    assert (blind.status, blind.decision, blind.reason) == (403, "SILENCE", "input_unavailable")
+    assert vendors.counts("stripe").requests == before
+
+    form = {"currency": "usd", "customer": "cus_1"}
+    made = post(gate, "/v1/payment_intents", amount=1500, **form)
+    assert made.decision == "PERMIT", made
+    intent = json.loads(made.body)["id"]
+    raised = post(gate, f"/v1/payment_intents/{intent}", amount=400_000, **form)
+    assert (raised.decision, raised.reason) == ("SILENCE", "no_rule_matched")
+    done = post(gate, f"/v1/payment_intents/{intent}/confirm")
+    assert (done.status, done.decision) == (200, "PERMIT"), done
+    with SqliteReader(gate.state_dir) as ledger:
+        inputs = json.loads(ledger.input(done.receipt) or b"{}")
+    assert inputs["actions"][0]["bound"]["receipt"] == made.receipt
+    assert inputs["actions"][0]["bound"]["params"]["amount"] == 1500
+    assert vendors.counts("stripe").requests - before == 2
+
+
+def test_a_denied_refund_that_is_repeated_names_the_first(gate: Instance, vendors: StandIns) -> None:
+    before = vendors.counts("stripe").requests
+    first = post(gate, "/v1/payment_intents", "deny-1", amount=900_000, currency="usd", customer="cus_1")
+    again = post(gate, "/v1/payment_intents", "deny-1", amount=900_000, currency="usd", customer="cus_1")
+    assert {(each.status, each.decision, each.reason) for each in (first, again)} == {
+        (403, "DENY", "deny_rule")
+    }
+    assert first.receipt.encode() in again.body and first.receipt != again.receipt
+    assert vendors.counts("stripe").requests == before

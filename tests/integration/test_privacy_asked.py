@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from behind import Bench
 from holdgate.adapters.forgetting import Forgetter
 from holdgate.adapters.offline import offline_ledger
+from holdgate.adapters.open_reader import open_reader
 from holdgate.config import load_config
 from holdgate.demo.standins import StandIns
 from holdgate.erasure import RETENTION, Erasure
@@ -182,7 +184,7 @@ async def test_after_retention_the_rest_says_as_little(answers: list[str], loud:
     config = load_config(loud.gate.config)
     with offline_ledger(config) as ledger:
         order = Erasure(action=RETENTION, before_us=time.time_ns() // 1000)
-        done = await Forgetter(config.state_dir, ledger).forget(order, by="retention")
+        done = await Forgetter(partial(open_reader, config), ledger).forget(order, by="retention")
     assert done.count >= 3 and done.out_of_files
     places = {f"file {path}": path.read_bytes() for path in loud.state_files()}
     places["audit"] = _holdgate(loud, "log", "audit").stdout.encode()

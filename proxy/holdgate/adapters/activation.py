@@ -41,7 +41,7 @@ from .batch import ACTIVATED
 from .bundle_folder import read_folder
 from .bundle_load import load_signed
 from .bundle_store import keep_signed, kept_signed
-from .sqlite_reader import SqliteReader
+from .reader import Reader
 
 __all__ = ["Activator", "read_mark", "read_roots"]
 
@@ -65,7 +65,7 @@ class _Meter(Protocol):
     def bundle_active(self, revision: int, ends_s: float) -> None: ...
 
 
-def read_mark(reader: SqliteReader) -> Mark | None:
+def read_mark(reader: Reader) -> Mark | None:
     """The node's high-water mark; None: no signed bundle was ever active."""
     stored = reader.newest_admin(ACTIVATED)
     if stored is None:
@@ -105,6 +105,7 @@ class Activator:
         mode: Signed,
         state_dir: Path,
         *,
+        read: Callable[[], Reader],
         ledger: _Ledger,
         meter: _Meter,
         clock_us: Callable[[], int],
@@ -113,7 +114,7 @@ class Activator:
     ) -> None:
         self.bundle: Bundle = NO_BUNDLE
         self.activate = activate
-        self._mode, self._dir = mode, state_dir
+        self._mode, self._dir, self._read = mode, state_dir, read
         self._ledger, self._meter, self._clock_us, self._fits = ledger, meter, clock_us, fits
         self._lock = asyncio.Lock()
         self._raw: RawBundle | None = None
@@ -132,7 +133,7 @@ class Activator:
 
     async def start(self) -> Bundle:
         """What was active before, and whatever is newer. Raises ConfigError without trust roots."""
-        with SqliteReader(self._dir) as reader:
+        with self._read() as reader:
             self._mark = read_mark(reader)
             trust = reader.newest_admin(ADOPTED)
         if trust is not None:

@@ -33,16 +33,18 @@ from ..ledger import (
     bind,
     is_free,
     may_bind,
+    remade,
     settle,
     settle_claim,
 )
 from ..receipt import MAX_BYTES, admin_statement, jws_prefix, new_receipt_id, outcome_statement, sign
 from ..sealing import Sealed
-from ..standing import Denial, Standing
+from ..standing import Denial, Made, Prepared, Standing
 from ..tlog import leaf_hash
 from .store import Changes, Head, Node, OutcomeNote, Permit, ReceiptRow, Rows
 
 _INT64: Final = 2**63
+_MAKING: Final = frozenset({State.EXECUTED, State.UNDELIVERED})  # nobody reads an id into another outcome
 
 __all__ = ["ACTIVATED", "Batch", "Fence", "Written"]
 
@@ -58,6 +60,11 @@ class Fence:
     digest: str
 
 
+_UNKNOWN: Final = OutcomeNote(
+    receipt_id="", status=OutcomeStatus.UNKNOWN, http_status=0, delivered=False
+)  # of whoever died before saying so
+
+
 class Batch:
     """`active` is the digest that PERMITs need; "" while no fence was ever set."""
 
@@ -70,6 +77,7 @@ class Batch:
         self._changes: dict[tuple[str, int], Charge] = {}  # to the counters' rows; amounts may be negative
         self._sealed: list[tuple[int, Sealed]] = []
         self._denials: dict[str, tuple[int, Denial]] = {}  # by key, with the index of the DENY
+        self._made: dict[str, Prepared] = {}
         self.permits: dict[str, Permit] = {}
         self.unknown = 0  # by how much the number of unknown outcomes changes
         self.erasing: list[tuple[int, Erasure]] = []  # orders, each under the index of its receipt
@@ -109,7 +117,7 @@ class Batch:
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
         budgets = self._budgets(judge.meters, claims, now_us) if judge.meters else NO_BUDGETS
         denials = {key: denial for key in judge.denials if (denial := self._denial(_text(key))) is not None}
-        standing = Standing(denials=denials)
+        standing = Standing(denials=denials, prepared=self._known(judge.objects))
         entry = judge(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets, standing=standing)
         if entry.outcome is Outcome.PERMIT and self.active not in ("", entry.policy):
             raise Superseded
@@ -140,6 +148,27 @@ class Batch:
                 lender=lender.receipt_id if lender else "",
             )
         return entry, index
+
+    def _known(self, keys: tuple[str, ...]) -> dict[str, Prepared]:
+        """Prepared objects, with what was decided about them."""
+        found = {key: known for key in keys if (known := self._prepared(_text(key))) is not None}
+        # The PERMIT that made it was dispatched, so it was committed before this group.
+        return {
+            key: replace(known, inputs=self._rows.inputs(known.receipt_id)) for key, known in found.items()
+        }
+
+    def _prepared(self, key: str) -> Prepared | None:
+        return self._made.get(key) or self._rows.prepared(key)
+
+    def _make(self, made: Made, permit: Permit, row: ClaimRow | None, now_us: int) -> None:
+        """The answer to an executed PERMIT named an object. `row`: the claim on it before this outcome."""
+        is_known, free = remade(row, self._prepared(made.key), permit.receipt_id, made, now_us)
+        if is_known:
+            self._made[made.key] = Prepared(
+                key=made.key, receipt_id=permit.receipt_id, expires_us=now_us + made.ttl_us
+            )
+        if free is not None:
+            self._claims[made.key] = free
 
     def _budgets(self, meters: tuple[str, ...], claims: Mapping[str, ClaimRow], now_us: int) -> Budgets:
         held = {row.receipt_id for row in claims.values()}
@@ -210,6 +239,9 @@ class Batch:
         permit = self._permit(_text(finding.of))
         if permit is None:
             raise ReconcileError(f"no PERMIT has the id {finding.of}")
+        if permit.state is State.DISPATCHING and self._rows.deserted(finding.of):
+            self._outcome(permit, replace(_UNKNOWN, receipt_id=finding.of), None)
+            permit = self.permits[finding.of]
         if permit.state is not State.UNKNOWN:
             raise ReconcileError(f"the outcome of {finding.of} is {permit.state}, not unknown")
         if finding.found not in FINDINGS:
@@ -232,6 +264,8 @@ class Batch:
         state = settle(permit.state, note.status, note.delivered, found)
         http_status = note.http_status if 100 <= note.http_status <= 599 else 0
         now_us = self._now_us()
+        made = note.made if state in _MAKING else None
+        before_it = self._claim(_text(made.key)) if made else None
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
         statement = outcome_statement(
             receipt_id=receipt_id,
@@ -242,6 +276,7 @@ class Batch:
             status=note.status,
             http_status=http_status,
             finding=finding,
+            produced=made.key if made else "",
         )
         jws = sign(statement, self._node.key)
         self._append(receipt_id, ("outcome", "", note.status.value, "", ""), now_us, jws)
@@ -255,6 +290,8 @@ class Batch:
                 self._claims[key] = settle_claim(
                     row, permit.receipt_id, note.status, http_status, delivered=note.delivered, found=found
                 )
+        if made is not None:
+            self._make(made, permit, before_it, now_us)
         self.unknown += (state is State.UNKNOWN) - (before is State.UNKNOWN)
         return receipt_id
 
@@ -295,6 +332,7 @@ class Batch:
             charges=tuple(self._changes.values()),
             claims=self._claims,
             denials=tuple(self._denials.values()),
+            prepared=tuple(self._made.values()),
             head=self.head,
             unknown=self.unknown,
         )
@@ -327,6 +365,8 @@ class Batch:
             _check_denial(entry, entry.denial)
         # What the store could choke on must be this request's failure, not the store's.
         _text(entry.agent), _text(entry.surface)
+        if entry.produces and entry.outcome is not Outcome.PERMIT:
+            raise BackendError(Reason.INTERNAL_ERROR, "only a PERMIT produces something")
         if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, bytes | None):
             raise BackendError(Reason.INTERNAL_ERROR, "the entry's receipt and inputs must be bytes")
         if not entry.jws.startswith(jws_prefix(self._node.key.kid)):
@@ -377,4 +417,6 @@ def _text(value: str) -> str:
     if not isinstance(value, str):
         raise BackendError(Reason.INTERNAL_ERROR, "the entry has a field that is not text")
     value.encode()  # a lone surrogate raises here
+    if "\0" in value:
+        raise BackendError(Reason.INTERNAL_ERROR, "the entry has a text that not every store can keep")
     return value

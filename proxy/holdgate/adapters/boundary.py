@@ -17,7 +17,7 @@ from ..config_doctor import Doctor
 from ..coverage import gap
 from ..ledger import AdminNote, Noted
 from .admin.shapes import decode_jws
-from .sqlite_reader import SqliteReader
+from .open_reader import open_reader
 
 __all__ = ["COVERAGE", "Boundary"]
 
@@ -34,7 +34,7 @@ class Boundary:
         """From the log; the ledger is open, and has been audited. Raises ConfigError."""
         newest = None
         if config.doctor.required:
-            with SqliteReader(config.state_dir) as reader:
+            with open_reader(config) as reader:
                 stored = reader.newest_admin(COVERAGE)
             if stored is not None:
                 newest = stored.iat_us, decode_jws(stored.jws)["details"]

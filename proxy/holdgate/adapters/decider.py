@@ -35,7 +35,7 @@ from ..pipeline import Pipeline
 from ..questions import ActionAsked, Question, RequestAsked
 from ..surface.asked import recognise_asked
 from .admin.shapes import decode_jws
-from .sqlite_reader import SqliteReader
+from .open_reader import fleet_reader
 
 __all__ = ["Decided", "Decider", "build_decider"]
 
@@ -59,7 +59,7 @@ def build_decider(config: Config, pipeline: Pipeline) -> Decider | None:
         return None
 
     def stored(receipt_id: str) -> bytes | None:
-        with SqliteReader(config.state_dir) as reader:
+        with fleet_reader(config) as reader:
             found = reader.get(receipt_id)
         return None if found is None else found.jws
 

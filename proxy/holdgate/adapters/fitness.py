@@ -15,8 +15,7 @@ from ..subtrees import uncovered
 from .activation import read_mark
 from .bundle_store import load_kept
 from .ca import CertificateAuthority
-from .sqlite_reader import SqliteReader
-from .sqlite_schema import DB_NAME
+from .open_reader import has_ledger, open_reader
 
 __all__ = ["active_bundle", "check_ca", "check_connect_to", "check_facts"]
 
@@ -29,9 +28,9 @@ def active_bundle(config: Config) -> Bundle:
     """What decides on this node, for commands beside the running process. Raises ConfigError."""
     if not isinstance(config.bundle, Signed):
         return load_bundle(config.surfaces, config.policies)
-    if not (config.state_dir / DB_NAME).exists():
+    if not has_ledger(config):
         return NO_BUNDLE
-    with SqliteReader(config.state_dir) as reader:
+    with open_reader(config) as reader:
         mark = read_mark(reader)
     return NO_BUNDLE if mark is None else load_kept(config.state_dir, mark.digest)
 

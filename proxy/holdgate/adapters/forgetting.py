@@ -14,11 +14,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 from ..erasure import RETENTION, EraseOrder, Erasure
-from .sqlite_reader import SqliteReader
+from .reader import Reader
 from .store_ledger import Erased
 
 __all__ = ["RETENTION_EVERY_S", "Forgetter", "Forgotten"]
@@ -43,8 +42,8 @@ class Forgotten:
 
 
 class Forgetter:
-    def __init__(self, state_dir: Path, ledger: _Ledger) -> None:
-        self._dir, self._ledger = state_dir, ledger
+    def __init__(self, read: Callable[[], Reader], ledger: _Ledger) -> None:
+        self._read, self._ledger = read, ledger
         self._one = asyncio.Lock()
 
     async def forget(self, erasure: Erasure, *, by: str) -> Forgotten:
@@ -57,7 +56,7 @@ class Forgetter:
         return Forgotten(count=count, receipt_id=erased.noted.receipt_id, out_of_files=erased.out_of_files)
 
     def _count(self, erasure: Erasure) -> int:
-        with SqliteReader(self._dir) as reader:
+        with self._read() as reader:
             return reader.count_kept(erasure)
 
     async def retain(

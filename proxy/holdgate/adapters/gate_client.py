@@ -24,6 +24,7 @@ from ..errors import BackendError, ConfigError, Outcome, Reason
 from ..keys import KeyDocumentError, KeySet, parse_jwks
 from ..ledger import Judge, Ledger, OutcomeStatus, Recorded
 from ..remote_gate import PATHS, Asked, Remote, RemoteError, Told, combine, engine, questions, read_answer
+from ..standing import Made
 
 __all__ = ["GateClient", "ReportingLedger"]
 
@@ -140,9 +141,15 @@ class ReportingLedger:
         return await self.ledger.record(judge)
 
     def record_outcome(
-        self, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
+        self,
+        receipt_id: str,
+        status: OutcomeStatus,
+        http_status: int,
+        *,
+        delivered: bool,
+        made: Made | None = None,
     ) -> None:
-        self.ledger.record_outcome(receipt_id, status, http_status, delivered=delivered)
+        self.ledger.record_outcome(receipt_id, status, http_status, delivered=delivered, made=made)
         self.client.report(receipt_id, status, http_status)
 
 

@@ -37,7 +37,7 @@ from ..errors import BackendError, ConfigError, Reason
 from ..gate import ENGINE
 from ..ledger import NO_BUDGETS, Budgets, ClaimRow, Entry, Judge, OutcomeStatus, Recorded, Superseded
 from ..relay import Converged, Flight
-from ..standing import NOTHING_STANDS, Standing
+from ..standing import NOTHING_STANDS, Made, Standing
 from ..worker_protocol import (
     Frame,
     FrameReader,
@@ -47,6 +47,7 @@ from ..worker_protocol import (
     encode,
     plain_answer,
     plain_case,
+    plain_made,
     plain_told,
     read_answer,
     read_recorded,
@@ -71,6 +72,7 @@ class Petition:
     keys: tuple[str, ...] = ()
     meters: tuple[str, ...] = ()
     denials: tuple[str, ...] = ()
+    objects: tuple[str, ...] = ()
 
     def __init__(
         self, case: Case, bundle: Bundle, evidence: Evidence, decide: Gate | None, engine: str
@@ -172,10 +174,21 @@ class GateLine:
             self._asked.pop(n, None)
 
     def record_outcome(
-        self, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
+        self,
+        receipt_id: str,
+        status: OutcomeStatus,
+        http_status: int,
+        *,
+        delivered: bool,
+        made: Made | None = None,
     ) -> None:
         frame = encode(
-            Kind.OUTCOME, id=receipt_id, status=status.value, http_status=http_status, delivered=delivered
+            Kind.OUTCOME,
+            id=receipt_id,
+            status=status.value,
+            http_status=http_status,
+            delivered=delivered,
+            made=plain_made(made),
         )
         now = self.clock()
         while self._outcomes and (told := self._outcomes[0].told_s) is not None and now - told > _TOLD_S:

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from ..config import Config
 from .open_ledger import clock_us as now_us
 from .open_ledger import open_ledger
-from .sqlite import SqliteLedger
+from .store_ledger import StoreLedger
 
 __all__ = ["now_us", "offline_ledger"]
 
 
 @contextmanager
-def offline_ledger(config: Config) -> Iterator[SqliteLedger]:
+def offline_ledger(config: Config) -> Iterator[StoreLedger]:
     """Open it as `run` would, and close it. Raises ConfigError, also while another process has it."""
     ledger = open_ledger(config).ledger
     try:

@@ -69,9 +69,10 @@ from .keyfiles import Keys
 from .metrics import Metrics
 from .mitm import HoldgateAddon
 from .open_ledger import clock_us, open_ledger
+from .open_reader import open_reader
 from .resolver import ConnectTo, Resolver, dns_lookup, system_lookup
 from .signer_socket import SignerSocket
-from .sqlite import SqliteLedger
+from .store_ledger import StoreLedger
 from .worker_door import WorkerDoor
 
 __all__ = [
@@ -100,7 +101,7 @@ class Server:
 
     config: Config
     pipeline: Pipeline
-    ledger: SqliteLedger
+    ledger: StoreLedger
     metrics: Metrics
     engine: master.Master
     proxy: proxyserver.Proxyserver
@@ -276,7 +277,7 @@ async def serve(
         loop.add_signal_handler(number, lambda: server.spawn(server.drain()))
     loop.add_signal_handler(signal.SIGHUP, lambda: server.spawn(server.reload()))
 
-    forgetter = Forgetter(config.state_dir, server.ledger)
+    forgetter = Forgetter(partial(open_reader, config), server.ledger)
 
     def running() -> None:
         server.spawn(server.sweep())
@@ -404,19 +405,27 @@ def _bundle_of_files(config: Config, authority: CertificateAuthority) -> Bundle:
     return bundle
 
 
-def _activator(config: Config, mode: Signed, ledger: SqliteLedger, metrics: Metrics) -> Activator:
+def _activator(config: Config, mode: Signed, ledger: StoreLedger, metrics: Metrics) -> Activator:
     def fits(bundle: Bundle) -> None:
         check_connect_to(config, bundle)
         check_facts(config, bundle)
         check_ca(config, load_ca(config.state_dir), bundle)
 
-    return Activator(mode, config.state_dir, ledger=ledger, meter=metrics, clock_us=clock_us, fits=fits)
+    return Activator(
+        mode,
+        config.state_dir,
+        read=partial(open_reader, config),
+        ledger=ledger,
+        meter=metrics,
+        clock_us=clock_us,
+        fits=fits,
+    )
 
 
 def _around(
     config: Config,
     pipeline: Pipeline,
-    ledger: SqliteLedger,
+    ledger: StoreLedger,
     metrics: Metrics,
     agent_tls: AgentTls,
     facts: Facts,
@@ -492,7 +501,7 @@ def _keep(config: Config, bundle: Bundle) -> None:
 
 
 def _pipeline(
-    config: Config, bundle: Bundle, ledger: SqliteLedger, keys: Keys, metrics: Metrics, identity: Identity
+    config: Config, bundle: Bundle, ledger: StoreLedger, keys: Keys, metrics: Metrics, identity: Identity
 ) -> Pipeline:
     return Pipeline(
         bundle=bundle,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from ..ledger import Charge, ClaimRow, State, Total
+from ..sealing import SealError, Stored
 from ..standing import Denial
 from ..tlog import Tree
 
@@ -22,6 +23,7 @@ __all__ = [
     "PUT_COUNTER",
     "PUT_DENIAL",
     "PUT_PERMIT",
+    "PUT_PREPARED",
     "PUT_RECEIPT",
     "STEPS",
     "VERSION",
@@ -32,7 +34,9 @@ __all__ = [
     "connect_writer",
     "denial_of",
     "denial_row",
+    "kept_input",
     "pack",
+    "read_input",
     "read_total",
     "row_of",
     "schema_of_new",
@@ -83,9 +87,16 @@ CREATE TABLE denials (key TEXT PRIMARY KEY, idx INTEGER NOT NULL, digest TEXT NO
 CREATE INDEX denials_age ON denials (idx);
 """
 
+# Objects that the vendor's answer to a PERMIT named; what they are is in that PERMIT's recorded input.
+_PREPARED = """
+CREATE TABLE prepared (key TEXT PRIMARY KEY, receipt_id TEXT NOT NULL, expires_us INTEGER NOT NULL)
+  STRICT, WITHOUT ROWID;
+CREATE INDEX prepared_age ON prepared (expires_us);
+"""
+
 # STEPS[n] turns format n into format n + 1; a new ledger takes them all. What was released is never edited:
 # a change is one more step, so that an older state directory is brought up to date when it is opened.
-STEPS: Final = (_TABLES, _SEALED, _COUNTERS, _DENIALS)
+STEPS: Final = (_TABLES, _SEALED, _COUNTERS, _DENIALS, _PREPARED)
 VERSION: Final = len(STEPS)
 
 PUT_RECEIPT = "INSERT INTO receipts VALUES (?,?,?,?,?,?,?,?,?)"
@@ -99,6 +110,7 @@ READ_COUNTER = (
     "SELECT sum(sum >> 32), sum(sum & 4294967295), sum(count) FROM counters WHERE id = ? AND until_us > ?"
 )
 PUT_DENIAL = "INSERT OR REPLACE INTO denials VALUES (?,?,?,?,?,?,?)"
+PUT_PREPARED = "INSERT OR REPLACE INTO prepared VALUES (?,?,?)"
 PUT_CLAIM = "INSERT OR REPLACE INTO claims VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 
 
@@ -155,6 +167,29 @@ def charges_of(text: str) -> tuple[Charge, ...]:
         at_us, until_us, amount, count = map(int, numbers)
         found.append(Charge(meter=meter, at_us=at_us, until_us=until_us, amount=amount, count=count))
     return tuple(found)
+
+
+def read_input(db: sqlite3.Connection, receipt_id: str) -> bytes | None:
+    """The recorded decision input of a receipt; None where there is none, or where it was destroyed."""
+    row = db.execute(
+        "SELECT i.json, e.data, s.salt, s.key FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"
+        " LEFT JOIN sealed e ON e.idx = r.idx LEFT JOIN secrets s ON s.idx = r.idx WHERE r.id = ?",
+        (receipt_id,),
+    ).fetchone()
+    return None if row is None else kept_input(receipt_id, *row)
+
+
+def kept_input(
+    receipt_id: str, json: bytes | None, data: bytes | None, salt: bytes | None, key: bytes | None
+) -> bytes | None:
+    """What is kept in clear or sealed beside a receipt."""
+    if json is not None or data is None:
+        return json
+    try:
+        kept = Stored(data=data, salt=salt or b"", key=key or b"").open(receipt_id)
+    except SealError:
+        return None  # damaged: `log audit` says so
+    return None if kept is None else kept.inputs
 
 
 def read_total(db: sqlite3.Connection, meter: str, now_us: int) -> Total:

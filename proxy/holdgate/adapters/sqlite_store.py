@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ..ledger import Charge, ClaimRow, State, Total, is_free
-from ..standing import MAX_DENIALS, Denial
+from ..standing import MAX_DENIALS, Denial, Prepared
 from .sqlite_erase import SqliteEraser
 from .sqlite_open import OpenFile, files_of, read_permits
 from .sqlite_schema import (
@@ -25,6 +25,7 @@ from .sqlite_schema import (
     PUT_COUNTER,
     PUT_DENIAL,
     PUT_PERMIT,
+    PUT_PREPARED,
     PUT_RECEIPT,
     charges_of,
     charges_text,
@@ -33,6 +34,7 @@ from .sqlite_schema import (
     denial_of,
     denial_row,
     pack,
+    read_input,
     read_total,
     row_of,
 )
@@ -113,8 +115,18 @@ class SqliteStore:
         found = self._db.execute("SELECT * FROM denials WHERE key = ?", (key,)).fetchone()
         return None if found is None else denial_of(found)
 
+    def prepared(self, key: str) -> Prepared | None:
+        found = self._db.execute("SELECT * FROM prepared WHERE key = ?", (key,)).fetchone()
+        return None if found is None else Prepared(key=found[0], receipt_id=found[1], expires_us=found[2])
+
+    def inputs(self, receipt_id: str) -> bytes | None:
+        return read_input(self._db, receipt_id)
+
     def total(self, meter: str, now_us: int) -> Total:
         return read_total(self._db, meter, now_us)
+
+    def deserted(self, receipt_id: str) -> bool:
+        return False  # they are all this process's own: open() has closed the others
 
     def _stored_permit(self, receipt_id: str) -> Permit | None:
         row = self._db.execute(
@@ -157,6 +169,9 @@ class SqliteStore:
             )
         if changes.denials:
             db.executemany(PUT_DENIAL, [denial_row(index, one) for index, one in changes.denials])
+        if changes.prepared:
+            objects = [(one.key, one.receipt_id, one.expires_us) for one in changes.prepared]
+            db.executemany(PUT_PREPARED, objects)
         if changes.erasing:
             db.executemany("INSERT INTO erasing VALUES (?)", [(index,) for index, _ in changes.erasing])
         if changes.permits:
@@ -184,6 +199,7 @@ class SqliteStore:
 
     def _forget(self, now_us: int) -> None:
         self._db.execute("DELETE FROM denials WHERE expires_us <= ?", (now_us,))
+        self._db.execute("DELETE FROM prepared WHERE expires_us <= ?", (now_us,))
         self._db.execute(
             "DELETE FROM denials WHERE idx <= (SELECT idx FROM denials ORDER BY idx DESC LIMIT 1 OFFSET ?)",
             (MAX_DENIALS,),

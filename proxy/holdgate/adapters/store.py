@@ -20,7 +20,7 @@ from ..errors import BackendError, Reason
 from ..keys import Signer
 from ..ledger import Charge, ClaimRow, OutcomeStatus, State, Total
 from ..sealing import Sealed
-from ..standing import Denial
+from ..standing import Denial, Made, Prepared
 from ..tlog import Tree
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "ReceiptRow",
     "Rows",
     "Store",
+    "StoreBroken",
     "StoreLost",
 ]
 
@@ -56,6 +57,10 @@ class StoreLost(BackendError):
 
 class Conflict(Exception):
     """The transaction was undone by the store, because of another one."""
+
+
+class StoreBroken(Exception):
+    """The store is not what this process left, and does not become so again by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +102,14 @@ class OutcomeNote:
     status: OutcomeStatus
     http_status: int
     delivered: bool
+    made: Made | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """Everything that one group writes. Claims that are free (ledger.is_free) are to be forgotten; denials
-    that have expired, and the oldest above standing.MAX_DENIALS, within FORGET_EVERY leaves."""
+    and prepared objects that have expired, and the oldest denials above standing.MAX_DENIALS, within
+    FORGET_EVERY leaves."""
 
     receipts: Sequence[ReceiptRow]  # in log order
     inputs: Sequence[tuple[int, bytes]]  # under the index of their receipt
@@ -114,6 +121,7 @@ class Changes:
     denials: Sequence[
         tuple[int, Denial]
     ]  # with the index of the DENY; each takes the place of its key's last
+    prepared: Sequence[Prepared]  # without inputs; each takes the place of its key's last
     head: Head
     unknown: int  # by how much the number of unknown outcomes changes
 
@@ -132,8 +140,20 @@ class Rows(Protocol):
 
     def denial(self, key: str) -> Denial | None: ...
 
+    def prepared(self, key: str) -> Prepared | None:
+        """Without its inputs."""
+        ...
+
+    def inputs(self, receipt_id: str) -> bytes | None:
+        """The recorded decision input of a receipt; None where there is none, or where it was destroyed."""
+        ...
+
     def total(self, meter: str, now_us: int) -> Total:
         """What stands on the meter at that time."""
+        ...
+
+    def deserted(self, receipt_id: str) -> bool:
+        """Whether whoever could dispatch this PERMIT, or report its outcome, runs no more."""
         ...
 
 

@@ -39,6 +39,7 @@ from ..keyhistory import ACTIONS
 from ..keys import PublicKey, Signer
 from ..ledger import AdminNote, Finding, Judge, Noted, OutcomeStatus, Recorded
 from ..note import vkey
+from ..standing import Made
 from ..statement import StatementError, check_admin, check_finding
 from ..tiles import Edge
 from ..tlog import TlogError, Tree
@@ -282,10 +283,22 @@ class StoreLedger:
             raise
 
     def record_outcome(
-        self, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
+        self,
+        receipt_id: str,
+        status: OutcomeStatus,
+        http_status: int,
+        *,
+        delivered: bool,
+        made: Made | None = None,
     ) -> None:
         self._queue.put(
-            OutcomeNote(receipt_id=receipt_id, status=status, http_status=http_status, delivered=delivered)
+            OutcomeNote(
+                receipt_id=receipt_id,
+                status=status,
+                http_status=http_status,
+                delivered=delivered,
+                made=made,
+            )
         )
 
     def fence(self, digest: str) -> None:

@@ -39,6 +39,7 @@ from ..errors import BackendError, ConfigError, HoldgateError, Outcome, Reason
 from ..facts import Found, Lookup
 from ..gate import ENGINE
 from ..ledger import FINDINGS, Finding, Judge, Noted, OutcomeStatus, Recorded, Superseded
+from ..standing import Made
 from ..worker_protocol import (
     Frame,
     FrameReader,
@@ -67,7 +68,13 @@ class _Ledger(Protocol):
     async def record(self, judge: Judge) -> Recorded: ...
     async def reconcile(self, finding: Finding) -> Noted: ...
     def record_outcome(
-        self, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool
+        self,
+        receipt_id: str,
+        status: OutcomeStatus,
+        http_status: int,
+        *,
+        delivered: bool,
+        made: Made | None = None,
     ) -> None: ...
 
 
@@ -273,6 +280,8 @@ class WorkerDoor:
             prior=entry.prior,
             prior_status=entry.prior_status,
             would=entry.would,
+            produces=entry.produces,
+            worth=entry.told.value,
         )
 
     async def _elsewhere(self, line: _Line, n: int, case: Case) -> tuple[Mapping[str, Any], bytes] | None:
@@ -334,10 +343,16 @@ class WorkerDoor:
     # -- outcomes ----------------------------------------------------------------------------------------
 
     def _outcome(
-        self, line: _Line, receipt_id: str, status: OutcomeStatus, http_status: int, delivered: bool
+        self,
+        line: _Line,
+        receipt_id: str,
+        status: OutcomeStatus,
+        http_status: int,
+        delivered: bool,
+        made: Made | None,
     ) -> None:
         if line.permits.pop(receipt_id, None) is not None:
-            self.ledger.record_outcome(receipt_id, status, http_status, delivered=delivered)
+            self.ledger.record_outcome(receipt_id, status, http_status, delivered=delivered, made=made)
         elif status in FINDINGS:
             task = asyncio.ensure_future(self._reconcile(line.role, receipt_id, status))
             self._work.add(task)

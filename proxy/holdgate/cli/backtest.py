@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 
 from ..adapters.bundle_load import load_folder
-from ..adapters.sqlite_reader import SqliteReader
+from ..adapters.open_reader import open_reader
+from ..adapters.reader import Reader
 from ..backtest import Change, NotReplayed, Report, backtest
 from ..bundle import Bundle
 from ..errors import ConfigError
@@ -48,9 +49,10 @@ def register(commands: Commands) -> None:
 
 
 def _backtest(args: argparse.Namespace) -> int:
-    state_dir = config_of(args).state_dir
+    config = config_of(args)
+    state_dir = config.state_dir
     new = load_folder(args.bundle)
-    with SqliteReader(state_dir) as reader:
+    with open_reader(config) as reader:
         first = first_index(reader, args.since)
         end = reader.size if args.until is None else first_index(reader, args.until)
         with Progress("backtest", reader.size, "decisions") as progress:
@@ -72,7 +74,7 @@ def _backtest(args: argparse.Namespace) -> int:
 
 
 def backtest_of(
-    reader: SqliteReader,
+    reader: Reader,
     policies_of: Callable[[str], PolicySet | None],
     new: Bundle,
     *,
@@ -91,7 +93,7 @@ def backtest_of(
     )
 
 
-def _records(reader: SqliteReader, first: int, end: int) -> Iterator[Record]:
+def _records(reader: Reader, first: int, end: int) -> Iterator[Record]:
     for jws, inputs, salt in reader.decisions(first, until=end):
         # header.payload.signature; the signature is `log audit`'s to look at
         said: Mapping[str, Any] = orjson.loads(unb64url(jws[jws.index(b".") + 1 : jws.rindex(b".")]))

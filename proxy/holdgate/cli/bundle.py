@@ -26,8 +26,7 @@ from ..adapters.bundle_load import load_signed
 from ..adapters.bundle_store import kept_signed
 from ..adapters.control import ask
 from ..adapters.durable import replace_file
-from ..adapters.sqlite_reader import SqliteReader
-from ..adapters.sqlite_schema import DB_NAME
+from ..adapters.open_reader import has_ledger, open_reader
 from ..config import Config
 from ..config_bundle import Signed
 from ..errors import ConfigError
@@ -345,9 +344,9 @@ def _described(manifest: Manifest) -> str:
 
 
 def _mark(config: Config) -> Mark | None:
-    if not (config.state_dir / DB_NAME).exists():
+    if not has_ledger(config):
         return None
-    with SqliteReader(config.state_dir) as reader:
+    with open_reader(config) as reader:
         return read_mark(reader)
 
 

@@ -56,5 +56,5 @@ def _print(found: Difference) -> None:
         print(f"    when {values or 'at rest'}")
         print(f"    {flip.count} inputs; {' '.join(flip.rules) or 'no rule'}")
     if found.untried:
-        print(f"not tried, because their policies ask for facts: {', '.join(found.untried)}")
+        print(f"not tried, because facts or earlier requests decide too: {', '.join(found.untried)}")
     print(f"{found.inputs} inputs tried: {found.verdict}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..adapters.fitness import active_bundle
 from ..adapters.keyfiles import load_fleet_key
-from ..adapters.sqlite_reader import SqliteReader
+from ..adapters.open_reader import open_reader
 from ..agents import Agent, identify
 from ..config import Config
 from ..errors import ConfigError, Outcome
@@ -22,6 +22,7 @@ from ..gate import RuleTrace
 from ..ledger import Total
 from ..message import Origin
 from ..policy_model import RuleEffect
+from ..standing import Prepared
 from ..strictyaml import load_file
 from .shared import Commands, add, config_of, print_json, read_bytes
 
@@ -40,6 +41,12 @@ def register(commands: Commands) -> None:
     parser.add_argument("--agent", default="", metavar="ID", help=f"default: who connects from {SOURCE}")
     parser.add_argument(
         "--facts", type=Path, metavar="FILE", help="what providers would say: YAML, {panel: {member: true}}"
+    )
+    parser.add_argument(
+        "--bound",
+        type=Path,
+        metavar="FILE",
+        help="what a confirm or apply is bound to, in place of the ledger's: YAML, {params: {amount: 100}}",
     )
     parser.add_argument("request", metavar="FILE|-", help="a raw HTTP/1.1 request, head and body")
 
@@ -60,6 +67,8 @@ def _explain(args: argparse.Namespace) -> int:
         now_us=now_us,
         totals=partial(_totals, config, now_us),
         facts=_facts(args.facts),
+        prepared=partial(_prepared, config),
+        bound=None if args.bound is None else _bound(args.bound),
     )
     if args.json:
         print_json(document(explained))
@@ -77,6 +86,24 @@ def _facts(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
     }
 
 
+def _bound(path: Path) -> Mapping[str, Any]:
+    parts = load_file(path).mapping(required=("params",), optional=("operation",), what="what is bound")
+    operation = parts["operation"].text("operation") if "operation" in parts else ""
+    return {
+        "operation": operation,
+        "params": {name: node.plain() for name, node in parts["params"].open_mapping("params").items()},
+    }
+
+
+def _prepared(config: Config, key: str) -> Prepared | None:
+    try:
+        with open_reader(config) as ledger:
+            return ledger.prepared(key)
+    except ConfigError as error:
+        print(f"note: {error}; nothing is known of prepared objects", file=sys.stderr)
+        return None
+
+
 def _fleet_key(config: Config) -> bytes:
     try:
         return load_fleet_key(config.state_dir)
@@ -88,7 +115,7 @@ def _fleet_key(config: Config) -> bytes:
 def _totals(config: Config, now_us: int, meters: tuple[str, ...]) -> Mapping[str, Total]:
     """What the counters stand at; read from the ledger, also while `run` is live."""
     try:
-        with SqliteReader(config.state_dir) as ledger:
+        with open_reader(config) as ledger:
             return ledger.totals(meters, now_us)
     except ConfigError as error:
         print(f"note: {error}; counters are taken as 0", file=sys.stderr)
@@ -126,6 +153,8 @@ def _print(explained: Explained) -> None:
         for name, value in part.get("counters", {}).items():
             shown = ", ".join(f"{key} {number}" for key, number in sorted(value.items()))
             print(f"counter    {name}: {shown}")
+        for name, value in part.get("bound", {}).get("params", {}).items():
+            print(f"bound      {name} = {value!r}")
         for name, value in part.get("facts", {}).items():
             shown = ", ".join(f"{key} {item!r}" for key, item in sorted(value.items()))
             print(f"fact       {name}: {shown}")

@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 
 from ..adapters.admin.shapes import decode_jws
 from ..adapters.exporting import Cursor, FileSink, HttpSink, Sink, StdoutSink, SyslogSink, export
-from ..adapters.sqlite_reader import SqliteReader
+from ..adapters.open_reader import nodes, open_reader
+from ..adapters.reader import Reader
+from ..config import Config
 from ..errors import ConfigError
 from ..siem import FORMATS, Row
-from .shared import Commands, add, config_of, first_index, whole_number
+from .shared import Commands, add, add_node, config_of, first_index, whole_number
 
 __all__ = ["register_export"]
 
@@ -39,6 +41,7 @@ def register_export(receipts: Commands) -> None:
     parser.add_argument(
         "--cursor", type=Path, metavar="FILE", help="remember here what was sent; at least once, drop by id"
     )
+    add_node(parser)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--output", type=Path, metavar="FILE", help="append to a file")
     where.add_argument("--syslog", metavar="HOST:PORT", help="send as syslog over TLS (RFC 5425)")
@@ -52,9 +55,17 @@ def register_export(receipts: Commands) -> None:
 
 def _export(args: argparse.Namespace) -> int:
     config = config_of(args)
+    # A cursor is of one log, and so is what is followed: then it is this node's, unless another is named.
+    one = args.node or (config.node if args.follow or args.cursor else "")
+    for node in nodes(config, one):
+        _export_log(config, node, args)
+    return 0
+
+
+def _export_log(config: Config, node: str, args: argparse.Namespace) -> None:
     sleeper = threading.Event()
     with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(SqliteReader(config.state_dir))
+        reader = stack.enter_context(open_reader(config, node))
         cursor = Cursor(path=args.cursor, origin=reader.origin) if args.cursor else None
         following = cursor.load(reader.size) if cursor else None
         start = first_index(reader, args.since) if following is None else following
@@ -73,10 +84,9 @@ def _export(args: argparse.Namespace) -> int:
             raise
         except OSError as error:
             raise ConfigError(f"cannot send: {error}") from error
-    return 0
 
 
-def _read(reader: SqliteReader, index: int, most: int) -> Sequence[Row]:
+def _read(reader: Reader, index: int, most: int) -> Sequence[Row]:
     return [
         Row(index=stored.index, jws=stored.jws, statement=decode_jws(stored.jws))
         for stored in reader.export(index, most)

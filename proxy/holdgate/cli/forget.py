@@ -10,13 +10,14 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Final
 
 from ..adapters.admin.shapes import decode_jws
 from ..adapters.control import ask
 from ..adapters.forgetting import Forgetter, Forgotten
 from ..adapters.offline import offline_ledger
-from ..adapters.sqlite_reader import SqliteReader
+from ..adapters.open_reader import open_reader
 from ..config import Config
 from ..erasure import MAX_IDS, SHRED, Erasure
 from ..errors import ConfigError
@@ -65,7 +66,7 @@ def _shred(args: argparse.Namespace) -> int:
     _check_ids(config, args.ids)
     counts = _counts(config, orders)
     if args.dry_run or (not args.ids and not args.yes):
-        _print(args, Forgotten(count=sum(counts), receipt_id="", out_of_files=True), [], dry=True)
+        _print(args, config, Forgotten(count=sum(counts), receipt_id="", out_of_files=True), [], dry=True)
         if args.dry_run:
             return 0
         raise ConfigError("an order by agent, surface or time needs --yes")
@@ -75,7 +76,7 @@ def _shred(args: argparse.Namespace) -> int:
         receipt_id="",
         out_of_files=all(one.out_of_files for one in done),
     )
-    _print(args, total, [one.receipt_id for one in done if one.receipt_id])
+    _print(args, config, total, [one.receipt_id for one in done if one.receipt_id])
     return 0 if total.out_of_files else 1
 
 
@@ -93,7 +94,7 @@ def _orders(args: argparse.Namespace) -> Iterator[Erasure]:
 
 
 def _check_ids(config: Config, ids: list[str]) -> None:
-    with SqliteReader(config.state_dir) as reader:
+    with open_reader(config) as reader:
         for receipt_id in ids:
             stored = reader.get(receipt_id)
             if stored is None or stored.type != "decision":
@@ -101,7 +102,7 @@ def _check_ids(config: Config, ids: list[str]) -> None:
 
 
 def _counts(config: Config, orders: list[Erasure]) -> list[int]:
-    with SqliteReader(config.state_dir) as reader:
+    with open_reader(config) as reader:
         return [reader.count_kept(order) for order in orders]
 
 
@@ -120,11 +121,13 @@ def _forget(config: Config, orders: list[Erasure]) -> list[Forgotten]:
 
 async def _forget_here(config: Config, orders: list[Erasure]) -> list[Forgotten]:
     with offline_ledger(config) as ledger:
-        forgetter = Forgetter(config.state_dir, ledger)
+        forgetter = Forgetter(partial(open_reader, config), ledger)
         return [await forgetter.forget(order, by="local") for order in orders]
 
 
-def _print(args: argparse.Namespace, done: Forgotten, receipts: list[str], *, dry: bool = False) -> None:
+def _print(
+    args: argparse.Namespace, config: Config, done: Forgotten, receipts: list[str], *, dry: bool = False
+) -> None:
     if args.json:
         print_json({"decisions": done.count, "receipts": receipts, "out_of_files": done.out_of_files})
         return
@@ -135,12 +138,17 @@ def _print(args: argparse.Namespace, done: Forgotten, receipts: list[str], *, dr
     for receipt_id in receipts:
         print(f"receipt {receipt_id}")
     if not done.out_of_files:
-        print("older pages are still in ledger.db-wal: another program reads the ledger; try again later")
+        print(
+            "PostgreSQL keeps older versions of these rows until VACUUM, and in its write-ahead log, standbys"
+            " and backups"
+            if config.store is not None
+            else "older pages are still in ledger.db-wal: another program reads the ledger; try again later"
+        )
 
 
 def _disclose(args: argparse.Namespace) -> int:
     config = config_of(args)
-    with SqliteReader(config.state_dir) as reader:
+    with open_reader(config) as reader:
         receipt, stored = reader.get(args.id), reader.stored(args.id)
     if receipt is None:
         raise ConfigError(f"no receipt has the id {args.id}")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from ..adapters.anchoring import COSIGNED, STAMPS
 from ..adapters.keyfiles import list_problems, load_log_keys, load_public_keys
+from ..adapters.open_reader import open_reader
 from ..adapters.proofs import NotCovered, change_problems, prove, prove_consistency
+from ..adapters.reader import Reader
 from ..adapters.sequencer import CHECKPOINT
-from ..adapters.sqlite_reader import SqliteReader
 from ..adapters.timestamps import StampError, stamped_at
 from ..adapters.verifying import verifying_for
 from ..audit import AuditInput, AuditReport, audit
@@ -29,6 +30,8 @@ __all__ = ["register"]
 _COVERED_S = 2.0
 _SETTLED_S = 2.0  # in which a change of keys has written all its files
 _UNSEEN = "no earlier checkpoint was given (--since-checkpoint): a roll-back of everything cannot be seen"
+
+_FLEET = "one node's log: counters, and what other nodes did to its permits and claims, are not compared"
 
 
 def register(commands: Commands) -> None:
@@ -75,17 +78,18 @@ def register(commands: Commands) -> None:
 
 
 def _checkpoint(args: argparse.Namespace) -> int:
-    with SqliteReader(config_of(args).state_dir) as reader:
+    with open_reader(config_of(args)) as reader:
         print(reader.checkpoint().decode("utf-8"), end="")
     return 0
 
 
 def _prove(args: argparse.Namespace) -> int:
-    state_dir = config_of(args).state_dir
+    config = config_of(args)
+    state_dir = config.state_dir
     if args.since_checkpoint:
         text = prove_consistency(state_dir, _bytes(args.since_checkpoint))
     else:
-        with SqliteReader(state_dir) as reader:
+        with open_reader(config) as reader:
             stored = reader.get(args.id)
         if stored is None:
             raise ConfigError(f"no receipt has the id {args.id}")
@@ -111,7 +115,7 @@ def _audit(args: argparse.Namespace) -> int:
     config = config_of(args)
     origin = config.issuer
     gc.disable()  # a million receipts have no cycles, and looking for some is a tenth of the work
-    with SqliteReader(config.state_dir) as reader, Progress("audit", reader.size, "receipts") as progress:
+    with open_reader(config) as reader, Progress("audit", reader.size, "receipts") as progress:
         given, keys, log_keys, published = _begun(reader, config.state_dir, origin)
         earlier = [_earlier(args.since_checkpoint, origin, log_keys)] if args.since_checkpoint else []
         stamped, wrong = _stamped(config.state_dir, args.timestamps, origin, log_keys)
@@ -128,7 +132,7 @@ def _audit(args: argparse.Namespace) -> int:
         problems = (*report.problems, *published, *wrong, *reader.integrity_problems())
     gc.enable()
     report = replace(report, problems=problems)
-    notes = () if earlier or stamped else (_UNSEEN,)
+    notes = (*(() if earlier or stamped else (_UNSEEN,)), *(() if config.store is None else (_FLEET,)))
     if args.json:
         print_json(asdict(report) | {"clean": report.is_clean, "notes": notes})
     else:
@@ -139,7 +143,7 @@ def _audit(args: argparse.Namespace) -> int:
 type _Begun = tuple[AuditInput, KeySet, KeySet, tuple[str, ...]]
 
 
-def _begun(reader: SqliteReader, state_dir: Path, origin: str) -> _Begun:
+def _begun(reader: Reader, state_dir: Path, origin: str) -> _Begun:
     """One moment of the log, its lists of keys, and what is wrong with those.
 
     A running instance that changes a key writes leaf, lists and proofs one after the other, so what is read

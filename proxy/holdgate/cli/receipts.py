@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..adapters.admin.shapes import decode_jws, export_row
-from ..adapters.sqlite_reader import SqliteReader, StoredReceipt
+from ..adapters.open_reader import fleet_reader
+from ..adapters.reader import StoredReceipt
 from ..errors import ConfigError, Outcome
 from ..statement import format_us
 from .export import register_export
@@ -13,6 +14,7 @@ from .forget import register_disclose, register_shred
 from .shared import (
     Commands,
     add,
+    add_node,
     config_of,
     group,
     print_json,
@@ -53,6 +55,7 @@ def _register_list(receipts: Commands) -> None:
     listing.add_argument("--since", default="", metavar="TIME", help="such as 2026-11-21T08:00:00Z")
     listing.add_argument("--limit", type=whole_number, default=50, metavar="N")
     listing.add_argument("--cursor", type=whole_number, metavar="N", help="`next` of the page before")
+    add_node(listing)
 
 
 def _register_show(receipts: Commands) -> None:
@@ -66,10 +69,11 @@ def _register_show(receipts: Commands) -> None:
     )
     show.add_argument("id", metavar="ID")
     show.add_argument("--raw", action="store_true", help="print the JWS as it was signed")
+    add_node(show)
 
 
 def _list(args: argparse.Namespace) -> int:
-    with SqliteReader(config_of(args).state_dir) as reader:
+    with fleet_reader(config_of(args), args.node) as reader:
         page = reader.list(
             agent=args.agent,
             surface=args.surface,
@@ -102,7 +106,7 @@ def _cells(stored: StoredReceipt) -> tuple[str, ...]:
 
 
 def _show(args: argparse.Namespace) -> int:
-    with SqliteReader(config_of(args).state_dir) as reader:
+    with fleet_reader(config_of(args), args.node) as reader:
         stored = reader.get(args.id)
         state = reader.state_of(args.id)
     if stored is None:

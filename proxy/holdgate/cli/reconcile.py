@@ -11,11 +11,11 @@ from typing import Any
 from ..adapters.admin.shapes import decode_jws
 from ..adapters.control import ask
 from ..adapters.offline import offline_ledger
-from ..adapters.sqlite_reader import SqliteReader
+from ..adapters.open_reader import fleet_reader
 from ..config import Config
 from ..errors import BackendError
 from ..ledger import FINDINGS, Finding, OutcomeStatus, State
-from .shared import Commands, add, config_of, group, print_json, print_table
+from .shared import Commands, add, add_node, config_of, group, print_json, print_table
 
 __all__ = ["register"]
 
@@ -27,7 +27,7 @@ def register(commands: Commands) -> None:
         does="list or settle permitted actions whose outcome is unknown",
         example="holdgate reconcile list",
     )
-    add(
+    listing = add(
         reconcile,
         "list",
         _list,
@@ -35,6 +35,7 @@ def register(commands: Commands) -> None:
         example="holdgate reconcile list --json",
         data=True,
     )
+    add_node(listing)
     resolve = add(
         reconcile,
         "resolve",
@@ -54,8 +55,9 @@ def register(commands: Commands) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    with SqliteReader(config_of(args).state_dir) as reader:
+    with fleet_reader(config_of(args), args.node) as reader:
         stored = [reader.get(permit.receipt_id) for permit in reader.permits(State.UNKNOWN)]
+        stored += reader.deserted()
     found = [decode_jws(each.jws) for each in stored if each is not None]
     if args.json:
         print_json(found)

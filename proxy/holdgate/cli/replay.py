@@ -12,11 +12,13 @@ from pathlib import Path
 
 from ..adapters.admin.shapes import decode_jws
 from ..adapters.bundle_store import load_kept
-from ..adapters.sqlite_reader import SqliteReader
+from ..adapters.open_reader import fleet_reader, nodes, open_reader
+from ..adapters.reader import Reader
+from ..config import Config
 from ..errors import ConfigError
 from ..policy_model import PolicySet
 from ..replay import Record, Replayed, Verdict, replay
-from .shared import Commands, add, config_of, first_index, print_json, whole_number
+from .shared import Commands, add, add_node, config_of, first_index, print_json, whole_number
 
 __all__ = ["policies_of", "register"]
 
@@ -34,21 +36,21 @@ def register(commands: Commands) -> None:
     )
     parser.add_argument("ids", nargs="*", metavar="ID", help="receipts; without any, the whole log")
     parser.add_argument("--since", default="0", metavar="INDEX|TIME")
-    parser.add_argument("--limit", type=whole_number, default=-1, metavar="N")
+    parser.add_argument("--limit", type=whole_number, default=-1, metavar="N", help="of one log")
+    add_node(parser)
 
 
 def _replay(args: argparse.Namespace) -> int:
-    state_dir = config_of(args).state_dir
+    config = config_of(args)
+    state_dir = config.state_dir
     counts: Counter[Verdict] = Counter()
     shown: list[Replayed] = []
-    with SqliteReader(state_dir) as reader:
-        records = _chosen(reader, args.ids) if args.ids else _logged(reader, args)
-        for result in replay(records, policies_of(state_dir)):
-            counts[result.verdict] += 1
-            if args.ids or result.verdict in (Verdict.DIFFERENT, Verdict.NO_BUNDLE):
-                shown.append(result)
-                if not args.json:
-                    _print(result)
+    for result in replay(_recorded(config, args), policies_of(state_dir)):
+        counts[result.verdict] += 1
+        if args.ids or result.verdict in (Verdict.DIFFERENT, Verdict.NO_BUNDLE):
+            shown.append(result)
+            if not args.json:
+                _print(result)
     if args.json:
         print_json({"counts": {v.value: counts[v] for v in Verdict}, "receipts": [asdict(r) for r in shown]})
     else:
@@ -63,19 +65,27 @@ def _print(result: Replayed) -> None:
         print(f"  now       {result.now}")
 
 
-def _chosen(reader: SqliteReader, ids: list[str]) -> Iterator[Record]:
-    for receipt_id in ids:
-        stored = reader.get(receipt_id)
-        if stored is None or stored.type != "decision":
-            raise ConfigError(f"no decision has the id {receipt_id}")
-        yield from _records(reader, stored.index, 1)
+def _recorded(config: Config, args: argparse.Namespace) -> Iterator[Record]:
+    """The receipts that are named, or log after log."""
+    if args.ids:
+        with fleet_reader(config, args.node) as reader:
+            for receipt_id in args.ids:
+                yield _chosen(reader, receipt_id)
+        return
+    for node in nodes(config, args.node):
+        with open_reader(config, node) as reader:
+            yield from _records(reader, first_index(reader, args.since), args.limit)
 
 
-def _logged(reader: SqliteReader, args: argparse.Namespace) -> Iterator[Record]:
-    yield from _records(reader, first_index(reader, args.since), args.limit)
+def _chosen(reader: Reader, receipt_id: str) -> Record:
+    decided = reader.decided(receipt_id)
+    if decided is None:
+        raise ConfigError(f"no decision has the id {receipt_id}")
+    jws, inputs, salt = decided
+    return Record(statement=decode_jws(jws), inputs=inputs, salt=salt)
 
 
-def _records(reader: SqliteReader, since_index: int, limit: int) -> Iterator[Record]:
+def _records(reader: Reader, since_index: int, limit: int) -> Iterator[Record]:
     for jws, inputs, salt in reader.decisions(since_index, limit):
         yield Record(statement=decode_jws(jws), inputs=inputs, salt=salt)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.admin.shapes import parse_since
-from ..adapters.sqlite_reader import SqliteReader
+from ..adapters.reader import Reader
 from ..config import Config, load_config
 from ..errors import ConfigError
 
@@ -18,6 +18,7 @@ __all__ = [
     "Commands",
     "Run",
     "add",
+    "add_node",
     "config_of",
     "first_index",
     "group",
@@ -65,6 +66,12 @@ def add(
     return parser
 
 
+def add_node(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--node", default="", metavar="NAME", help="one node of a fleet that shares a PostgreSQL store"
+    )
+
+
 def group(commands: Commands, name: str, *, does: str, example: str) -> Commands:
     """Declare a command that has sub-commands."""
     parser = commands.add_parser(
@@ -104,7 +111,7 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-def first_index(reader: SqliteReader, since: str) -> int:
+def first_index(reader: Reader, since: str) -> int:
     """The log index that `--since INDEX|TIME` means. Raises ConfigError."""
     if since.isascii() and since.isdigit():
         return int(since)

@@ -73,6 +73,7 @@ class Instance:
         agents: str = _AGENTS,
         extra: str = "",
         transparent: bool = False,
+        node: str = "demo",
     ) -> None:
         self.folder = folder
         self.config = folder / "holdgate.yaml"
@@ -82,14 +83,14 @@ class Instance:
         self._process: subprocess.Popen[str] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         copy_starters(folder)
-        make_state(self.state_dir, "demo")
+        make_state(self.state_dir, node)
         rows = [
             f"    {json.dumps(name)}: {{address: {json.dumps(address)}, tls: false}}"
             for name, address in connect_to.items()
         ]
         self.config.write_text(
             _CONFIG.format(
-                node="demo",
+                node=node,
                 transparent=_free_address() if transparent else "null",
                 agents=agents,
                 connect_to="\n".join(rows),

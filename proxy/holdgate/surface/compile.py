@@ -12,7 +12,7 @@ from typing import Final
 
 from ..fields import is_inert
 from .exchange import BODILESS_METHODS, BodyPlan
-from .model import Effect
+from .model import Effect, Produces
 from .plan import Operation, Plan
 from .read import ParamPlan, compile_param, reader_of
 from .settings import Effective, effective
@@ -49,6 +49,7 @@ def compile_plan(op: Operation) -> Plan:
     declared = {param.name for param in params}
     _check_names(op, "idempotency.natural", use.idempotency.natural, declared)
     _check_conflicts(op, declared)
+    _check_binds(op, use.sensitive)
     _check_names(op, "in_clear", [name for name, _ in spec.settings.in_clear], declared)
     _check_variables(op, reads + inherited, ignored)
     queries = _query_rules(params, selectors, ignored + volatile)
@@ -93,6 +94,7 @@ def compile_plan(op: Operation) -> Plan:
         provider=use.idempotency.provider,
         require_key=use.idempotency.require,
         conflict=spec.conflict_key,
+        produces=_produces(op, use.idempotency.ttl_s),
         sensitive=use.sensitive,
         secret_headers=op.map.credentials,
         deadlines=use.deadlines,
@@ -120,6 +122,34 @@ def _check_conflicts(op: Operation, declared: set[str]) -> None:
         _check_names(op, "conflict_key", names, declared)
         if len(names) > 1 and any(types[name].startswith("list<") for name in names):
             raise op.fail(f"conflict_key {key!r}: a list stands alone, it makes one key per item")
+
+
+def _produces(op: Operation, key_ttl_s: int) -> Produces | None:
+    spec = op.spec.produces
+    if spec is None:
+        return None
+    if op.spec.effect not in (Effect.PREPARE, Effect.COMMIT):
+        raise op.fail("only a prepare or a commit that is no batch produces an object")
+    if spec.ttl_s < key_ttl_s:  # else a late replay could make an old decision known again
+        raise op.fail("produces.ttl must be at least as long as idempotency.ttl")
+    path = tuple([part for part in parse_source(spec.id).path if isinstance(part, str)])
+    return Produces(map=op.map.head.name, path=path, ttl_s=spec.ttl_s)
+
+
+def _check_binds(op: Operation, sensitive: bool) -> None:
+    spec = op.spec.binds
+    if spec is None:
+        return
+    if op.spec.effect not in (Effect.PREPARE, Effect.COMMIT):
+        raise op.fail("binds: only a prepare or a commit of its own surface is bound to an earlier one")
+    by = next((param for param in op.spec.params if param.name == spec.by), None)
+    if by is None or not by.required or cel_type(by.type) not in ("string", "int"):
+        raise op.fail(f"binds.by: {spec.by!r} must be a required parameter that is one text or number")
+    for identity in spec.to:
+        if identity not in op.map.packed or op.map.operation(identity).spec.produces is None:
+            raise op.fail(f"binds.to: {identity!r} is no operation of this map with `produces`")
+        if effective(op.map.operation(identity).spec, op.map.head.defaults).sensitive and not sensitive:
+            raise op.fail(f"binds.to: {identity!r} is sensitive, and so must be what its parameters get into")
 
 
 def _check_variables(op: Operation, reads: Sequence[Source], ignored: Sequence[Pattern]) -> None:

@@ -27,10 +27,10 @@ from .explode import Item, explode
 from .extract import action_of, evaluate, principal_of
 from .hiding import hide
 from .host import Host
-from .keys import conflict_keys, idempotency
+from .keys import bond, conflict_keys, idempotency
 from .match import HostTrie
 from .meaning import request_digest, request_preimage
-from .model import Action, Effect, ParamSchema, Recognised, Value
+from .model import Action, Bond, Effect, ParamSchema, Recognised, Value
 from .overlap import check_overlaps
 from .plan import MapRuntime, Operation
 from .settings import effective
@@ -42,6 +42,7 @@ __all__ = ["SurfaceIndex"]
 _LOCK_VERSION: Final = 2
 # The heaviest effect of a batch decides what key it needs.
 _BY_WEIGHT: Final = (Effect.COMMIT, Effect.PREPARE, Effect.CHANNEL)
+_MAX_BOUND: Final = 32
 _BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _MAX_HOSTS: Final = 4096  # remembered host names; templates make their number unbounded
@@ -146,10 +147,14 @@ class SurfaceIndex:
             actions: tuple[Action, ...] = (action_of(op, values),)
             made_by: tuple[Operation, ...] = (op,)
             effect, sensitive, conflicts = plan.effect, plan.sensitive, conflict_keys(op, values)
+            bonds: tuple[Bond | None, ...] = (bond(op, values),)
         else:
             items = explode(op, exchange, host.match)
             actions = tuple([item.action for item in items])
             made_by = tuple([item.operation for item in items])
+            bonds = tuple([bond(item.operation, item.values) for item in items])
+            if len(bonds) - bonds.count(None) > _MAX_BOUND:  # a receipt names what each is bound to
+                raise InputError(Reason.BATCH_REFUSED, f"more than {_MAX_BOUND} items act on earlier objects")
             effect = _heaviest(actions)
             sensitive = plan.sensitive or any(item.operation.plan.sensitive for item in items)
             conflicts = _conflicts(op, values, items)
@@ -172,6 +177,8 @@ class SurfaceIndex:
             secret_headers=plan.secret_headers,
             deadlines=plan.deadlines,
             refusal=op.map.head.refusal,
+            bonds=bonds if any(bonds) else (),
+            produces=plan.produces,
             retry_headers=op.map.retry_headers,
         )
 
@@ -281,6 +288,31 @@ class SurfaceIndex:
         chosen = (op for op in self._operations(surface) if operation in (None, op.name))
         return frozenset(Effect(op.spec.effect) for op in chosen if op.spec.effect)
 
+    def bound_schema(
+        self, surface: str, operations: tuple[str, ...] | None
+    ) -> tuple[Mapping[str, ParamSchema], bool]:
+        """Parameters of what these operations are bound to, and whether one of them is not permitted without.
+
+        All are optional: which of several operations made the object is known only when it is used. One that
+        two of those declare with different types is left out.
+        """
+        known = self._by_name(surface)
+        chosen = [known[name] for name in (known if operations is None else operations)]
+        found: dict[str, ParamSchema | None] = {}
+        for op in chosen:
+            for identity in op.spec.binds.to if op.spec.binds else ():
+                for param in op.map.operation(identity).spec.params:
+                    schema = ParamSchema(type=cel_type(param.type), optional=True)
+                    found[param.name] = schema if found.get(param.name, schema) == schema else None
+        schemas = {name: schema for name, schema in sorted(found.items()) if schema is not None}
+        return schemas, any(map(_needs_bond, chosen))
+
+    def _by_name(self, surface: str) -> dict[str, Operation]:
+        known = self._named.get(surface)
+        if known is None:
+            known = self._named[surface] = {op.name: op for op in self._operations(surface)}
+        return known
+
     def _operations(self, surface: str) -> list[Operation]:
         return [
             entry.runtime.operation(identity)
@@ -290,9 +322,7 @@ class SurfaceIndex:
 
     def param_schema(self, surface: str, operations: tuple[str, ...] | None) -> Mapping[str, ParamSchema]:
         """Parameters that a policy may read; operations None means all of the surface. Raises ConfigError."""
-        known = self._named.get(surface)
-        if known is None:
-            known = self._named[surface] = {op.name: op for op in self._operations(surface)}
+        known = self._by_name(surface)
         if not known:
             raise ConfigError(
                 f"no operation has the surface {surface!r}; there are: {', '.join(sorted(self.surfaces()))}"
@@ -325,6 +355,10 @@ class SurfaceIndex:
             name: row if times[name] == len(chosen) else replace(row, optional=True)
             for name, row in sorted(schema.items())
         }
+
+
+def _needs_bond(operation: Operation) -> bool:
+    return operation.spec.binds is not None and not operation.spec.binds.blind
 
 
 def _optional(param: ParamSpec) -> bool:

@@ -16,12 +16,12 @@ from typing import Final
 from ..errors import InputError, Reason
 from .exchange import Exchange
 from .extract import plain
-from .model import Effect, KeyRule, KeySource, Value
+from .model import Bond, Effect, KeyRule, KeySource, Value
 from .plan import Operation
 from .sources import MISSING
 from .types import canonical_json
 
-__all__ = ["IMPLICIT_TTL_S", "conflict_keys", "idempotency"]
+__all__ = ["IMPLICIT_TTL_S", "bond", "conflict_keys", "idempotency"]
 
 IMPLICIT_TTL_S: Final = 86_400
 _KEYLESS_SURFACE: Final = "model.invoke"
@@ -74,12 +74,28 @@ def _natural(op: Operation, values: dict[str, Value]) -> str | None:
     return canonical_json([op.name, named])
 
 
+def bond(op: Operation, values: dict[str, Value]) -> Bond | None:
+    """The object that this operation is bound to. None: it is bound to none."""
+    spec = op.spec.binds
+    if spec is None:
+        return None
+    head = op.map.head.name
+    return Bond(
+        object=f"{head}:{values[spec.by]}",
+        to=tuple(f"{head}.{identity}" for identity in spec.to),
+        once=spec.once,
+        blind=spec.blind,
+    )
+
+
 def conflict_keys(op: Operation, values: dict[str, Value]) -> list[str]:
     """What this request is about, for every declared thing of which a parameter is there.
 
     Of one parameter: its value, a key per item of a list. Of several: canonical JSON of those that are there.
+    What is bound to an object is about that object, whether the map says so or not: what changes it and what
+    acts on it must never be open together.
     """
-    found = []
+    found = [f"{op.map.head.name}:bound={bound.object}"] if (bound := bond(op, values)) else []
     for key, names in op.plan.conflict:
         prefix = f"{op.map.head.name}:{key}="
         if len(names) == 1:

@@ -11,10 +11,20 @@ from collections.abc import Callable
 from typing import Final
 
 from ..strictyaml import Node
-from .load_values import literal, names, one_or_more
+from .load_values import duration, literal, names, one_or_more
 from .model import CelType, Effect
 from .sources import EACH, Source, parse_source
-from .spec import AsRequest, Discriminator, Dispatch, ExplodeSpec, OperationSpec, ParamSpec, Settings
+from .spec import (
+    AsRequest,
+    BindsSpec,
+    Discriminator,
+    Dispatch,
+    ExplodeSpec,
+    OperationSpec,
+    ParamSpec,
+    ProducesSpec,
+    Settings,
+)
 from .types import cel_type
 
 __all__ = ["SETTINGS", "load_operation"]
@@ -37,7 +47,10 @@ def load_operation(
     """Raises ConfigError."""
     keys = node.mapping(
         required=("id", "match"),
-        optional=("prefer", "surface", "effect", "params", "conflict_key", "explode", *SETTINGS),
+        optional=(
+            *("prefer", "surface", "effect", "params", "conflict_key", "explode", "produces", "binds"),
+            *SETTINGS,
+        ),
         what="operation",
     )
     identity = keys["id"].text("id")
@@ -71,6 +84,8 @@ def load_operation(
         settings=load_settings({key: value for key, value in keys.items() if key in SETTINGS}),
         conflict_key=_conflict_key(keys["conflict_key"]) if "conflict_key" in keys else (),
         explode=explode,
+        produces=_produces(keys["produces"]) if "produces" in keys else None,
+        binds=_binds(keys["binds"]) if "binds" in keys else None,
     )
 
 
@@ -219,6 +234,33 @@ def _param_names(node: Node, texts: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(texts)) != len(texts):
         raise node.fail("a parameter occurs twice")
     return tuple(item[7:] for item in texts)
+
+
+def _produces(node: Node) -> ProducesSpec:
+    """`{id: body.id, ttl: 168h}`."""
+    keys = node.mapping(required=("id",), optional=("ttl",), what="produces")
+    identity = keys["id"].text("produces.id")
+    try:
+        source = parse_source(identity)
+        if source.kind != "body" or not source.path or EACH in source.path:
+            raise ValueError("it must be the path of one text in the answer's body, such as body.id")
+    except ValueError as error:
+        raise keys["id"].fail(f"produces.id: {error}") from None
+    given = {"ttl_s": duration(keys["ttl"], "produces.ttl")} if "ttl" in keys else {}
+    return ProducesSpec(id=identity, **given)
+
+
+def _binds(node: Node) -> BindsSpec:
+    """`{to: PostPaymentIntents, by: params.payment_intent, once: true, blind: allow}`."""
+    keys = node.mapping(required=("to", "by"), optional=("once", "blind"), what="binds")
+    to = tuple(item.text("binds.to") for item in one_or_more(keys["to"], "binds.to"))
+    (by,) = _param_names(keys["by"], (keys["by"].text("binds.by"),))
+    return BindsSpec(
+        to=to,
+        by=by,
+        once="once" in keys and keys["once"].boolean("binds.once"),
+        blind="blind" in keys and keys["blind"].choice(("allow", "refuse"), "binds.blind") == "allow",
+    )
 
 
 def _explode(node: Node) -> ExplodeSpec:

@@ -13,6 +13,7 @@ from ..message import Headers
 
 __all__ = [
     "Action",
+    "Bond",
     "CelType",
     "Deadlines",
     "Effect",
@@ -20,6 +21,7 @@ __all__ = [
     "KeySource",
     "Param",
     "ParamSchema",
+    "Produces",
     "Recognised",
     "Value",
 ]
@@ -93,6 +95,28 @@ class KeyRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bond:
+    """The object that an action is about, and what must have made it for the action to be decided."""
+
+    object: str  # "stripe:pi_1": the map's name, and the id
+    to: tuple[str, ...]  # full names of the operations that may have made it
+    once: bool  # the action takes the bond: no other may be permitted on it, unless this one has no effect
+    blind: bool  # the map allows deciding without one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Produces:
+    """Where the vendor's answer names the object that the request made."""
+
+    map: str
+    path: tuple[str, ...]  # in the decoded body
+    ttl_s: int
+
+    def object(self, identity: str) -> str:
+        return f"{self.map}:{identity}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
     connect_s: float | None
     first_byte_s: float | None
@@ -115,4 +139,6 @@ class Recognised:
     secret_headers: frozenset[str]
     deadlines: Deadlines
     refusal: str  # the map's refusal shape
+    bonds: tuple[Bond | None, ...] = ()  # per action; the gate refuses an action that needs one and has none
+    produces: Produces | None = None  # the operation makes an object that later ones may be bound to
     retry_headers: Headers  # e.g. Stripe-Should-Retry: false, added to refusals

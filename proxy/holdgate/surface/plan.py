@@ -18,7 +18,7 @@ from ..digest import CREDENTIAL_HEADERS
 from ..errors import ConfigError
 from ..message import Headers
 from .exchange import BodyPlan, Exchange
-from .model import Deadlines, Effect
+from .model import Deadlines, Effect, Produces
 from .read import ParamPlan, Reader, Tests, reader_of
 from .sources import MISSING, Cover, parse_source
 from .spec import OperationSpec, SurfaceMap, unpack
@@ -55,6 +55,7 @@ class Plan:
     provider: bool
     require_key: bool
     conflict: tuple[tuple[str, tuple[str, ...]], ...]
+    produces: Produces | None
     sensitive: bool
     secret_headers: frozenset[str]
     deadlines: Deadlines

@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 
 __all__ = [
     "AsRequest",
+    "BindsSpec",
     "BodySpec",
     "DeadlineSpec",
     "Discriminator",
@@ -27,6 +28,7 @@ __all__ = [
     "OperationSpec",
     "ParamSpec",
     "PrincipalSpec",
+    "ProducesSpec",
     "Settings",
     "SurfaceMap",
     "pack",
@@ -150,6 +152,24 @@ class ExplodeSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProducesSpec:
+    """Where the vendor's answer says which object the operation made, and how long that may be acted on."""
+
+    id: str  # a body source
+    ttl_s: int = 604_800
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BindsSpec:
+    """What an operation on an object that was made before is tied to."""
+
+    to: tuple[str, ...]  # ids of operations of this map that make it
+    by: str  # the parameter that names the object
+    once: bool = False
+    blind: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OperationSpec:
     id: str
     line: int
@@ -165,6 +185,8 @@ class OperationSpec:
     # What at most one open request may be about: a name, and the parameters that together say which one.
     conflict_key: tuple[tuple[str, tuple[str, ...]], ...] = ()
     explode: ExplodeSpec | None = None
+    produces: ProducesSpec | None = None
+    binds: BindsSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +220,8 @@ _NESTED: Final[Mapping[type, Mapping[str, type]]] = {
         "params": ParamSpec,
         "settings": Settings,
         "explode": ExplodeSpec,
+        "produces": ProducesSpec,
+        "binds": BindsSpec,
     },
     Settings: {"body": BodySpec, "idempotency": IdempotencySpec, "deadlines": DeadlineSpec},
     ExplodeSpec: {"request": AsRequest},

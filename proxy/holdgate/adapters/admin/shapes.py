@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ...jcs import loads_strict
 from ...keys import unb64url
-from ..sqlite_reader import StoredReceipt
+from ..reader import StoredReceipt
 
 __all__ = ["decode_jws", "export_row", "json_answer", "parse_since"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -16,6 +17,8 @@ from ..decider import Decider
 from ..keyfiles import load_public_keys
 from ..keyring import ActiveSigner
 from ..metrics import Metrics
+from ..open_reader import open_reader
+from ..reader import Reader
 from .guard import Rules
 from .views import build_app
 
@@ -57,6 +60,7 @@ class AdminServer:
         self.ready = False
         self.metrics = metrics
         self.state_dir = config.state_dir
+        self._open_reader = partial(open_reader, config)
         self.rules = Rules(
             tokens=config.admin.tokens, open=config.admin.open, hosts=_hosts(config.admin.public_url)
         )
@@ -84,6 +88,9 @@ class AdminServer:
             return None
         host, port, *_ = self._runner.addresses[0]
         return Address(host=host, port=port)
+
+    def read(self) -> Reader:
+        return self._open_reader()
 
     def not_ready(self) -> str:
         if not self._ledger.healthy:

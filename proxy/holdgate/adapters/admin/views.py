@@ -21,8 +21,8 @@ from ...tiles import parse_tile
 from ...tlog import TlogError
 from ..metrics import CONTENT_TYPE, Metrics
 from ..proofs import NotCovered, prove
+from ..reader import Page, Reader, StoredReceipt
 from ..sequencer import LOG
-from ..sqlite_reader import Page, SqliteReader, StoredReceipt
 from ..tilestore import TileStore
 from .decisions import DecisionDoors, Doorkeeper
 from .guard import Access, Problem, Rules, guard
@@ -61,6 +61,10 @@ class AdminState(Doorkeeper, Protocol):
     def metrics(self) -> Metrics: ...
     @property
     def state_dir(self) -> Path: ...
+    def read(self) -> Reader:
+        """Raises ConfigError."""
+        ...
+
     def processes(self) -> Sequence[tuple[str, int]]:
         """(role, pid) of every process of the instance."""
         ...
@@ -154,7 +158,7 @@ class _Views:
         """The c2sp.org/tlog-proof of a receipt."""
         name = request.match_info["id"]
 
-        def ask(reader: SqliteReader) -> bytes | None:
+        def ask(reader: Reader) -> bytes | None:
             stored = reader.get(name)
             return None if stored is None else prove(self._state.state_dir, stored.index, stored.jws)
 
@@ -181,9 +185,9 @@ class _Views:
     async def trigguard_keys(self, request: web.Request) -> web.Response:
         return json_answer(self._state.trigguard_keys())
 
-    async def _read[T](self, ask: Callable[[SqliteReader], T]) -> T:
+    async def _read[T](self, ask: Callable[[Reader], T]) -> T:
         def run() -> T:
-            with SqliteReader(self._state.state_dir) as reader:
+            with self._state.read() as reader:
                 return ask(reader)
 
         try:
@@ -193,7 +197,7 @@ class _Views:
 
 
 def _list_query(request: web.Request) -> dict[str, Any]:
-    """Arguments of SqliteReader.list(). A filter that we do not know must not be read as "no filter"."""
+    """Arguments of Reader.list(). A filter that we do not know must not be read as "no filter"."""
     query = request.query
     if set(query) - _LIST_QUERY or len(query) != len(set(query)):
         raise Problem(HTTPStatus.BAD_REQUEST, f"Known filters, once each: {', '.join(sorted(_LIST_QUERY))}.")

@@ -18,7 +18,7 @@ from ...coverage import State
 from ...errors import ConfigError
 from ...network_rules import LOCAL_ROUTE
 from ..log_tail import free_bytes
-from ..sqlite_reader import SqliteReader
+from ..open_reader import open_reader
 
 __all__ = ["look", "rules_digest", "secret_files"]
 
@@ -52,7 +52,7 @@ def look(
     return {
         "gate.secrets": _secrets(config.state_dir, agent_uid),
         "gate.admin_address": _admin(config),
-        "gate.clock": _clock(config.state_dir, clock_us),
+        "gate.clock": _clock(config, clock_us),
         "gate.disk": _disk(config.state_dir),
         "gate.barriers": _barriers(status),
         "gate.rules": _rules(config, run),
@@ -89,11 +89,11 @@ def _admin(config: Config) -> Finding:
     return State.CLOSED, f"{address}: one address; admin.direct says whether agents reach it"
 
 
-def _clock(state_dir: Path, clock_us: Callable[[], int]) -> Finding:
+def _clock(config: Config, clock_us: Callable[[], int]) -> Finding:
     if clock_us() < _EARLIEST_US:
         return State.OPEN, "the clock was never set"
     try:
-        with SqliteReader(state_dir) as reader:
+        with open_reader(config) as reader:
             newest = next(iter(reader.list(limit=1).receipts), None)
     except ConfigError as error:
         return State.UNPROVEN, f"cannot look: {error}"

@@ -31,7 +31,7 @@ from ...coverage import Observed, Result, Row, State, judge
 from ...errors import ConfigError, Outcome
 from ...escape import CELLS, MATRIX, NETWORK, Judge, Probe, Targets, plan, row_of, token_of
 from ..admin.shapes import decode_jws
-from ..sqlite_reader import SqliteReader
+from ..open_reader import open_reader
 from . import probe as probe_script
 from . import witness as witness_script
 
@@ -248,7 +248,7 @@ class Run:
 
     def _log_size(self) -> int:
         try:
-            with SqliteReader(self.config.state_dir) as reader:
+            with open_reader(self.config) as reader:
                 return reader.size
         except ConfigError:
             return 0
@@ -257,7 +257,7 @@ class Run:
         """The controls that are in the log: row -> agent."""
         names = {f"{token_of(self.run, name)}.holdgate.invalid": name for name in _CONTROLS}
         found: dict[str, str] = {}
-        with suppress(ConfigError), SqliteReader(self.config.state_dir) as reader:
+        with suppress(ConfigError), open_reader(self.config) as reader:
             for stored in reader.export(since):
                 if stored.type != "decision" or stored.outcome != Outcome.SILENCE:
                     continue

@@ -1,0 +1,57 @@
+"""The tables of a PostgreSQL ledger: one schema, `holdgate`, for a whole fleet.
+
+Claims, permits and counters are the fleet's; receipts and what is kept beside them are a node's, under the
+index that they have in its log. `fleet` is one row: whoever has it locked is the one who judges.
+Only what CockroachDB has too is used (no triggers, no functions of our own), but for advisory locks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .sqlite_schema import charges_of, charges_text, claim_of, row_of
+
+__all__ = ["LOCK_CLASS", "STEPS", "VERSION", "charges_of", "charges_text", "claim_of", "row_of"]
+
+LOCK_CLASS: Final = 0x484F4C44  # of the advisory locks that say: this node runs
+_TABLES: Final = """
+CREATE TABLE holdgate.fleet (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL,
+  iat_us BIGINT NOT NULL, key_mark TEXT NOT NULL);
+CREATE TABLE holdgate.nodes (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, origin TEXT NOT NULL UNIQUE,
+  owner TEXT NOT NULL, size BIGINT NOT NULL, iat_us BIGINT NOT NULL, hashes BYTEA NOT NULL);
+CREATE TABLE holdgate.receipts (node INTEGER NOT NULL, idx BIGINT NOT NULL, id TEXT NOT NULL UNIQUE,
+  type TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL, agent TEXT NOT NULL,
+  surface TEXT NOT NULL, iat_us BIGINT NOT NULL, jws BYTEA NOT NULL, PRIMARY KEY (node, idx));
+CREATE INDEX receipts_admin ON holdgate.receipts (node, reason, idx) WHERE type = 'admin';
+CREATE INDEX receipts_time ON holdgate.receipts (iat_us);
+CREATE TABLE holdgate.permits (id TEXT PRIMARY KEY, node INTEGER NOT NULL, idx BIGINT NOT NULL,
+  state TEXT NOT NULL, owner TEXT NOT NULL, http_status INTEGER NOT NULL, claims TEXT NOT NULL,
+  charges TEXT NOT NULL, lender TEXT NOT NULL, UNIQUE (node, idx));
+CREATE INDEX permits_open ON holdgate.permits (node, idx) WHERE state IN ('dispatching', 'unknown');
+CREATE TABLE holdgate.claims (key TEXT PRIMARY KEY, state TEXT NOT NULL, digest TEXT NOT NULL,
+  receipt_id TEXT NOT NULL, http_status INTEGER NOT NULL, expires_us BIGINT NOT NULL,
+  provider INTEGER NOT NULL, source TEXT NOT NULL, b_state TEXT NOT NULL, b_receipt TEXT NOT NULL,
+  b_status INTEGER NOT NULL);
+CREATE TABLE holdgate.counters (id TEXT NOT NULL, at_us BIGINT NOT NULL, until_us BIGINT NOT NULL,
+  sum BIGINT NOT NULL, count BIGINT NOT NULL, PRIMARY KEY (id, at_us));
+CREATE TABLE holdgate.denials (key TEXT PRIMARY KEY, at_us BIGINT NOT NULL, digest TEXT NOT NULL,
+  policy TEXT NOT NULL, receipt_id TEXT NOT NULL, rules TEXT NOT NULL, expires_us BIGINT NOT NULL);
+CREATE INDEX denials_age ON holdgate.denials (at_us);
+CREATE TABLE holdgate.inputs (node INTEGER NOT NULL, idx BIGINT NOT NULL, json BYTEA NOT NULL,
+  PRIMARY KEY (node, idx));
+CREATE TABLE holdgate.sealed (node INTEGER NOT NULL, idx BIGINT NOT NULL, data BYTEA NOT NULL,
+  PRIMARY KEY (node, idx));
+CREATE TABLE holdgate.secrets (node INTEGER NOT NULL, idx BIGINT NOT NULL, salt BYTEA NOT NULL,
+  key BYTEA NOT NULL, PRIMARY KEY (node, idx));
+CREATE TABLE holdgate.erasing (node INTEGER NOT NULL, idx BIGINT NOT NULL, PRIMARY KEY (node, idx));
+INSERT INTO holdgate.fleet VALUES (1, 0, 0, '');
+"""
+
+_PREPARED: Final = """
+CREATE TABLE holdgate.prepared (key TEXT PRIMARY KEY, receipt_id TEXT NOT NULL, expires_us BIGINT NOT NULL);
+CREATE INDEX prepared_age ON holdgate.prepared (expires_us);
+"""
+
+# STEPS[n] turns format n into n + 1; what was released is never edited (sqlite_schema.py says why).
+STEPS: Final = (_TABLES, _PREPARED)
+VERSION: Final = len(STEPS)

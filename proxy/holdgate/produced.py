@@ -1,0 +1,68 @@
+"""Which object a vendor's answer says was made: read from the relayed copy, strictly, or not at all.
+
+    response head, whole body, path -> id | None
+
+What cannot be read in exactly one way names nothing: then nothing is recorded, and a later request about the
+object is SILENCE. The agent's answer is not touched, and never waits for this.
+
+Invariants (tests/test_produced.py):
+  PD1  object_id() is total: whatever the answer is, an id of 1 to 255 printable ASCII characters, or None.
+  PD2  An answer that is not a success, cut, too large, of another type or coding, or ambiguous names nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from .content.coding import decode_coding
+from .content.mediatype import parse_media_type
+from .content.strictjson import Number, parse_json
+from .content.xml import parse_xml
+from .errors import InputError
+from .message import ResponseHead
+
+__all__ = ["MAX_ANSWER_BYTES", "object_id"]
+
+MAX_ANSWER_BYTES: Final = 65_536  # as relayed, and again with its coding off: parsed on the event loop
+_ID: Final = re.compile(r"[\x21-\x7e]{1,255}\Z")
+_JSON: Final = frozenset({"application/json", "application/x-amz-json-1.0", "application/x-amz-json-1.1"})
+_XML: Final = frozenset({"application/xml", "text/xml"})
+_MAX_NODES: Final = 10_000
+
+
+def object_id(head: ResponseHead, body: bytes, path: tuple[str, ...]) -> str | None:
+    """The id at `path` of an answer that came whole. None: it names none that can be relied on."""
+    if not 200 <= head.status < 300 or len(body) > MAX_ANSWER_BYTES:
+        return None
+    try:
+        value = _decoded(head, body)
+    except (InputError, ValueError):
+        return None
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    if type(value) is int:
+        return str(value)
+    # A number that is no integer is a str of its own kind (strictjson.Number): it is no name.
+    found = type(value) is str and not isinstance(value, Number) and _ID.match(value)
+    return value if found else None
+
+
+def _decoded(head: ResponseHead, body: bytes) -> Any:
+    """Raises InputError, ValueError."""
+    essence = parse_media_type(_only(head, b"content-type"))[0]
+    coding = _only(head, b"content-encoding").strip().lower()
+    if coding not in ("", "identity"):
+        body = decode_coding(body, coding, MAX_ANSWER_BYTES)
+    if essence in _JSON or essence.endswith("+json"):
+        return parse_json(body, max_nodes=_MAX_NODES)
+    if essence in _XML:
+        return parse_xml(body, max_nodes=_MAX_NODES)
+    raise ValueError("a body of another type names nothing")
+
+
+def _only(head: ResponseHead, name: bytes) -> str:
+    values = [value for key, value in head.headers if key.lower() == name]
+    if len(values) > 1:
+        raise ValueError("a header that is there twice")
+    return values[0].decode("ascii") if values else ""

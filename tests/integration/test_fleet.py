@@ -1,0 +1,273 @@
+"""Three real instances over one PostgreSQL behave as one: one refund at the vendor, one budget.
+
+What an agent does at one node is known at the others; a node that dies leaves `unknown`, which another
+settles; a database that dies stops all of them, and all of them go on when it is back.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import subprocess
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Barrier
+from urllib.parse import urlencode
+
+import pytest
+
+import pgserver
+from holdgate.demo.instance import Instance
+from holdgate.demo.standins import StandIns
+
+pytestmark = pytest.mark.slow
+
+NODES = ("edge-1", "edge-2", "edge-3")
+PARALLEL = 64
+BUDGET = """\
+apiVersion: holdgate/v1
+kind: Policy
+metadata: {name: refund-budget, owner: payments-risk@example.com}
+spec:
+  surface: payments.refund
+  constants: {day_cap: 2000}
+  counters:
+    agent_refunds_day: {key: [agent.id], window: 24h, measure: sum(params.amount)}
+  rules:
+  - id: within-the-day
+    effect: permit
+    when: >-
+      has(params.amount) && params.amount > 0
+      && counters.agent_refunds_day.sum + params.amount <= constants.day_cap
+"""
+
+
+@dataclass(frozen=True)
+class Said:
+    status: int
+    decision: str
+    reason: str
+
+
+def post(gate: Instance, key: str, together: Barrier | None = None, **form: object) -> Said:
+    """One refund, asked for on a connection of its own; sent when all are connected."""
+    context = ssl.create_default_context(cafile=str(gate.state_dir / "ca" / "ca.pem"))
+    host, _, port = gate.proxy.partition(":")
+    connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=50)
+    connection.set_tunnel("api.stripe.com", 443)
+    headers = {
+        "Authorization": "Bearer sk_test_demo",
+        "Content-Type": "application/x-www-form-urlencoded",
+        "Idempotency-Key": key,
+    }
+    try:
+        connection.connect()
+        if together is not None:
+            together.wait(60)
+        connection.request("POST", "/v1/refunds", body=urlencode(form), headers=headers)
+        answer = connection.getresponse()
+        answer.read()
+        word, _, rest = answer.headers["Holdgate-Decision"].partition(";")
+        said = dict(part.partition("=")[::2] for part in rest.split(";"))
+        return Said(answer.status, word, said["reason"])
+    finally:
+        connection.close()
+
+
+def command(gate: Instance, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(gate.command(*words), capture_output=True, text=True, timeout=120, check=False)
+
+
+def ready(gate: Instance) -> int:
+    try:
+        with urllib.request.urlopen(f"http://{gate.admin}/readyz", timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def store_of(gate: Instance) -> str:
+    """Its `store:`, URL first."""
+    (line,) = [line for line in gate.config.read_text().splitlines() if line.startswith("store:")]
+    return line.split("'")[1]
+
+
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[pgserver.Server]:
+    with pgserver.server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def fleet(
+    server: pgserver.Server, vendors: StandIns, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Instance]]:
+    settings = server.database()
+    store = f"store: {{url: '{settings.urls[0]}', deadline_ms: 5000}}"
+    gates: list[Instance] = []
+    for node in NODES:
+        gate = Instance(
+            tmp_path_factory.mktemp(node), connect_to=vendors.connect_to(), extra=store, node=node
+        )
+        for file in (gate.folder / "policies").glob("stripe_refunds*.yaml"):
+            file.unlink()
+        (gate.folder / "policies" / "refund_budget.yaml").write_text(BUDGET)
+        gates.append(gate)
+    # One fleet has one fleet key: claims are named under it.
+    key = gates[0].state_dir / "keys" / "fleet.key"
+    for gate in gates[1:]:
+        (gate.state_dir / "keys" / "fleet.key").write_bytes(key.read_bytes())
+    try:
+        for gate in gates:
+            gate.start()
+        yield gates
+    finally:
+        for gate in gates:
+            gate.kill()
+
+
+def made(vendors: StandIns, intent: str) -> list[int]:
+    return [each["amount"] for each in vendors.stripe.of_kind("refund") if each["payment_intent"] == intent]
+
+
+def test_64_identical_refunds_at_three_nodes_reach_the_vendor_once(
+    fleet: list[Instance], vendors: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intent, together = vendors.stripe.charged(5000), Barrier(PARALLEL)
+    before = vendors.counts("stripe").requests
+    monkeypatch.setattr(vendors.stripe, "delay_s", 12.0)  # all come while the first is in flight
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        asked = [
+            pool.submit(post, fleet[number % 3], "same-64", together, payment_intent=intent, amount=70)
+            for number in range(PARALLEL)
+        ]
+        answers = Counter((each.result().status, each.result().reason) for each in asked)
+    assert made(vendors, intent) == [70]
+    assert vendors.counts("stripe").requests - before == 1
+    # Those at the node of the first share its answer; the others are told that it is in flight.
+    assert set(answers) == {(200, "permit_rule"), (409, "in_flight")}
+    assert answers[200, "permit_rule"] in (21, 22)
+
+
+def test_one_charge_has_one_open_refund_wherever_it_is_asked_for(
+    fleet: list[Instance], vendors: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intent, together = vendors.stripe.charged(5000), Barrier(9)
+    with monkeypatch.context() as slow, ThreadPoolExecutor(9) as pool:
+        slow.setattr(vendors.stripe, "delay_s", 8.0)
+        asked = [
+            pool.submit(post, fleet[n % 3], f"c-{n}", together, payment_intent=intent, amount=10 + n)
+            for n in range(9)
+        ]
+        answers = Counter((each.result().status, each.result().reason) for each in asked)
+    assert answers == {(200, "permit_rule"): 1, (409, "conflict"): 8}
+    assert len(made(vendors, intent)) == 1
+
+
+def test_a_key_is_known_at_every_node(fleet: list[Instance], vendors: StandIns) -> None:
+    intent = vendors.stripe.charged(5000)
+    assert post(fleet[0], "known", payment_intent=intent, amount=30).decision == "PERMIT"
+    other = post(fleet[1], "known", payment_intent=intent, amount=31)
+    assert (other.status, other.decision, other.reason) == (422, "DENY", "idempotency_key_reused")
+    assert made(vendors, intent) == [30]
+
+
+def test_the_budget_is_the_fleets(fleet: list[Instance], vendors: StandIns) -> None:
+    intents = [vendors.stripe.charged(1000) for _ in range(45)]
+    before = sum(each["amount"] for each in vendors.stripe.of_kind("refund"))
+    with ThreadPoolExecutor(15) as pool:
+        asked = [
+            pool.submit(post, fleet[n % 3], f"b-{n}", payment_intent=intent, amount=90)
+            for n, intent in enumerate(intents)
+        ]
+        answers = Counter(each.result().decision for each in asked)
+    total = sum(each["amount"] for each in vendors.stripe.of_kind("refund"))
+    assert answers["PERMIT"] == (2000 - before) // 90
+    assert 2000 - 90 < total <= 2000
+
+
+def test_a_node_that_dies_is_settled_by_another_and_then_by_itself(
+    fleet: list[Instance], server: pgserver.Server, vendors: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = fleet
+    intent = vendors.stripe.charged(1000)
+    with monkeypatch.context() as slow, ThreadPoolExecutor(1) as pool:
+        slow.setattr(vendors.stripe, "delay_s", 20.0)
+        asked = pool.submit(post, three, "dies", payment_intent=intent, amount=1)
+        name = store_of(one).rpartition("/")[2].partition("?")[0]
+        count = "SELECT count(*) FROM holdgate.permits WHERE state = 'dispatching'"
+        until(lambda: server.sql(count, name) == "1")
+        three.kill()
+        assert isinstance(asked.exception(), OSError | http.client.HTTPException)
+    assert post(one, "other", payment_intent=intent, amount=1).reason == "conflict"
+    waiting = json.loads(command(one, "reconcile", "list", "--json").stdout)
+    (mine,) = [each for each in waiting if each["node"] == "edge-3"]
+    done = command(two, "reconcile", "resolve", mine["id"], "--status", "executed")
+    assert done.returncode == 0, done.stderr
+    three.start()
+    for gate in fleet:
+        audit = command(gate, "log", "audit")
+        assert audit.returncode == 0, audit.stdout + audit.stderr
+
+
+def test_the_commands_see_the_whole_store(fleet: list[Instance]) -> None:
+    rows = [
+        json.loads(line)["receipt"] for line in command(fleet[0], "receipts", "export").stdout.splitlines()
+    ]
+    assert {row["node"] for row in rows} == set(NODES)
+    only = command(fleet[0], "receipts", "export", "--node", "edge-2").stdout.splitlines()
+    assert {json.loads(line)["receipt"]["node"] for line in only} == {"edge-2"}
+    newest = json.loads(command(fleet[1], "receipts", "list", "--limit", "500", "--json").stdout)["receipts"]
+    assert len({row["receipt"]["node"] for row in newest}) == 3
+    times = [row["receipt"]["iat"] for row in newest]
+    assert times == sorted(times, reverse=True)
+    for words in (("replay",), ("receipts", "show", rows[0]["id"])):
+        done = command(fleet[2], *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert command(fleet[0], "receipts", "list", "--node", "nobody").returncode == 2
+
+
+def test_when_the_database_dies_nothing_goes_out_and_it_heals(
+    fleet: list[Instance], server: pgserver.Server, vendors: StandIns
+) -> None:
+    intent = vendors.stripe.charged(1000)
+    before = vendors.counts("stripe").requests
+    server.kill()
+    for number, gate in enumerate(fleet):
+        said = post(gate, f"down-{number}", payment_intent=intent, amount=1)
+        assert (said.status, said.decision, said.reason) == (503, "SILENCE", "store_unavailable")
+        assert ready(gate) == 503
+    assert vendors.counts("stripe").requests == before
+    server.start()
+    for gate in fleet:
+        until(lambda gate=gate: ready(gate) == 200)  # type: ignore[misc]
+    # The budget is spent or nearly so: what matters is that there is a decision again.
+    assert post(fleet[0], "again", payment_intent=intent, amount=5000).reason == "no_rule_matched"
+
+
+def test_a_second_instance_of_a_node_and_a_stranger_do_not_start(
+    fleet: list[Instance], vendors: StandIns, tmp_path: Path
+) -> None:
+    extra = next(line for line in fleet[0].config.read_text().splitlines() if line.startswith("store:"))
+    twin = Instance(tmp_path / "twin", connect_to=vendors.connect_to(), extra=extra, node="edge-1")
+    (twin.state_dir / "keys" / "fleet.key").write_bytes(
+        (fleet[0].state_dir / "keys" / "fleet.key").read_bytes()
+    )
+    done = command(twin, "run")
+    assert (done.returncode, "another process runs as node edge-1" in done.stderr) == (2, True), done.stderr
+    stranger = Instance(tmp_path / "other", connect_to=vendors.connect_to(), extra=extra, node="edge-9")
+    done = command(stranger, "run")
+    assert (done.returncode, "fleet.key is not that of the nodes" in done.stderr) == (2, True), done.stderr

@@ -1,0 +1,294 @@
+"""A throwaway PostgreSQL for tests: initdb into a folder, a Unix socket and a port, fsync on.
+
+`server()` starts one; `database()` makes an empty database in it and gives its settings. PostgreSQL refuses
+to run as root, so as root it runs as the first unprivileged user that there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evidence import LOG_KEY, NODE, ORIGIN, RECEIPT_KEY, nonces, ticking
+from holdgate.adapters.reader import Reader
+from holdgate.adapters.store_ledger import StoreLedger
+from holdgate.config_store import PostgresStore
+from ports import free_port
+
+_NUMBERS = itertools.count(1)
+
+
+def binaries() -> Path | None:
+    """The folder of initdb and postgres, newest version first; None: PostgreSQL is not installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: -int(path.parts[4]))
+    on_path = shutil.which("initdb")
+    return found[0].parent if found else Path(on_path).resolve().parent if on_path else None
+
+
+def need_postgres() -> Path:
+    """Skip the test where PostgreSQL is not installed; in CI that is a failure."""
+    try:
+        import asyncpg  # noqa: F401
+    except ImportError:
+        folder = None
+    else:
+        folder = binaries()
+    if folder is not None:
+        return folder
+    if os.environ.get("CI") == "true":
+        pytest.fail("PostgreSQL or asyncpg is not installed, and CI needs them")
+    pytest.skip("PostgreSQL (initdb) or asyncpg is not installed")
+
+
+def _unprivileged() -> dict[str, int]:
+    if os.getuid() != 0:
+        return {}
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            user = pwd.getpwnam(name)
+            return {"user": user.pw_uid, "group": user.pw_gid}
+    raise RuntimeError("no user to run PostgreSQL as")
+
+
+@dataclass
+class Server:
+    bin: Path
+    folder: Path  # holds data/, the socket and the log
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def start(self, settings: Mapping[str, str] | None = None) -> None:
+        """Start, and wait until it answers. `settings` last as long as this run."""
+        options = [f"-c{name}={value}" for name, value in (settings or {}).items()]
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(str(self.bin / "postgres"), "-D", str(self.data), "-p", str(self.port)),
+                    *("-k", str(self.folder), "-h", "127.0.0.1", *options),
+                ],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **_unprivileged(),  # type: ignore[call-overload]
+            )
+        deadline = time.monotonic() + 60
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL did not start: {(self.folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        asked = [str(self.bin / "pg_isready"), "-q", "-h", str(self.folder), "-p", str(self.port)]
+        return subprocess.run(asked, check=False).returncode == 0
+
+    def kill(self) -> None:
+        """kill -9 of all its processes."""
+        if self.process is not None:
+            for pid in self._pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGINT)  # fast: connections are ended
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+            self.process = None
+
+    def promote(self) -> None:
+        """A standby becomes a primary."""
+        self.sql("SELECT pg_promote(true, 60)")
+
+    def signal(self, number: signal.Signals) -> None:
+        """To every process of the server."""
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _pids(self) -> list[int]:
+        """The postmaster first, then its children: each of them has a session of its own."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [self.process.pid, *map(int, children.split())]
+
+    def sql(self, text: str, database: str = "postgres") -> str:
+        """What psql prints, unaligned."""
+        return subprocess.run(
+            [
+                *(str(self.bin / "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", str(self.folder)),
+                *("-p", str(self.port), "-U", "holdgate", "-d", database, "-c", text),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout.strip()
+
+    def database(self, **changes: object) -> PostgresStore:
+        """An empty database, and how to reach it over TCP."""
+        name = f"t{os.getpid()}_{next(_NUMBERS)}"
+        self.sql(f"CREATE DATABASE {name}")
+        return settings_of(f"127.0.0.1:{self.port}", name, **changes)
+
+
+def settings_of(
+    where: str, database: str, *, require_sync: bool = False, deadline_ms: int = 5000
+) -> PostgresStore:
+    """`where`: host:port, several with commas. The deadline is long: this machine is shared."""
+    hosts = tuple(where.split(","))
+    return PostgresStore(
+        urls=tuple(f"postgresql://holdgate@{host}/{database}?sslmode=disable" for host in hosts),
+        hosts=hosts,
+        require_sync=require_sync,
+        deadline_ms=deadline_ms,
+    )
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """Where the unprivileged user may write; pytest's own folders are closed to it."""
+    # In memory where there is some: fsync is on, and costs nothing.
+    shm = Path("/dev/shm")
+    roomy = shm.is_dir() and os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 512 << 20
+    made = Path(tempfile.mkdtemp(prefix="holdgate-pg-", dir=shm if roomy else None))
+    if user := _unprivileged():
+        os.chown(made, user["user"], user["group"])
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def make(folder: Path) -> Server:
+    """A new cluster in a folder() of ours, not started. Whoever may reach the port may log in."""
+    bin_folder, user = need_postgres(), _unprivileged()
+    subprocess.run(
+        [
+            *(str(bin_folder / "initdb"), "-D", str(folder / "data"), "-U", "holdgate", "-A", "trust"),
+            *("-E", "UTF8", "--locale=C", "-N"),
+        ],
+        check=True,
+        capture_output=True,
+        **user,  # type: ignore[call-overload]
+    )
+    with (folder / "data" / "postgresql.conf").open("a") as conf:
+        conf.write("shared_buffers = 16MB\nmax_connections = 60\nmax_wal_size = 256MB\n")
+    return Server(bin=bin_folder, folder=folder, port=free_port())
+
+
+@contextlib.contextmanager
+def server(settings: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """A running one, ended afterwards."""
+    need_postgres()
+    with folder() as place:
+        made = make(place)
+        try:
+            made.start(settings)
+            yield made
+        finally:
+            made.kill()
+
+
+class Fleets:
+    """Ledgers of tests: one database, emptied for every new state directory."""
+
+    def __init__(self, server: Server) -> None:
+        self._settings = server.database()
+        self._folder: Path | None = None
+
+    def _use(self, state_dir: Path) -> PostgresStore:
+        if state_dir != self._folder:
+            if self._folder is not None:
+                # In a thread: tests call this inside their event loop.
+                emptying = threading.Thread(target=lambda: asyncio.run(_empty(self._settings.urls[0])))
+                emptying.start()
+                emptying.join()
+            self._folder = state_dir
+        return self._settings
+
+    def open_ledger(self, state_dir: Path, **changes: Any) -> StoreLedger:
+        return open_ledger(state_dir, self._use(state_dir), **changes)
+
+    def reader(self, state_dir: Path) -> Reader:
+        from holdgate.adapters.postgres_reader import PostgresReader
+
+        return PostgresReader(state_dir, self._use(state_dir), NODE)
+
+
+def open_ledger(state_dir: Path, settings: PostgresStore, **changes: Any) -> StoreLedger:
+    """As evidence.open_ledger(); the clocks of tests are not the server's."""
+    from holdgate.adapters.postgres import PostgresLedger
+
+    facts: dict[str, Any] = {
+        "receipt_key": RECEIPT_KEY,
+        "log_key": LOG_KEY,
+        "origin": ORIGIN,
+        "node": NODE,
+        "clock_us": ticking(),
+        "nonce16": nonces(),
+        "linger_s": 0.0,
+        "headroom_bytes": 0,
+        "fleet_key": bytes(32),
+        "skew_s": 1e9,
+    }
+    return PostgresLedger.open(state_dir, settings, **(facts | changes))
+
+
+async def _empty(url: str) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(url)
+    await connection.execute("DROP SCHEMA IF EXISTS holdgate CASCADE")
+    await connection.close()
+
+
+def wall_us() -> int:
+    """The real time, for ledgers whose clock must be the server's."""
+    return time.time_ns() // 1000
+
+
+def standby_of(primary: Server, place: Path) -> Server:
+    """A streaming copy of a running server, not started. `place` is a folder() of its own."""
+    user = _unprivileged()
+    subprocess.run(
+        [
+            *(
+                str(primary.bin / "pg_basebackup"),
+                "-D",
+                str(place / "data"),
+                "-R",
+                "-X",
+                "stream",
+                "-c",
+                "fast",
+            ),
+            *("-h", str(primary.folder), "-p", str(primary.port), "-U", "holdgate"),
+        ],
+        check=True,
+        capture_output=True,
+        **user,  # type: ignore[call-overload]
+    )
+    return Server(bin=primary.bin, folder=place, port=free_port())
