@@ -29,7 +29,7 @@ from holdgate.audit import audit
 from holdgate.config_store import PostgresStore
 from holdgate.erasure import SHRED, EraseOrder, Erasure
 from holdgate.errors import BackendError, ConfigError, Outcome, Reason
-from holdgate.ledger import Finding, OutcomeStatus, Recorded, State, Verdict
+from holdgate.ledger import Finding, OutcomeStatus, ReconcileError, Recorded, State, Verdict
 from holdgate.receipt import verify
 from pgserver import open_ledger
 from surface_requests import index_of
@@ -499,7 +499,9 @@ async def test_a_permit_of_a_node_that_is_gone_can_be_reconciled_by_another_and_
                 assert reader.deserted() == []
         with PostgresReader(tmp_path, settings, None) as reader:
             assert [each.id for each in reader.deserted()] == [made.entry.receipt_id]
-        await two.reconcile(finding)
+        with pytest.raises(ReconcileError, match="may still be sending"):
+            await two.reconcile(finding)  # without its lock, but is it stopped, or only cut off?
+        await two.reconcile(replace(finding, node_stopped=True))
         again = RefundJudge("a", conflict="c")
         assert (await two.record(again)).entry.outcome is Outcome.PERMIT
         assert again.verdict is Verdict.SUPERSEDE

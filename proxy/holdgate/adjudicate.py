@@ -254,9 +254,7 @@ class Adjudication:
                 return self._denied_again(now_us, receipt_id, denial)
         inputs = decision_input(case.agent, case.request, case.recognised, now_us)
         taken = self._bound(inputs["actions"], standing, now_us)
-        if (
-            taken is None
-        ):  # another gate would not know: it is not asked for anything that is bound to nothing
+        if taken is None:  # another gate would not know: it is asked nothing that is bound to nothing
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.INPUT_UNAVAILABLE)
         first = prior if verdict is Verdict.REPLAY else ""
         if self._engine == gate.ENGINE:  # like counters

@@ -224,6 +224,7 @@ class Finding:
     found: OutcomeStatus  # one of FINDINGS
     by: str
     note: str  # for the log; "" when there is nothing to say
+    node_stopped: bool = False  # whoever says so knows that the permit's node does not run any more
 
 
 class ReconcileError(HoldgateError):

@@ -215,7 +215,9 @@ def test_a_node_that_dies_is_settled_by_another_and_then_by_itself(
     assert post(one, "other", payment_intent=intent, amount=1).reason == "conflict"
     waiting = json.loads(command(one, "reconcile", "list", "--json").stdout)
     (mine,) = [each for each in waiting if each["node"] == "edge-3"]
-    done = command(two, "reconcile", "resolve", mine["id"], "--status", "executed")
+    cut_off = command(two, "reconcile", "resolve", mine["id"], "--status", "executed")
+    assert (cut_off.returncode, "--node-stopped" in cut_off.stderr) == (1, True)
+    done = command(two, "reconcile", "resolve", mine["id"], "--status", "executed", "--node-stopped")
     assert done.returncode == 0, done.stderr
     three.start()
     for gate in fleet:

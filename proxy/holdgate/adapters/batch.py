@@ -240,6 +240,11 @@ class Batch:
         if permit is None:
             raise ReconcileError(f"no PERMIT has the id {finding.of}")
         if permit.state is State.DISPATCHING and self._rows.deserted(finding.of):
+            if not finding.node_stopped:
+                raise ReconcileError(
+                    f"the node of {finding.of} is not connected to the database, and may still be sending:"
+                    " stop it, then say so with --node-stopped; or start it again and let it tell"
+                )
             self._outcome(permit, replace(_UNKNOWN, receipt_id=finding.of), None)
             permit = self.permits[finding.of]
         if permit.state is not State.UNKNOWN:

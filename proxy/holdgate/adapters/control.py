@@ -10,7 +10,8 @@ an agent, which can read none of it, can neither write a coverage nor keep one f
     -> one JSON line back
     one JSON line -> one JSON line back
     {"ask": "status"} | {"ask": "reload"} | {"ask": "note", "action": ..., "details": {...}}
-    {"ask": "reconcile", "of": receipt id, "found": "executed|failed|not_sent", "note": ...}
+    {"ask": "reconcile", "of": receipt id, "found": "executed|failed|not_sent", "note": ...,
+     "node_stopped": true where it is known}
     {"ask": "rotate", "purpose": ..., "key_id": ...} | {"ask": "revoke", "kid": ..., "from_index": ...}
 
 Invariants (tests/test_control.py has one test named after each):
@@ -133,10 +134,7 @@ class ControlServer:
                     self._noted(note, noted)
                     return {"id": noted.receipt_id, "index": noted.index}
                 case "reconcile":
-                    found = OutcomeStatus(asked["found"])
-                    noted = await self._ledger.reconcile(
-                        Finding(of=asked["of"], found=found, by="local", note=asked["note"])
-                    )
+                    noted = await self._ledger.reconcile(_finding(asked))
                     return {"id": noted.receipt_id, "index": noted.index}
                 case "rotate" | "revoke":
                     noted = await self._ledger.change_key(_change(asked))
@@ -158,6 +156,16 @@ def _erasure(asked: Mapping[str, Any]) -> Erasure:
     if not all(isinstance(item, str) for item in (*texts.values(), *ids)):
         raise TypeError("not an order")
     return Erasure(action=SHRED, ids=frozenset(ids), before_us=before_us, **texts)
+
+
+def _finding(asked: Mapping[str, Any]) -> Finding:
+    return Finding(
+        of=asked["of"],
+        found=OutcomeStatus(asked["found"]),
+        by="local",
+        note=asked["note"],
+        node_stopped=asked.get("node_stopped", False) is True,
+    )
 
 
 def _change(asked: Mapping[str, Any]) -> KeyChange:

@@ -52,6 +52,11 @@ def register(commands: Commands) -> None:
         help="executed: it happened; failed or not_sent: it did not, and may be tried again",
     )
     resolve.add_argument("--note", default="", metavar="TEXT", help="for the log, at most 256 characters")
+    resolve.add_argument(
+        "--node-stopped",
+        action="store_true",
+        help="the permit's node, which is not connected to the database, does not run any more",
+    )
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -84,7 +89,8 @@ def _cells(statement: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _resolve(args: argparse.Namespace) -> int:
-    finding = Finding(of=args.id, found=OutcomeStatus(args.status), by="local", note=args.note)
+    found, stopped = OutcomeStatus(args.status), args.node_stopped
+    finding = Finding(of=args.id, found=found, by="local", note=args.note, node_stopped=stopped)
     try:
         receipt = _record(config_of(args), finding)
     except BackendError as error:
@@ -99,7 +105,13 @@ def _resolve(args: argparse.Namespace) -> int:
 
 def _record(config: Config, finding: Finding) -> str:
     """The id of the outcome receipt. The running process writes it; where none runs, this one."""
-    question = {"ask": "reconcile", "of": finding.of, "found": finding.found.value, "note": finding.note}
+    question = {
+        "ask": "reconcile",
+        "of": finding.of,
+        "found": finding.found.value,
+        "note": finding.note,
+        "node_stopped": finding.node_stopped,
+    }
     answer = ask(config.state_dir, question)
     if answer is not None:
         return str(answer["id"])
