@@ -1146,6 +1146,7 @@ CLIENT_MODULES = {
     "socketserver",
     "smtplib",
     "ftplib",
+    "asyncpg",
 }
 # Who may open what, and why. Adding a line here is a decision about what can leave the machine.
 ALLOWED = {
@@ -1157,6 +1158,11 @@ ALLOWED = {
     "adapters/fact_sources.py": {"ClientSession"},
     # Witnesses and time stamps: the URLs of `log:` alone, from a thread of its own.
     "adapters/anchoring.py": {"HTTPConnection", "HTTPSConnection", "http.client"},
+    # A worker and its gate process: a Unix socket in the state directory, whose peer's user is checked.
+    "adapters/gate_line.py": {"create_unix_connection", "sock_connect"},
+    # The database of `store:`, and no other address; the others know asyncpg's errors only.
+    "adapters/postgres_link.py": {"asyncpg"},
+    **{f"adapters/{name}.py": {"asyncpg"} for name in ("postgres", "postgres_store", "postgres_reader")},
     # `holdgate signer`: a process of its own, on a Unix socket.
     "adapters/signer_server.py": {"socketserver"},
     # Tries to get out where an agent stands: sent there by `holdgate doctor`, never imported by `run`.
