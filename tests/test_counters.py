@@ -295,7 +295,7 @@ def test_meters_say_what_a_store_says(requests: list[Any]) -> None:
         assert [each["counters"] for each in actions] == found
         if permitted:
             free_us = None if ends is None else now_us + ends * SECOND
-            Meters.charge(charged, free_us)
+            Meters.charge(charged, now_us, free_us)
             book.permit(f"r{number}", charges)
             if free_us is not None:
                 ending.append((free_us, f"r{number}"))

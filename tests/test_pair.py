@@ -33,6 +33,11 @@ POLICIES = {
         MAP,
     ),
     "a counter": (CAPPED, MAP),
+    "a counter that denies": (
+        CAPPED
+        + "  - {id: spent, effect: deny, reason: r, when: 'counters.day.sum > 9 && params.amount > 7'}\n",
+        MAP,
+    ),
     "a loop": (
         POLICY.replace(
             "params.amount <= 100", "'params.amount <= 100 && !agent.groups.exists(g, g == \"barred\")'"
@@ -88,7 +93,7 @@ def pairs(bundles: dict[str, Bundle]) -> dict[tuple[str, str], Pair]:
 
 
 @given(said=inputs)
-@settings(max_examples=60, deadline=None)  # 121 pairs each
+@settings(max_examples=60, deadline=None)  # 144 pairs each
 def test_pr1_both_decisions_are_the_gates(
     bundles: dict[str, Bundle], pairs: dict[tuple[str, str], Pair], said: dict[str, Any]
 ) -> None:
@@ -122,7 +127,9 @@ def test_pr3_rules_without_counters_are_not_evaluated_again(bundles: dict[str, B
     said = asked([action(50, 100)], [])
     pair = Pair(bundles["plain"].policies, bundles["a counter"].policies)
     _, heard = pair.decide(said)
-    assert heard is not None and len(heard.plan.rules) == 3 and len(heard.plan.counting) == 1
+    assert heard is not None and len(heard.plan.parts) == 3 and len(heard.plan.counting) == 1
+    # Nor at all where they are missing: nothing but a deny rule could count then.
+    assert len(heard.plan.sighted) == 2
 
 
 def test_pr2_one_object_where_no_rule_differs(bundles: dict[str, Bundle]) -> None:

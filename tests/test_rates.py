@@ -60,8 +60,9 @@ def test_a_backtest_makes_at_most_as_many_calls_as_loops(tmp_path: Path, before:
     few, many = refunds.ledger(20), refunds.ledger(120)
     spent = [calls(lambda: backtests.ours(folder, refunds.old, refunds.new)) for folder in (few, many)]  # noqa: B023
     bare = [calls(backtests.bare_loops(folder, refunds.old.policies)["records"]) for folder in (few, many)]
-    # Measured: 1.03 to 1.63 (counters twice, and every rule another). Twice is half the rate.
-    assert spent[1] - spent[0] <= 1.75 * (bare[1] - bare[0])
+    # Measured: 1.05 to 1.55 (counters twice, and every rule another). A call of ours costs more than the
+    # loop's: what the bench says of the rate is in tests/bench/README.md.
+    assert spent[1] - spent[0] <= 1.6 * (bare[1] - bare[0])
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, tally: Tally[str], module: Any, name: str) -> None:
@@ -75,7 +76,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, tally: Tally[str], module: Any, nam
 
 
 def test_what_both_bundles_say_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One frame for each record, and 6 rules for 2 x 5; the gate itself is not asked."""
+    """One frame for each record, and 7 parts of rules for 2 x 5 rules; the gate itself is not asked."""
     tally: Tally[str] = Tally()
     refunds = Refunds(tmp_path, *backtests.BACKTESTS["5 rules, other counter limit"])
     ledger = refunds.ledger(50)
@@ -83,18 +84,18 @@ def test_what_both_bundles_say_is_evaluated_once(tmp_path: Path, monkeypatch: py
         counted(monkeypatch, tally, module, name)
     evaluated = pair._evaluated
 
-    def evaluating(rules: Any, *rest: Any) -> int:
-        tally["rules"] += len(rules)
-        return evaluated(rules, *rest)
+    def evaluating(parts: Any, *rest: Any) -> int:
+        tally["parts"] += len(parts)
+        return evaluated(parts, *rest)
 
     monkeypatch.setattr(pair, "_evaluated", evaluating)
     report = backtests.ours(ledger, refunds.old, refunds.new)
     assert report.replayed == 50
     # Until something comes out otherwise, the counters built again are the recorded ones.
-    assert tally == {"shared_frame": 50, "action_frame": 50, "rules": 50 * len(RULES_OF_BOTH)}
+    assert tally == {"shared_frame": 50, "action_frame": 50, "parts": 50 * len(PARTS_OF_BOTH)}
 
 
-RULES_OF_BOTH = ("small-refund", "small-refund, new limit", "too-large", "nobody", "ops", "ask")
+PARTS_OF_BOTH = ("small-refund", "its limit", "its new limit", "too-large", "nobody", "ops", "ask")
 
 
 def test_a_condition_is_parsed_once_for_all_of_its_shape(

@@ -274,20 +274,17 @@ class _Old:
                 self._known[both] = verdict
         return verdict, heard
 
-    def judged_again(
-        self, verdict: _Verdict, heard: Heard | None, inputs: dict[str, Any], actions: list[dict[str, Any]]
-    ) -> _Verdict:
-        """The same decided over `actions`, which differ in their counters."""
-        both = None if heard is None else Pair.recounted(heard, actions[0])
+    def judged_again(self, verdict: _Verdict, heard: Heard | None, inputs: Mapping[str, Any]) -> _Verdict:
+        """The same decided with other counters, which stand in `inputs` now."""
+        both = None if heard is None else Pair.recounted(heard, inputs["actions"][0])
         if both is not None:
             known = self._known_again.get((verdict.both, both))
             if known is None:
                 made = Both(old=verdict.both.old, new=both.new)
                 known = self._known_again[verdict.both, both] = _verdict(self._new, inputs, made)
             return known
-        changed = {**inputs, "actions": actions}
-        now = gate.decide(self._new.policies, changed)
-        return _verdict(self._new, changed, Both(old=verdict.both.old, new=now))
+        now = gate.decide(self._new.policies, inputs)
+        return _verdict(self._new, inputs, Both(old=verdict.both.old, new=now))
 
 
 def _verdict(new: Bundle, inputs: Mapping[str, Any], both: Both) -> _Verdict:
@@ -343,22 +340,23 @@ class _Again:
         inputs: dict[str, Any],
         said: Mapping[str, Any],
     ) -> _Verdict:
-        """`verdict` is of the counters that were recorded."""
+        """`verdict` is of the counters that were recorded; the others are written over them in `inputs`."""
         charged: list[Charged] = []
-        actions, changed = [], False
+        now_us = 0
+        changed = False
         for action in inputs["actions"]:
             gauges = self._gauges.get((action["surface"], action["operation"]))
             if gauges is not None:
-                found = Meters.counted(gauges, inputs["agent"], action, parse_us(said["iat"]), charged)
+                now_us = parse_us(said["iat"])
+                found = Meters.counted(gauges, inputs["agent"], action, now_us, charged)
                 if found != action.get("counters"):
-                    action = {**action, "counters": found}
+                    action["counters"] = found  # what was recorded was judged already
                     changed = True
-            actions.append(action)
         if changed:
-            verdict = old.judged_again(verdict, heard, inputs, actions)
+            verdict = old.judged_again(verdict, heard, inputs)
         # A replay of a permitted request charges nothing; what had no effect gives its charge back.
         if charged and verdict.permits and "replay_of" not in said:
-            Meters.charge(charged, self._without_effect.get(said["id"]))
+            Meters.charge(charged, now_us, self._without_effect.get(said["id"]))
         return verdict
 
 

@@ -117,7 +117,7 @@ def meters_of(uses: Iterable[Iterable[Use]]) -> tuple[str, ...]:
 
 
 def _meter(counter: Counter, roots: Mapping[str, Any], secret: bytes | None) -> str:
-    values = _key_values(counter, roots)
+    values = _key_values(_paths(counter), roots)
     if values is None:
         return ""
     parts = [f"{kind.__name__}:{value}" for kind, value in values]
@@ -125,12 +125,18 @@ def _meter(counter: Counter, roots: Mapping[str, Any], secret: bytes | None) -> 
     return op_key("counter", counter.name, str(counter.window_s), counter.measure, *parts, secret=secret)
 
 
-def _key_values(counter: Counter, roots: Mapping[str, Any]) -> tuple[tuple[type, str | int], ...] | None:
+def _paths(counter: Counter) -> tuple[list[str], ...]:
+    return tuple(path.split(".") for path in counter.key)
+
+
+def _key_values(
+    paths: Iterable[Sequence[str]], roots: Mapping[str, Any]
+) -> tuple[tuple[type, str | int], ...] | None:
     """With their types: 1 and true are not one key. None when a value is absent."""
     found = []
-    for path in counter.key:
+    for path in paths:
         value: Any = roots
-        for name in path.split("."):
+        for name in path:
             value = value.get(name) if type(value) is dict else None
         kind = type(value)
         if kind is not str and kind is not int and kind is not bool:
@@ -222,6 +228,7 @@ type _Values = tuple[tuple[type, str | int], ...]
 
 class _Gauge(NamedTuple):
     counter: Counter
+    paths: tuple[list[str], ...]  # its key
     meters: dict[_Values, _Standing]
 
 
@@ -229,7 +236,7 @@ class Charged(NamedTuple):
     """What one PERMIT adds; it counts once."""
 
     standing: _Standing
-    until_us: int
+    window_s: int
     amount: int
 
 
@@ -261,7 +268,7 @@ class Meters:
         found = []
         for counter in counters:
             meaning = counter.name, counter.window_s, counter.measure
-            found.append(_Gauge(counter, self._standing.setdefault(meaning, {})))
+            found.append(_Gauge(counter, _paths(counter), self._standing.setdefault(meaning, {})))
         return found
 
     @staticmethod
@@ -276,27 +283,29 @@ class Meters:
         found: dict[str, Any] = {}
         params = action["params"]
         roots = {"agent": agent, "action": action, "params": params}
-        for counter, meter in gauges:
-            amount, values = _measured(counter, params), _key_values(counter, roots)
+        for counter, paths, meter in gauges:
+            amount, values = _measured(counter, params), _key_values(paths, roots)
             if amount is None or values is None:
                 continue
             standing = meter.get(values)
             if standing is None:
                 standing = meter[values] = _Standing()
-            standing.at(now_us)
+            if standing.ends:
+                standing.at(now_us)
             total, count = standing.sum, standing.count
             for other, _, before in charged:
                 if other is standing:
                     total, count = total + before, count + 1
             if total + amount <= INT_MAX:
                 found[counter.name] = {"count": count, "sum": total} if counter.measure else {"count": count}
-                charged.append(Charged(standing, bucket(counter.window_s, now_us)[1], amount))
+                charged.append(Charged(standing, counter.window_s, amount))
         return found
 
     @staticmethod
-    def charge(charged: Iterable[Charged], free_us: int | None) -> None:
+    def charge(charged: Iterable[Charged], now_us: int, free_us: int | None) -> None:
         """`free_us`: when it ended without effect, if it did."""
-        for standing, until_us, amount in charged:
+        for standing, window_s, amount in charged:
+            until_us = bucket(window_s, now_us)[1]
             heappush(standing.ends, (until_us if free_us is None else min(until_us, free_us), amount))
             standing.sum += amount
             standing.count += 1

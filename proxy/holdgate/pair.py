@@ -5,7 +5,7 @@
 
 For comparing bundles over many records. Where both read the same parameters and attributes, the frame of an
 operation is made once, a rule that stands in both is evaluated once, and what comes out of the same rules is
-one object, made once. With other counters only the rules that read counters are evaluated again.
+one object, made once. With other counters only the conjuncts that read counters are evaluated again.
 
 Invariants (tests/test_pair.py):
   PR1  Both decisions are those of gate.decide(), whatever the policies and the input.
@@ -15,11 +15,13 @@ Invariants (tests/test_pair.py):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from . import gate
+from .cel.closures import Compiled, logic
 from .cel.evaluate import Budget, Frame
 from .facts import readable
 from .gate import Decision
@@ -32,6 +34,7 @@ _FAILED: Final = 1
 # Where gate.conclude() takes the names of the rules that deny, failed, permit, want a review.
 _PLACES: Final = {RuleEffect.DENY: 0, RuleEffect.PERMIT: 2, RuleEffect.REVIEW: 3}
 _COUNTERS: Final = ROOTS.index("counters")
+_STEPS: Final = re.compile(r"\b(?:exists|all)\b").search  # what takes steps of a Budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,7 +46,7 @@ class Both:
 
 
 class _Bits(NamedTuple):
-    """One rule, and what it adds to the mask of an evaluation."""
+    """Conjuncts of a rule, and what they add to the mask of an evaluation."""
 
     run: Callable[[Frame], Any]
     is_true: int
@@ -51,13 +54,23 @@ class _Bits(NamedTuple):
 
 
 class _Said(NamedTuple):
-    """What one bit of a mask means."""
+    """What a mask means for one rule."""
 
-    bit: int
+    parts: tuple[_Bits, ...]  # all of them true: it is
     rule: str
     place: int  # among the lists of gate.conclude()
     in_old: bool
     in_new: bool
+
+    def outcome(self, mask: int) -> int | None:
+        """The list of gate.conclude() that it belongs in; None where it is false: one part is enough."""
+        place = self.place
+        for _, is_true, failed in self.parts:
+            if mask & failed:
+                place = _FAILED
+            elif not mask & is_true:
+                return None
+        return place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +79,10 @@ class _Plan:
 
     old: Applicable
     new: Applicable
-    rules: tuple[_Bits, ...]  # each rule once
+    parts: tuple[_Bits, ...]  # of all rules, each once
     counting: tuple[_Bits, ...]  # those of the new one that read counters
     uncounted: int  # the bits of all others
+    sighted: tuple[_Bits, ...]  # those that count where what the new one needs beside them cannot be read
     said: tuple[_Said, ...]
     is_same: bool  # every rule is in both, and what else decides is too
     is_alike: bool  # what decides beside the rules is
@@ -76,9 +90,13 @@ class _Plan:
     known: dict[tuple[int, bool, bool], Both] = field(default_factory=dict)
     known_again: dict[tuple[int, bool], Both] = field(default_factory=dict)
 
-    def both(self, mask: int, action: Mapping[str, Any]) -> Both:
+    def heard(self, frame: Frame, action: Mapping[str, Any]) -> Heard:
         first = _readable(self.old, action)
-        key = mask, first, first if self.is_alike else _readable(self.new, action)
+        second = first if self.is_alike else _readable(self.new, action)
+        return Heard(self, frame, _evaluated(self.parts if second else self.sighted, frame, 0), first, second)
+
+    def both(self, key: tuple[int, bool, bool], action: Mapping[str, Any]) -> Both:
+        mask = key[0]
         found = self.known.get(key)
         if found is None:
             found = self.known[key] = self._concluded(mask, action)
@@ -94,12 +112,13 @@ class _Plan:
     def _concluded(self, mask: int, action: Mapping[str, Any]) -> Both:
         old: tuple[list[str], ...] = ([], [], [], [])
         new: tuple[list[str], ...] = ([], [], [], [])
-        for bit, rule, place, in_old, in_new in self.said:
-            if mask & bit:
-                if in_old:
-                    old[place].append(rule)
-                if in_new:
-                    new[place].append(rule)
+        for each in self.said:
+            place = each.outcome(mask)
+            if place is not None:
+                if each.in_old:
+                    old[place].append(each.rule)
+                if each.in_new:
+                    new[place].append(each.rule)
         decision = gate.conclude(action, self.old, *old)
         return Both(old=decision, new=decision if self.is_same else gate.conclude(action, self.new, *new))
 
@@ -112,9 +131,9 @@ def _readable(applicable: Applicable, action: Mapping[str, Any]) -> bool:
     return not applicable.facts or readable(action, applicable.facts)
 
 
-def _evaluated(rules: tuple[_Bits, ...], frame: Frame, mask: int) -> int:
-    """`mask`, and what these rules add to it: a bit for true, another for what is no truth value."""
-    for run, is_true, failed in rules:
+def _evaluated(parts: tuple[_Bits, ...], frame: Frame, mask: int) -> int:
+    """`mask`, and what these add to it: a bit for true, another for what is no truth value."""
+    for run, is_true, failed in parts:
         try:
             value = run(frame)
         except Exception:  # noqa: BLE001 - as Program.evaluate() has it: whatever it is, it is no decision
@@ -131,6 +150,9 @@ class Heard(NamedTuple):
     plan: _Plan
     frame: Frame
     mask: int
+    # Whether the rest that decides could be read, for the old one and the new one.
+    old_readable: bool
+    new_readable: bool
 
 
 class Pair:
@@ -148,19 +170,19 @@ class Pair:
             one = self._hear(shared, actions[0])
             if one is None or shared[-1].left <= 0:
                 return self._apart(inputs), None
-            return one.plan.both(one.mask, actions[0]), one
+            return one.plan.both(one[2:], actions[0]), one
         found = []
         for action in actions:
             heard = self._hear(shared, action)
             if heard is None:
                 return self._apart(inputs), None
-            found.append(heard.plan.both(heard.mask, action))
+            found.append(heard.plan.both(heard[2:], action))
         return (_combined(found) if shared[-1].left > 0 else self._apart(inputs)), None
 
     @staticmethod
     def recounted(heard: Heard, action: Mapping[str, Any]) -> Both | None:
         """What was heard, with other counters, of which only the new decision counts; None: ask the gate."""
-        plan, frame, mask = heard
+        plan, frame, mask, _, _ = heard
         frame[_COUNTERS], frame[-1] = action["counters"], Budget()
         mask = _evaluated(plan.counting, frame, mask & plan.uncounted)
         return plan.new_again(mask, action) if frame[-1].left > 0 else None
@@ -172,7 +194,7 @@ class Pair:
         frame = None if plan is None else action_frame(shared, action, plan.old)
         if plan is None or type(frame) is not list:
             return None
-        return Heard(plan, frame, _evaluated(plan.rules, frame, 0))
+        return plan.heard(frame, action)
 
     def _apart(self, inputs: Mapping[str, Any]) -> Both:
         """By the gate itself: what it cannot decide, or not together, is its to say."""
@@ -214,33 +236,59 @@ type _Text = tuple[Any, ...]
 
 
 def _texts(policies: PolicySet, applicable: Applicable) -> dict[_Text, Rule]:
-    """The rules by all that makes up what they say."""
-    constants = {policy.name: repr(sorted(policy.constants.items())) for policy in policies.policies}
-    return {
-        (rule.name, rule.effect, rule.when, constants[rule.name.partition("/")[0]]): rule
-        for rule in applicable.rules
-    }
+    """The rules by all that makes up what they say: the constants that they name, too."""
+    constants = {policy.name: sorted(policy.constants.items()) for policy in policies.policies}
+    found: dict[_Text, Rule] = {}
+    for rule in applicable.rules:
+        # A constant whose name is not in the text is not read, however the text comes to its values.
+        named = [each for each in constants[rule.name.partition("/")[0]] if each[0] in rule.when]
+        found[rule.name, rule.effect, rule.when, repr(named)] = rule
+    return found
+
+
+def _parts(rule: Rule, text: _Text) -> Iterator[tuple[_Text, Callable[[Frame], Any], bool]]:
+    """What to evaluate of it: its conjuncts that read counters apart from the others, as && has no order.
+
+    One that fails for what is no EvalFault could make a difference: a counter that cannot be read, and then
+    nothing but a deny rule that is true counts.
+    """
+    program, when = rule.program, rule.program.source
+    if _STEPS(when):
+        yield text, program.run, any(path.startswith("counters.") for path in program.paths)
+        return
+    for is_counting in (False, True):
+        mine = [each for each in program.conjuncts if ("counters" in when[each[0] : each[1]]) is is_counting]
+        if mine:
+            runs = [Compiled(run) for _, _, run in mine]
+            run = runs[0].run if len(runs) == 1 else logic(True, runs).run
+            yield (rule.name, *[when[start:end] for start, end, _ in mine], text[-1]), run, is_counting
 
 
 def _planned(old: Applicable, olds: dict[_Text, Rule], new: Applicable, news: dict[_Text, Rule]) -> _Plan:
-    rules, counting, said = [], [], []
-    uncounted = -1
+    parts: dict[_Text, _Bits] = {}
+    counting: dict[_Text, _Bits] = {}
+    sighted: dict[_Text, _Bits] = {}
+    said = []
     is_alike = _beside(old) == _beside(new)
     # By name, as the gate goes through them.
-    for at, (text, rule) in enumerate(sorted((olds | news).items(), key=lambda each: each[1].name)):
-        bits = _Bits(rule.program.run, 1 << 2 * at, 2 << 2 * at)
-        rules.append(bits)
-        said.append(_Said(bits.is_true, rule.name, _PLACES[rule.effect], text in olds, text in news))
-        said.append(_Said(bits.failed, rule.name, _FAILED, text in olds, text in news))
-        if text in news and any(path.startswith("counters.") for path in rule.program.paths):
-            counting.append(bits)
-            uncounted &= ~(bits.is_true | bits.failed)
+    for text, rule in sorted((olds | news).items(), key=lambda each: each[1].name):
+        mine = []
+        for key, run, is_counting in _parts(rule, text):
+            bits = parts.setdefault(key, _Bits(run, 1 << 2 * len(parts), 2 << 2 * len(parts)))
+            mine.append(bits)
+            if is_counting and text in news:
+                counting[key] = bits
+            # Where counters are missing, what cannot deny and takes no steps from what can is not asked.
+            if not is_counting or text in olds or rule.effect is RuleEffect.DENY or _STEPS(rule.when):
+                sighted[key] = bits
+        said.append(_Said(tuple(mine), rule.name, _PLACES[rule.effect], text in olds, text in news))
     return _Plan(
         old=old,
         new=new,
-        rules=tuple(rules),
-        counting=tuple(counting),
-        uncounted=uncounted,
+        parts=tuple(parts.values()),
+        counting=tuple(counting.values()),
+        uncounted=~sum(bits.is_true | bits.failed for bits in counting.values()),
+        sighted=tuple(sighted.values()),
         said=tuple(said),
         is_same=is_alike and olds.keys() == news.keys(),
         is_alike=is_alike,

@@ -37,7 +37,7 @@ class StatementError(HoldgateError):
 # --- time: RFC 3339 UTC with microseconds, one spelling ---
 
 _EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001  (naive UTC: isoformat then has no offset to cut off)
-_SECOND: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.", re.ASCII).fullmatch
+_MINUTE: Final = re.compile(r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:", re.ASCII).fullmatch
 
 
 def format_us(epoch_us: int) -> str:
@@ -57,19 +57,23 @@ def parse_us(text: str) -> int:
     micros = text[20:26]
     if len(text) != 27 or text[26] != "Z" or not (micros.isascii() and micros.isdigit()):
         raise ValueError(_NO_INSTANT)
-    return _parse_second(text[:20]) + int(micros)
+    second = _SECONDS.get(text[17:20])
+    if second is None:
+        raise ValueError(_NO_INSTANT)
+    return _parse_minute(text[:17]) + second + int(micros)
 
 
 _NO_INSTANT: Final = "not an RFC 3339 time in UTC with microseconds"
+_SECONDS: Final = {f"{second:02d}.": second * 1_000_000 for second in range(60)}  # in microseconds
 
 
-@lru_cache(maxsize=64)  # the receipts of one second come one after the other
-def _parse_second(text: str) -> int:
-    """Microseconds at the start of a second, whose text ends with the dot."""
-    if not _SECOND(text):
+@lru_cache(maxsize=64)  # the receipts of one minute come one after the other
+def _parse_minute(text: str) -> int:
+    """Microseconds at the start of a minute, whose text ends with the colon."""
+    if not _MINUTE(text):
         raise ValueError(_NO_INSTANT)
     # Read as UTC: the text has no offset any more.
-    delta = datetime.fromisoformat(text[:-1] + "+00:00") - datetime(1970, 1, 1, tzinfo=UTC)
+    delta = datetime.fromisoformat(text + "00+00:00") - datetime(1970, 1, 1, tzinfo=UTC)
     return delta // timedelta(microseconds=1)
 
 
