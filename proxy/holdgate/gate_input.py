@@ -87,7 +87,7 @@ def readable_counters(action: Mapping[str, Any], applicable: Applicable) -> bool
             total, amount = value.get("sum"), action["params"].get(counter.measure)
             if type(total) is not int or type(amount) is not int:
                 return False
-            if not INT_MIN <= total <= INT_MAX or amount < 0 or total + amount > INT_MAX:
+            if not (INT_MIN <= total <= INT_MAX and 0 <= amount <= INT_MAX - max(0, total)):
                 return False
     return True
 
