@@ -7,6 +7,7 @@ where they run behind an instance (tests/integration).
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import hashlib
 import io
@@ -153,6 +154,7 @@ def _pypi(method: str, target: str, path: str, headers: dict[str, str]) -> Answe
     return 200, {"Content-Type": "application/vnd.pypi.simple.v1+json"}, json.dumps(listed).encode()
 
 
+@functools.cache  # a file knows the time of its making: listed and served, it must be the same one
 def _wheel() -> bytes:
     data = io.BytesIO()
     info = "acme_tool-1.0.dist-info"
@@ -181,6 +183,7 @@ def _npm(method: str, target: str, path: str, headers: dict[str, str]) -> Answer
     return _json({"name": "@acme/tool", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}})
 
 
+@functools.cache
 def _tarball() -> bytes:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
