@@ -21,6 +21,7 @@ from holdgate.ledger import (
     Binding,
     ClaimRow,
     OutcomeStatus,
+    Verdict,
     appraise,
     bind,
     is_free,
@@ -111,6 +112,9 @@ class Objects(RuleBasedStateMachine):
             self.seen.discard(key)
         receipt_id = f"rcpt_{len(self.all):04}"
         taken = {name: source for name, source in wanted.items() if not (look and source == ONCE_SOURCE)}
+        held = self.rows.get(OBJECT)
+        if verdict is Verdict.REPLAY and (held is None or is_free(held)):
+            taken.pop(OBJECT, None)  # as adjudicate.py: a replay takes no object that is free
         for name, source in taken.items():
             binding = Binding(
                 key=name,
@@ -211,3 +215,14 @@ class Objects(RuleBasedStateMachine):
 
 TestObjects = Objects.TestCase
 TestObjects.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+
+
+def test_a_replay_whose_answer_cannot_be_read_does_not_make_an_older_content_known() -> None:
+    state = Objects()
+    state.start()
+    state.create(fate="done")
+    state.change(key="u", fate="done", forgotten=False)
+    state.change(key="v", fate="done", forgotten=False)
+    state.change(key="u", fate="unread", forgotten=False)
+    state.change(key="u", fate="done", forgotten=False)
+    state.what_may_be_acted_on_is_what_the_vendor_has()

@@ -49,6 +49,7 @@ from .ledger import (
     Judge,
     Verdict,
     appraise,
+    is_free,
     op_key,
     told_by,
 )
@@ -256,6 +257,8 @@ class Adjudication:
         taken = self._bound(inputs["actions"], standing, now_us)
         if taken is None:  # another gate would not know: it is asked nothing that is bound to nothing
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.INPUT_UNAVAILABLE)
+        if verdict is Verdict.REPLAY:  # the vendor does nothing anew, so what is free stays free
+            taken = frozenset(key for key in taken if key in claims and not is_free(claims[key]))
         first = prior if verdict is Verdict.REPLAY else ""
         if self._engine == gate.ENGINE:  # like counters
             facts_of = self._bundle.policies.facts_of
