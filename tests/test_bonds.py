@@ -350,6 +350,17 @@ async def test_st5_a_repeated_update_does_not_take_back_a_later_one(shop: Shop) 
     assert (await confirm(shop)).reason == "no_rule_matched"
 
 
+async def test_st5_a_repeat_that_could_not_be_read_does_not_either_when_it_is_repeated(shop: Shop) -> None:
+    await create(shop, 1000)
+    await ask(shop, "/intents/pi_1", amount=2000, key="u")
+    await ask(shop, "/intents/pi_1", amount=9000, key="v")
+    readable, shop.upstream.body = shop.upstream.body, b"{}"
+    await ask(shop, "/intents/pi_1", amount=2000, key="u")
+    shop.upstream.body = readable
+    await ask(shop, "/intents/pi_1", amount=2000, key="u")
+    assert (await confirm(shop)).reason == "no_rule_matched"  # 9000, not 2000
+
+
 async def test_st5_what_may_be_an_old_answer_unbinds(shop: Shop) -> None:
     """The key's window is over. Some vendors remember a key longer than they say."""
     await create(shop, 1000)
