@@ -70,7 +70,7 @@ class PostgresReader(Reader):
 
     def deserted(self) -> Sequence[StoredReceipt]:
         """PERMITs without an outcome whose node does not run: nobody is going to report one."""
-        sql = (
+        sql = (  # the second condition on the state is the index's own, and lets it be used
             "SELECT r.id FROM holdgate.permits p JOIN holdgate.receipts r ON r.id = p.id"  # noqa: S608
             " WHERE p.state = 'dispatching' AND p.state IN ('dispatching', 'unknown')"
             " AND NOT EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted"

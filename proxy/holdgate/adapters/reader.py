@@ -23,7 +23,7 @@ from ..ledger import ClaimRow, State, Total
 from ..sealing import SealError, Stored
 from ..standing import Prepared
 from .sequencer import CHECKPOINT, LOG
-from .sqlite_schema import charges_of, claim_of
+from .sqlite_schema import OPEN_PERMITS, charges_of, claim_of, permits_of
 from .store import Permit
 from .tilestore import TileStore
 
@@ -246,23 +246,7 @@ class Reader(ABC):
 
     def permits(self, state: State) -> tuple[Permit, ...]:
         """The permits that are dispatching or unknown."""
-        rows = self._rows(
-            "SELECT idx, id, http_status, claims, charges, lender FROM permits"
-            " WHERE state IN ('dispatching', 'unknown') AND state = ? ORDER BY idx",
-            (state.value,),
-        )
-        return tuple(
-            Permit(
-                index=row[0],
-                receipt_id=row[1],
-                state=state,
-                http_status=row[2],
-                claims=tuple(row[3].split()),
-                charges=charges_of(row[4]),
-                lender=row[5],
-            )
-            for row in rows
-        )
+        return permits_of(self._rows(OPEN_PERMITS, (state.value,)), state)
 
     def retired_keys(self) -> frozenset[tuple[str, bool]]:
         """(kid, whether it is revoked) of the keys that the log says are in use no more."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..ledger import State
 from ..tlog import TlogError
-from .sqlite_schema import DB_NAME, STEPS, VERSION, charges_of, connect_writer, unpack
+from .sqlite_schema import DB_NAME, OPEN_PERMITS, STEPS, VERSION, connect_writer, permits_of, unpack
 from .store import Head, Node, Permit
 
 __all__ = ["OpenFile", "files_of", "open_file", "read_permits"]
@@ -69,23 +69,7 @@ def _bring_up_to_date(db: sqlite3.Connection, version: int, node: Node) -> None:
 
 def read_permits(db: sqlite3.Connection, state: State) -> tuple[Permit, ...]:
     """The permits in one open state, oldest first."""
-    rows = db.execute(
-        "SELECT idx, id, http_status, claims, charges, lender FROM permits"
-        " WHERE state IN ('dispatching', 'unknown') AND state = ? ORDER BY idx",
-        (state.value,),
-    )
-    return tuple(
-        Permit(
-            index=row[0],
-            receipt_id=row[1],
-            state=state,
-            http_status=row[2],
-            claims=tuple(row[3].split()),
-            charges=charges_of(row[4]),
-            lender=row[5],
-        )
-        for row in rows
-    )
+    return permits_of(db.execute(OPEN_PERMITS, (state.value,)), state)
 
 
 def files_of(state_dir: Path) -> tuple[tuple[int, int], ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +17,11 @@ from ..ledger import Charge, ClaimRow, State, Total
 from ..sealing import SealError, Stored
 from ..standing import Denial
 from ..tlog import Tree
+from .store import Permit
 
 __all__ = [
     "DB_NAME",
+    "OPEN_PERMITS",
     "PUT_CLAIM",
     "PUT_COUNTER",
     "PUT_DENIAL",
@@ -36,6 +39,7 @@ __all__ = [
     "denial_row",
     "kept_input",
     "pack",
+    "permits_of",
     "read_input",
     "read_total",
     "row_of",
@@ -111,6 +115,11 @@ READ_COUNTER = (
 )
 PUT_DENIAL = "INSERT OR REPLACE INTO denials VALUES (?,?,?,?,?,?,?)"
 PUT_PREPARED = "INSERT OR REPLACE INTO prepared VALUES (?,?,?)"
+# The first condition is the index's own, and lets it be used.
+OPEN_PERMITS = (
+    "SELECT idx, id, http_status, claims, charges, lender FROM permits"
+    " WHERE state IN ('dispatching', 'unknown') AND state = ? ORDER BY idx"
+)
 PUT_CLAIM = "INSERT OR REPLACE INTO claims VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 
 
@@ -190,6 +199,22 @@ def kept_input(
     except SealError:
         return None  # damaged: `log audit` says so
     return None if kept is None else kept.inputs
+
+
+def permits_of(rows: Iterable[tuple[int, str, int, str, str, str]], state: State) -> tuple[Permit, ...]:
+    """Rows of OPEN_PERMITS. Raises ValueError."""
+    return tuple(
+        Permit(
+            index=row[0],
+            receipt_id=row[1],
+            state=state,
+            http_status=row[2],
+            claims=tuple(row[3].split()),
+            charges=charges_of(row[4]),
+            lender=row[5],
+        )
+        for row in rows
+    )
 
 
 def read_total(db: sqlite3.Connection, meter: str, now_us: int) -> Total:
