@@ -26,7 +26,7 @@ from holdgate.gate import Decision
 from holdgate.headers import Verdicts
 from holdgate.held import RENEWALS
 from holdgate.keys import SigningKey, key_set
-from holdgate.ledger import OutcomeStatus, Superseded
+from holdgate.ledger import InFlightElsewhere, OutcomeStatus, Superseded
 from holdgate.limits import Limits
 from holdgate.message import Listener, Message, Origin, RequestHead
 from holdgate.pipeline import LARGE_BODY_BYTES, Pipeline
@@ -730,3 +730,104 @@ async def test_p3_who_waits_for_another_process_until_the_deadline_is_told_so(
     answer = await house.ask()
     assert b"reason=" + reason in header(answer, b"holdgate-decision")
     assert house.upstream.seen == []
+
+
+# --- P6: the first of them is at another node ---
+
+
+ELSEWHERE = Answer(
+    status=201, reason=b"Created", headers=(), body=b"x", rest=None, length=1, bodiless=False, close=False
+)
+
+
+class Away:
+    """A ledger whose first records find an identical request in flight at another node."""
+
+    def __init__(self, house: House, times: int) -> None:
+        self._ledger, self._left, self.asked = house.ledger, times, list[str]()
+        house.pipeline.ledger = self  # type: ignore[assignment]
+
+    async def record(self, judge: Any) -> Any:
+        if self._left:
+            self._left -= 1
+            raise InFlightElsewhere(f"rcpt_{self._left}")
+        return await self._ledger.record(judge)
+
+    def record_outcome(self, *words: Any, **more: Any) -> None:
+        self._ledger.record_outcome(*words, **more)
+
+
+async def test_p6_the_answer_of_a_request_at_another_node_is_shared_by_all_who_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    away, ended = Away(house, 1), asyncio.Event()
+
+    async def first(receipt_id: str) -> Answer | None:
+        away.asked.append(receipt_id)
+        await ended.wait()
+        return ELSEWHERE
+
+    house.pipeline.first = first
+    tasks = [asyncio.ensure_future(house.ask()) for _ in range(5)]
+    while not away.asked:
+        await asyncio.sleep(0)
+    ended.set()
+    assert await asyncio.gather(*tasks) == [ELSEWHERE] * 5
+    assert (away.asked, house.upstream.seen, house.ledger.entries) == (["rcpt_0"], [], [])
+    assert house.pipeline.flights == {}
+
+
+async def test_p6_without_an_answer_to_share_it_is_decided_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    away = Away(house, 2)
+
+    async def first(receipt_id: str) -> Answer | None:
+        away.asked.append(receipt_id)
+        return None
+
+    house.pipeline.first = first
+    assert (await house.ask()).status == 200
+    assert (away.asked, len(house.upstream.seen)) == (["rcpt_1", "rcpt_0"], 1)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["to its deadline", "not at all"])
+async def test_p6_who_waits_in_vain_hears_in_flight(monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE), hold_s=0.05)
+    Away(house, 1)
+
+    async def first(receipt_id: str) -> Answer | None:
+        await asyncio.Event().wait()
+        return None
+
+    house.pipeline.first = first if waits else None
+    answer = await house.ask()
+    assert (answer.status, house.upstream.seen, house.pipeline.flights) == (409, [], {})
+    assert b"reason=in_flight" in header(answer, b"holdgate-decision")
+
+
+async def test_p6_a_store_that_ends_meanwhile_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    Away(house, 1)
+
+    async def first(receipt_id: str) -> Answer | None:
+        raise BackendError(Reason.STORE_UNAVAILABLE, "the ledger is closed")
+
+    house.pipeline.first = first
+    answer = await house.ask()
+    assert (answer.status, house.upstream.seen, house.pipeline.flights) == (503, [], {})
+
+
+async def test_p6_a_keyed_answer_is_offered_to_other_nodes_before_its_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    offered: list[tuple[str, Answer, int]] = []
+    house.pipeline.offer = lambda receipt, answer: offered.append(
+        (receipt, answer, len(house.ledger.outcomes))
+    )
+    answer = await house.ask()
+    assert offered == [(house.ledger.last.receipt_id, answer, 0)]
+    house.index.result = recognised()  # without a key nobody else can be waiting
+    await house.ask()
+    assert len(offered) == 1

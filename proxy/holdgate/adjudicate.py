@@ -246,7 +246,10 @@ class Adjudication:
         )
         refused = _REFUSED.get(verdict)
         if refused is not None:
-            return self._entry(now_us, receipt_id, *refused, prior=prior, prior_status=prior_status)
+            waits = verdict is Verdict.IN_FLIGHT and self._is_twin(claims, prior)
+            return self._entry(
+                now_us, receipt_id, *refused, prior=prior, prior_status=prior_status, waits=waits
+            )
         if case.recognised.require_key:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
         for key in self.denials:
@@ -287,6 +290,14 @@ class Adjudication:
             taken=taken,
             told=told_by(claims, self.keys, verdict, digest=digest),
         )
+
+    def _is_twin(self, claims: Mapping[str, ClaimRow], first: str) -> bool:
+        """Whether the PERMIT `first` was for an identical request. Who asks at a door is told at once."""
+        case = self._case
+        if case.via or case.recognised is None or not case.recognised.keys:
+            return False
+        row = claims.get(self._claims[0].key)
+        return row is not None and (row.receipt_id, row.digest) == (first, case.recognised.digest)
 
     def _bound(self, actions: list[dict[str, Any]], standing: Standing, now_us: int) -> frozenset[str] | None:
         """Put into each action what it is bound to. The keys of objects that a PERMIT takes.
@@ -366,6 +377,7 @@ class Adjudication:
         objects: tuple[str, ...] = (),
         taken: frozenset[str] = frozenset(),
         told: Told = Told.NEW,
+        waits: bool = False,
     ) -> Entry:
         case, evidence, bundle = self._case, self._evidence, self._bundle
         recognised = case.recognised
@@ -417,6 +429,7 @@ class Adjudication:
             denial=self._denial(outcome, rules, now_us, receipt_id) if inputs is not None else None,
             produces=permit and recognised is not None and _produces(recognised, objects),
             told=told,
+            waits=waits,
         )
 
     def _bindings(self, taken: frozenset[str], now_us: int) -> tuple[Binding, ...]:

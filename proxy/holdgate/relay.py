@@ -108,6 +108,7 @@ class Permit:
     flights: dict[str, Flight]
     flight: Flight | None
     names: Callable[[ResponseHead, bytes], Made | None] | None = None  # the object that an answer speaks of
+    offer: Callable[[str, Answer], None] | None = None  # to identical requests at other nodes
     _sending: bool = False
     _settled: bool = False
     _handed_over: bool = False
@@ -140,6 +141,8 @@ class Permit:
         self.status = status
         made = self._made if status is OutcomeStatus.EXECUTED else None
         try:
+            if answer is not None and self.offer is not None and self.flight is not None:
+                self.offer(self.recorded.entry.receipt_id, answer)
             self.ledger.record_outcome(
                 self.recorded.entry.receipt_id, status, http_status, delivered=delivered, made=made
             )

@@ -52,6 +52,14 @@ CREATE TABLE holdgate.prepared (key TEXT PRIMARY KEY, receipt_id TEXT NOT NULL, 
 CREATE INDEX prepared_age ON holdgate.prepared (expires_us);
 """
 
+# Answers on their way to nodes where identical requests wait: sealed, gone when fetched, and not in the
+# write-ahead log, so that no standby has them. A crash of the server empties the table: they decide again.
+_TWINS: Final = """
+ALTER TABLE holdgate.permits ADD COLUMN waiting TEXT NOT NULL DEFAULT '';
+CREATE UNLOGGED TABLE holdgate.twins (node INTEGER NOT NULL, receipt_id TEXT NOT NULL,
+  until_us BIGINT NOT NULL, data BYTEA NOT NULL, PRIMARY KEY (node, receipt_id));
+"""
+
 # STEPS[n] turns format n into n + 1; what was released is never edited (sqlite_schema.py says why).
-STEPS: Final = (_TABLES, _PREPARED)
+STEPS: Final = (_TABLES, _PREPARED, _TWINS)
 VERSION: Final = len(STEPS)

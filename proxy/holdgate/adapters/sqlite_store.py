@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from ..answer import Answer
 from ..ledger import Charge, ClaimRow, State, Total, is_free
 from ..standing import MAX_DENIALS, Denial, Prepared
 from .sqlite_erase import SqliteEraser
@@ -91,6 +92,9 @@ class SqliteStore:
 
     def orphans(self) -> Sequence[str]:
         return [permit.receipt_id for permit in read_permits(self._db, State.DISPATCHING)]
+
+    def ended(self, receipt_ids: Collection[str]) -> Mapping[str, Answer | None]:
+        return {}  # there are no other nodes
 
     def key_events(self) -> Sequence[tuple[int, bytes]]:
         return self._db.execute(_KEY_EVENTS).fetchall()
