@@ -172,7 +172,7 @@ def test_the_map_of_modules_names_each_of_them_once() -> None:
     for _, pure, around in rows("Where what is"):
         named += re.findall(r"`([\w/]+)`", pure)
         named += [f"adapters/{name}" for name in re.findall(r"`([\w/]+)`", around)]
-    assert sorted(named) == sorted(modules)
+    assert sorted(named) == sorted(modules), "write it into 'Where what is' of proxy/README.md"
 
 
 # --- commands ---
