@@ -16,6 +16,7 @@ Invariants (tests/test_adjudicate.py; A9: tests/test_standing.py; A10: tests/tes
       receipt, and the gate is not asked; under another bundle, or by another gate, it is.
   A10  An action that is bound to an object is permitted only with what was decided of that object in the
       input, or where the map says `blind: allow`; one that acts once takes the object with its PERMIT.
+  A11  A kept answer is recalled only with already_executed, for the very request that was executed.
 """
 
 from __future__ import annotations
@@ -246,7 +247,10 @@ class Adjudication:
         )
         refused = _REFUSED.get(verdict)
         if refused is not None:
-            return self._entry(now_us, receipt_id, *refused, prior=prior, prior_status=prior_status)
+            recalls = verdict is Verdict.ALREADY_EXECUTED and self._repeats(claims, prior, digest)
+            return self._entry(
+                now_us, receipt_id, *refused, prior=prior, prior_status=prior_status, recalls=recalls
+            )
         if case.recognised.require_key:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
         for key in self.denials:
@@ -310,6 +314,14 @@ class Adjudication:
                 taken.add(claim.key)
         return frozenset(taken)
 
+    def _repeats(self, claims: Mapping[str, ClaimRow], first: str, digest: str) -> bool:
+        """Whether this is the request of `first` again, under its key, by an operation that keeps answers."""
+        recognised = self._case.recognised
+        if self._case.via or recognised is None or not recognised.keys or not recognised.keys[0].keep:
+            return False
+        row = claims.get(self._claims[0].key)
+        return row is not None and (row.receipt_id, row.digest) == (first, digest)
+
     def _denied_again(self, now_us: int, receipt_id: str, denial: Denial) -> Entry:
         return self._entry(
             now_us,
@@ -366,6 +378,7 @@ class Adjudication:
         objects: tuple[str, ...] = (),
         taken: frozenset[str] = frozenset(),
         told: Told = Told.NEW,
+        recalls: bool = False,
     ) -> Entry:
         case, evidence, bundle = self._case, self._evidence, self._bundle
         recognised = case.recognised
@@ -417,6 +430,7 @@ class Adjudication:
             denial=self._denial(outcome, rules, now_us, receipt_id) if inputs is not None else None,
             produces=permit and recognised is not None and _produces(recognised, objects),
             told=told,
+            recalls=recalls,
         )
 
     def _bindings(self, taken: frozenset[str], now_us: int) -> tuple[Binding, ...]:

@@ -52,6 +52,12 @@ CREATE TABLE holdgate.prepared (key TEXT PRIMARY KEY, receipt_id TEXT NOT NULL, 
 CREATE INDEX prepared_age ON holdgate.prepared (expires_us);
 """
 
+_ANSWERS: Final = """
+CREATE TABLE holdgate.answers (id TEXT PRIMARY KEY, node INTEGER NOT NULL, idx BIGINT NOT NULL,
+  expires_us BIGINT NOT NULL);
+CREATE INDEX answers_age ON holdgate.answers (expires_us);
+"""
+
 # STEPS[n] turns format n into n + 1; what was released is never edited (sqlite_schema.py says why).
-STEPS: Final = (_TABLES, _PREPARED)
+STEPS: Final = (_TABLES, _PREPARED, _ANSWERS)
 VERSION: Final = len(STEPS)
