@@ -23,7 +23,7 @@ from holdgate.keys import SigningKey, key_set
 from holdgate.ledger import NO_BUDGETS, Budgets, ClaimRow, Entry, State, Total
 from holdgate.receipt import input_digest, new_receipt_id, verify
 from holdgate.sealing import commitment, open_sealed
-from holdgate.surface.model import KeyRule
+from holdgate.surface.model import KeyRule, KeySource
 from test_pipeline import NATIVE, PROVIDER, REQUEST, recognised
 
 KEY = SigningKey(seed=b"s" * 32)
@@ -297,3 +297,28 @@ def test_the_input_holds_everything_that_varies() -> None:
     assert inputs["clock"] == {"now_s": 1795295315, "hour_utc": 21, "weekday_utc": 6}
     assert inputs["agent"] == {"id": "bot", "groups": ["payments"], "attrs": {"accounts": ["a", "b"]}}
     assert inputs["actions"][0]["params"] == {"amount": 100}
+
+
+# --- who would rather wait than hear `in_flight` ---
+
+
+def test_only_an_identical_request_that_the_proxy_holds_waits_for_the_first(says: Any) -> None:
+    says(PERMIT)
+    first = held(State.DISPATCHING)
+    assert judge(case(), first).waits
+    assert not judge(case(via="v1"), first).waits  # a door is told at once
+    assert not judge(case(), held(State.UNKNOWN)).waits
+    late = {key: replace(row, expires_us=NOW - 1) for key, row in first.items()}
+    assert judge(case(), late).waits
+    other = {key: replace(row, digest="sha256:" + "cd" * 32) for key, row in late.items()}
+    assert (judge(case(), other).reason, judge(case(), other).waits) == (Reason.IN_FLIGHT, False)
+
+
+def test_a_request_with_another_native_key_does_not_wait_for_its_natural_twin(says: Any) -> None:
+    says(PERMIT)
+    natural = KeyRule(source=KeySource.NATURAL, value="order-1", ttl_s=60, provider=False)
+    given = case(recognised=replace(recognised(), keys=(NATIVE, natural)))
+    name = Adjudication(given, BUNDLE, EVIDENCE).keys[1]
+    row = replace(next(iter(held(State.DISPATCHING).values())), key=name, source="natural")
+    entry = judge(given, {name: row})
+    assert (entry.reason, entry.waits) == (Reason.IN_FLIGHT, False)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent / "bench"))  # a folder of scripts,
 
 import audits
 import backtests
+import logs
 import policies
 import run
 import subjects
@@ -136,3 +137,11 @@ def test_the_audit_is_measured_beside_bare_verification_of_the_same_receipts(tmp
     row = audits.measured(tmp_path, receipts=700, turns=1)
     assert row.receipts > 600
     assert row.audit_us > row.bare_us > 0  # an audit verifies every signature, and more
+
+
+def test_a_log_of_any_size_is_appended_kept_and_proved_from(tmp_path: Path) -> None:
+    log = logs.measured(tmp_path / "state", 600)
+    assert log.size >= 600  # permits and outcomes, and whatever the instance itself says
+    assert len(log.append_us) == logs.TENTHS
+    assert min(*log.append_us, *log.wall_ms, *log.cpu_ms) > 0
+    assert log.disk > log.tiles > 0

@@ -26,7 +26,7 @@ from holdgate.gate import Decision
 from holdgate.headers import Verdicts
 from holdgate.held import RENEWALS
 from holdgate.keys import SigningKey, key_set
-from holdgate.ledger import OutcomeStatus, Superseded
+from holdgate.ledger import InFlightElsewhere, OutcomeStatus, Superseded
 from holdgate.limits import Limits
 from holdgate.message import Listener, Message, Origin, RequestHead
 from holdgate.pipeline import LARGE_BODY_BYTES, Pipeline
@@ -470,7 +470,7 @@ def keeping(credential: bytes = b"Bearer one", **change: Any) -> Recognised:
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "streamed"])
-async def test_p6_a_repeat_gets_the_kept_answer_and_nothing_leaves(
+async def test_p7_a_repeat_gets_the_kept_answer_and_nothing_leaves(
     monkeypatch: pytest.MonkeyPatch, chunked: bool
 ) -> None:
     house = House(monkeypatch, keeping())
@@ -506,7 +506,7 @@ async def test_p6_a_repeat_gets_the_kept_answer_and_nothing_leaves(
         ),
     ],
 )
-async def test_p6_who_is_not_the_first_asker_gets_the_refusal(
+async def test_p7_who_is_not_the_first_asker_gets_the_refusal(
     monkeypatch: pytest.MonkeyPatch, repeat: Recognised
 ) -> None:
     house = House(monkeypatch, keeping())
@@ -520,7 +520,7 @@ async def test_p6_who_is_not_the_first_asker_gets_the_refusal(
     assert house.ledger.entries[0].receipt_id.encode() in again.body
 
 
-async def test_p6_who_waits_with_another_credential_never_shares_a_kept_answer(
+async def test_p7_who_waits_with_another_credential_never_shares_a_kept_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     house = House(monkeypatch, keeping())
@@ -547,7 +547,7 @@ async def test_p6_who_waits_with_another_credential_never_shares_a_kept_answer(
         pytest.param({"body": bytes(65_537), "chunked": True}, id="a long stream"),
     ],
 )
-async def test_p6_what_is_not_kept_is_status_only(
+async def test_p7_what_is_not_kept_is_status_only(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     house = House(monkeypatch, keeping())
@@ -559,7 +559,7 @@ async def test_p6_what_is_not_kept_is_status_only(
     assert house.ledger.answers == {}
 
 
-async def test_p6_a_stream_that_was_cut_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_p7_a_stream_that_was_cut_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(monkeypatch, keeping())
     house.upstream.chunked = house.upstream.cut = True
     first = await house.ask()
@@ -570,7 +570,7 @@ async def test_p6_a_stream_that_was_cut_is_not_kept(monkeypatch: pytest.MonkeyPa
     assert house.ledger.answers == {}
 
 
-async def test_p6_an_edited_answer_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_p7_an_edited_answer_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(monkeypatch, keeping())
     await house.ask()
     ((first, kept),) = house.ledger.answers.items()
@@ -578,7 +578,7 @@ async def test_p6_an_edited_answer_is_no_answer(monkeypatch: pytest.MonkeyPatch)
     assert (await house.ask()).status == 409
 
 
-async def test_p6_an_answer_without_a_body_is_given_again_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_p7_an_answer_without_a_body_is_given_again_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(monkeypatch, keeping())
     house.upstream.status, house.upstream.body = 204, b""
     await house.ask()
@@ -586,7 +586,7 @@ async def test_p6_an_answer_without_a_body_is_given_again_as_one(monkeypatch: py
     assert (again.status, again.body, again.bodiless, again.length) == (204, b"", True, None)
 
 
-async def test_p6_of_a_sensitive_operation_the_receipt_stays_out_of_the_headers(
+async def test_p7_of_a_sensitive_operation_the_receipt_stays_out_of_the_headers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     house = House(monkeypatch, keeping(sensitive=True))
@@ -867,3 +867,104 @@ async def test_p3_who_waits_for_another_process_until_the_deadline_is_told_so(
     answer = await house.ask()
     assert b"reason=" + reason in header(answer, b"holdgate-decision")
     assert house.upstream.seen == []
+
+
+# --- P6: the first of them is at another node ---
+
+
+ELSEWHERE = Answer(
+    status=201, reason=b"Created", headers=(), body=b"x", rest=None, length=1, bodiless=False, close=False
+)
+
+
+class Away:
+    """A ledger whose first records find an identical request in flight at another node."""
+
+    def __init__(self, house: House, times: int) -> None:
+        self._ledger, self._left, self.asked = house.ledger, times, list[str]()
+        house.pipeline.ledger = self  # type: ignore[assignment]
+
+    async def record(self, judge: Any) -> Any:
+        if self._left:
+            self._left -= 1
+            raise InFlightElsewhere(f"rcpt_{self._left}")
+        return await self._ledger.record(judge)
+
+    def record_outcome(self, *words: Any, **more: Any) -> None:
+        self._ledger.record_outcome(*words, **more)
+
+
+async def test_p6_the_answer_of_a_request_at_another_node_is_shared_by_all_who_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    away, ended = Away(house, 1), asyncio.Event()
+
+    async def first(receipt_id: str) -> Answer | None:
+        away.asked.append(receipt_id)
+        await ended.wait()
+        return ELSEWHERE
+
+    house.pipeline.first = first
+    tasks = [asyncio.ensure_future(house.ask()) for _ in range(5)]
+    while not away.asked:
+        await asyncio.sleep(0)
+    ended.set()
+    assert await asyncio.gather(*tasks) == [ELSEWHERE] * 5
+    assert (away.asked, house.upstream.seen, house.ledger.entries) == (["rcpt_0"], [], [])
+    assert house.pipeline.flights == {}
+
+
+async def test_p6_without_an_answer_to_share_it_is_decided_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    away = Away(house, 2)
+
+    async def first(receipt_id: str) -> Answer | None:
+        away.asked.append(receipt_id)
+        return None
+
+    house.pipeline.first = first
+    assert (await house.ask()).status == 200
+    assert (away.asked, len(house.upstream.seen)) == (["rcpt_1", "rcpt_0"], 1)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["to its deadline", "not at all"])
+async def test_p6_who_waits_in_vain_hears_in_flight(monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE), hold_s=0.05)
+    Away(house, 1)
+
+    async def first(receipt_id: str) -> Answer | None:
+        await asyncio.Event().wait()
+        return None
+
+    house.pipeline.first = first if waits else None
+    answer = await house.ask()
+    assert (answer.status, house.upstream.seen, house.pipeline.flights) == (409, [], {})
+    assert b"reason=in_flight" in header(answer, b"holdgate-decision")
+
+
+async def test_p6_a_store_that_ends_meanwhile_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    Away(house, 1)
+
+    async def first(receipt_id: str) -> Answer | None:
+        raise BackendError(Reason.STORE_UNAVAILABLE, "the ledger is closed")
+
+    house.pipeline.first = first
+    answer = await house.ask()
+    assert (answer.status, house.upstream.seen, house.pipeline.flights) == (503, [], {})
+
+
+async def test_p6_a_keyed_answer_is_offered_to_other_nodes_before_its_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    offered: list[tuple[str, Answer, int]] = []
+    house.pipeline.offer = lambda receipt, answer: offered.append(
+        (receipt, answer, len(house.ledger.outcomes))
+    )
+    answer = await house.ask()
+    assert offered == [(house.ledger.last.receipt_id, answer, 0)]
+    house.index.result = recognised()  # without a key nobody else can be waiting
+    await house.ask()
+    assert len(offered) == 1

@@ -16,7 +16,7 @@ from holdgate.adapters import worker_door
 from holdgate.adapters.gate_line import PLACE, Petition
 from holdgate.answer import Answer
 from holdgate.errors import BackendError, Outcome, Reason
-from holdgate.ledger import OutcomeStatus, Superseded
+from holdgate.ledger import InFlightElsewhere, OutcomeStatus, Superseded
 from holdgate.recall import MAX_KEPT_BYTES
 from holdgate.relay import Converged, Flight
 from holdgate.sealing import KeptAnswer
@@ -248,6 +248,50 @@ async def test_wd4_another_key_does_not_wait(house: Gate) -> None:
     async with worker(house.folder, "worker-1") as one, worker(house.folder, "worker-2") as two:
         await one.record(keyed(1))
         assert (await two.record(keyed(2))).entry.outcome is Outcome.PERMIT
+
+
+async def test_wd4_an_identical_request_at_another_node_is_waited_for(
+    house: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, record = asyncio.Event(), house.ledger.record
+    answers = [ANSWER, None]
+
+    async def elsewhere(judge: Any) -> Any:
+        if ended.is_set():
+            return await record(judge)
+        raise InFlightElsewhere("rcpt_of_another_node")
+
+    async def first(receipt_id: str) -> Answer | None:
+        await ended.wait()
+        return answers.pop(0) if receipt_id == "rcpt_of_another_node" else None
+
+    monkeypatch.setattr(house.ledger, "record", elsewhere)
+    monkeypatch.setattr(house.ledger, "first", first)
+    async with worker(house.folder) as one:
+        asked, other = petition(keyed(1)), petition(keyed(2))
+        waits = [asyncio.ensure_future(one.line.record(each)) for each in (asked, other)]
+        await until(lambda: asked.waiting and other.waiting)
+        ended.set()
+        with pytest.raises(Converged) as shared:
+            await waits[0]
+        assert shared.value.answer == ANSWER
+        assert (await waits[1]).entry.outcome is Outcome.PERMIT  # that one shared nothing
+
+
+async def test_wd4_a_worker_offers_the_answers_to_its_own_permits_only(
+    house: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered: list[tuple[str, Answer]] = []
+    monkeypatch.setattr(house.ledger, "offer", lambda *words: offered.append(words))
+    async with worker(house.folder, "worker-1") as one, worker(house.folder, "worker-2") as two:
+        first = (await one.record(keyed(1))).entry.receipt_id
+        two.line.offer(first, ANSWER)
+        await two.record(keyed(2))  # it was heard before this
+        assert offered == []
+        one.line.offer(first, ANSWER)
+        one.line.record_outcome(first, OutcomeStatus.EXECUTED, 200, delivered=True)
+        await until(lambda: ("outcome", "executed") in house.said())
+        assert offered == [(first, ANSWER)]
 
 
 # --- WD5 ---

@@ -247,9 +247,14 @@ class Adjudication:
         )
         refused = _REFUSED.get(verdict)
         if refused is not None:
-            recalls = verdict is Verdict.ALREADY_EXECUTED and self._repeats(claims, prior, digest)
+            twin = self._is_twin(claims, prior)
+            keeps = bool(case.recognised.keys) and case.recognised.keys[0].keep
             return self._entry(
-                now_us, receipt_id, *refused, prior=prior, prior_status=prior_status, recalls=recalls
+                *(now_us, receipt_id, *refused),
+                prior=prior,
+                prior_status=prior_status,
+                waits=twin and verdict is Verdict.IN_FLIGHT,
+                recalls=twin and keeps and verdict is Verdict.ALREADY_EXECUTED,
             )
         if case.recognised.require_key:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
@@ -292,6 +297,14 @@ class Adjudication:
             told=told_by(claims, self.keys, verdict, digest=digest),
         )
 
+    def _is_twin(self, claims: Mapping[str, ClaimRow], first: str) -> bool:
+        """Whether the PERMIT `first` was for an identical request. Who asks at a door is told at once."""
+        case = self._case
+        if case.via or case.recognised is None or not case.recognised.keys:
+            return False
+        row = claims.get(self._claims[0].key)
+        return row is not None and (row.receipt_id, row.digest) == (first, case.recognised.digest)
+
     def _bound(self, actions: list[dict[str, Any]], standing: Standing, now_us: int) -> frozenset[str] | None:
         """Put into each action what it is bound to. The keys of objects that a PERMIT takes.
 
@@ -313,14 +326,6 @@ class Adjudication:
             if bond.once:
                 taken.add(claim.key)
         return frozenset(taken)
-
-    def _repeats(self, claims: Mapping[str, ClaimRow], first: str, digest: str) -> bool:
-        """Whether this is the request of `first` again, under its key, by an operation that keeps answers."""
-        recognised = self._case.recognised
-        if self._case.via or recognised is None or not recognised.keys or not recognised.keys[0].keep:
-            return False
-        row = claims.get(self._claims[0].key)
-        return row is not None and (row.receipt_id, row.digest) == (first, digest)
 
     def _denied_again(self, now_us: int, receipt_id: str, denial: Denial) -> Entry:
         return self._entry(
@@ -378,6 +383,7 @@ class Adjudication:
         objects: tuple[str, ...] = (),
         taken: frozenset[str] = frozenset(),
         told: Told = Told.NEW,
+        waits: bool = False,
         recalls: bool = False,
     ) -> Entry:
         case, evidence, bundle = self._case, self._evidence, self._bundle
@@ -430,6 +436,7 @@ class Adjudication:
             denial=self._denial(outcome, rules, now_us, receipt_id) if inputs is not None else None,
             produces=permit and recognised is not None and _produces(recognised, objects),
             told=told,
+            waits=waits,
             recalls=recalls,
         )
 

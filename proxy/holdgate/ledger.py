@@ -52,6 +52,7 @@ __all__ = [
     "Entry",
     "Event",
     "Finding",
+    "InFlightElsewhere",
     "Judge",
     "Ledger",
     "Noted",
@@ -195,6 +196,7 @@ class Entry:
     denial: Denial | None = None  # what a DENY leaves for repeats of its request
     produces: bool = False  # of a PERMIT: the vendor's answer names an object that later requests act on
     told: Told = Told.NEW  # what its answer will be worth
+    waits: bool = False  # refused as in flight; if the first is at another node, its answer is waited for
     would: str = ""  # outcome if shadow policies counted, for the figures; "": none applies
     recalls: bool = False  # a repeat that may be given the answer to `prior`, if the store kept it
 
@@ -283,6 +285,15 @@ class Superseded(BackendError):
         super().__init__(Reason.POLICY_UNAVAILABLE, "decided under a bundle that is not active any more")
 
 
+class InFlightElsewhere(BackendError):
+    """An identical request is in flight at another node. Nothing was recorded: wait for that one's end, and
+    decide again."""
+
+    def __init__(self, receipt_id: str) -> None:
+        super().__init__(Reason.IN_FLIGHT, f"{receipt_id} of another node is in flight")
+        self.receipt_id = receipt_id
+
+
 class Ledger(Protocol):
     """A durable, ordered store of receipts and claims.
 
@@ -290,7 +301,8 @@ class Ledger(Protocol):
     that a Judge reads are those left by every earlier entry, committed or in the same group.
     `now_us` never runs behind the last entry's. Raises BackendError(STORE_UNAVAILABLE) when the
     entry is not, or may not be, durable; the caller must then treat the request as refused. A PERMIT
-    under a bundle that was superseded by then raises Superseded, and nothing of it is recorded.
+    under a bundle that was superseded by then raises Superseded, and nothing of it is recorded. In a fleet
+    an entry that `waits` raises InFlightElsewhere where the first is another node's.
     A PERMIT whose caller was cancelled while it waited is settled as not_sent by the store.
     The totals of a Judge's meters are read in the same step, and what a PERMIT charges is in its commit;
     a PERMIT whose `prior` still holds charges takes those over instead (counters.Book is the model).

@@ -12,7 +12,9 @@ Invariants (tests/test_pipeline.py has one test named after each):
   P3  A PERMIT that comes after the hold deadline is void: its outcome is not_sent.
   P4  Every PERMIT is settled exactly once, whatever the exchange does.
   P5  Identical requests in flight share one dispatch, one receipt and one answer.
-  P6  A kept answer goes only to a repeat that was recorded as already_executed and has the credential of the
+  P6  An identical request that is in flight at another node is waited for: its answer is shared, or, where it
+      has none, this one is decided again; at the hold deadline it is `in_flight`.
+  P7  A kept answer goes only to a repeat that was recorded as already_executed and has the credential of the
       first request; nothing leaves, and nobody shares it.
 """
 
@@ -37,7 +39,7 @@ from .floods import FLOOD_S, Flood, Floods
 from .gate import ENGINE
 from .headers import Verdicts, decision_headers
 from .held import Client, Gone, Held, claimed_host
-from .ledger import Ledger, OutcomeStatus, Recorded, Superseded
+from .ledger import InFlightElsewhere, Ledger, OutcomeStatus, Recorded, Superseded
 from .limits import Limits
 from .message import Headers, Message, Origin, RequestHead, ResponseHead
 from .produced import object_id
@@ -96,6 +98,8 @@ class Pipeline:
     judge: MakeJudge = Adjudication  # what the ledger is given; a worker's is judged in the gate process
     canonicalise: Callable[[Message], CanonicalRequest] = canonicalise
     facts: Callable[[Iterable[Lookup]], Awaitable[Mapping[Lookup, Found]]] = no_provider
+    offer: Callable[[str, Answer], None] | None = None  # an answer, to identical requests at other nodes
+    first: Callable[[str], Awaitable[Answer | None]] | None = None  # that one's, when it is at another node
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep
     vouches_for: Callable[[str], bool] | None = None  # the hosts of a constrained CA; None: of any
     held_bytes: int = 0
@@ -242,6 +246,7 @@ class Pipeline:
             *(self.ledger, recorded, self.meter, self.flights, flight),
             names=self._naming(held, recorded),
             keeps=self._keeping(held, recorded),
+            offer=self.offer,
         )
         try:
             return await self._forward(held, recorded, permit)
@@ -295,7 +300,7 @@ class Pipeline:
             if shared is not None:
                 return None, shared
             try:
-                return flight, await self._decide(held)
+                return flight, await self._decide_or_wait(held)
             except Converged as elsewhere:
                 share(self.flights, flight, elsewhere.answer)
                 return None, elsewhere.answer
@@ -304,6 +309,21 @@ class Pipeline:
                 if not isinstance(error, Superseded):
                     raise
                 await self._renew(held)
+
+    async def _decide_or_wait(self, held: Held) -> Recorded:
+        """Steps 4 to 7. While an identical request is in flight at another node it is waited for. Raises
+        Converged with its answer; where it has none to share, this one goes on by itself."""
+        while True:
+            try:
+                return await self._decide(held)
+            except InFlightElsewhere as elsewhere:
+                if self.first is None:
+                    raise
+                held.waiting = True
+                answer = await self.first(elsewhere.receipt_id)
+                held.waiting = False
+                if answer is not None:
+                    raise Converged(answer) from None
 
     async def _renew(self, held: Held) -> None:
         """Another bundle became active: begin again under it. Raises Superseded when that was done often."""

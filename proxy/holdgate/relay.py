@@ -111,6 +111,7 @@ class Permit:
     flight: Flight | None
     names: Callable[[ResponseHead, bytes], Made | None] | None = None  # the object that an answer speaks of
     keeps: Callable[[ResponseHead, bytes], KeptAnswer | None] | None = None  # the answer, for repeats
+    offer: Callable[[str, Answer], None] | None = None  # to identical requests at other nodes
     _sending: bool = False
     _settled: bool = False
     _handed_over: bool = False
@@ -149,6 +150,8 @@ class Permit:
         self.status = status
         made, kept = (self._made, self._kept) if status is OutcomeStatus.EXECUTED else (None, None)
         try:
+            if answer is not None and self.offer is not None and self.flight is not None:
+                self.offer(self.recorded.entry.receipt_id, answer)
             self.ledger.record_outcome(
                 self.recorded.entry.receipt_id, status, http_status, delivered=delivered, made=made, kept=kept
             )

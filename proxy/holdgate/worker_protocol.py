@@ -3,7 +3,7 @@
     frame = 4 bytes length of head, 4 bytes length of tail (big endian), head, tail
     head  = canonical JSON, an object of one of the kinds in _SHAPES; tail = bytes that it speaks of
 
-    worker -> gate: hello, ready, ask, withdraw, outcome, end, figures
+    worker -> gate: hello, ready, ask, withdraw, offer, outcome, end, figures
     gate -> worker: welcome and active (which bundle, which CA); recorded, superseded, refused, waiting or
                     converged (answers to an ask)
 
@@ -102,6 +102,7 @@ class Kind(StrEnum):
     ASK = "ask"
     WITHDRAW = "withdraw"
     OUTCOME = "outcome"
+    OFFER = "offer"
     END = "end"
     FIGURES = "figures"
     WELCOME = "welcome"
@@ -122,6 +123,7 @@ _SHAPES: Final[Mapping[Kind, Mapping[str, type]]] = {
     Kind.OUTCOME: {  # tail: a kept answer
         **{"id": str, "status": str, "http_status": int, "delivered": bool, "made": list}
     },
+    Kind.OFFER: {"id": str, "answer": dict},  # tail: the body; before the outcome of that receipt
     Kind.END: {"flight": str, "answer": dict},  # tail: the body; answer {}: there is none to share
     Kind.FIGURES: {"figures": dict},
     Kind.WELCOME: {"bundle": str, "ca": str},
@@ -135,7 +137,7 @@ _SHAPES: Final[Mapping[Kind, Mapping[str, type]]] = {
     Kind.WAITING: {"n": int},
     Kind.CONVERGED: {"n": int, "answer": dict},  # tail: the body
 }
-_WITH_TAIL: Final = frozenset({Kind.OUTCOME, Kind.END, Kind.RECORDED, Kind.CONVERGED})
+_WITH_TAIL: Final = frozenset({Kind.OFFER, Kind.OUTCOME, Kind.END, Kind.RECORDED, Kind.CONVERGED})
 
 
 @dataclass(frozen=True, slots=True)

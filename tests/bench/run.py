@@ -21,6 +21,7 @@ from pathlib import Path
 
 import audits
 import envoy
+import logs
 import policies
 import squid
 from subjects import LOAD_CORE, SUBJECTS, BenchError, Running, Stage, build_load
@@ -192,6 +193,9 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--audit", action="store_true", help="`log audit` against bare Ed25519 verification instead"
     )
+    parser.add_argument(
+        "--log", type=int, metavar="RECEIPTS", help="append, disk and proofs of a log of so many instead"
+    )
     parser.add_argument("--json", type=Path, help="write every repetition's figures here as well")
     chosen = parser.parse_args(arguments)
     if not 0 < chosen.seconds <= 30 or not 0 < chosen.reps <= 10:
@@ -224,6 +228,8 @@ def main(arguments: list[str] | None = None) -> int:
         return policies.main()
     if chosen.audit:
         return audits.main()
+    if chosen.log:
+        return logs.main(chosen.log)
     with tempfile.TemporaryDirectory(prefix="holdgate-bench-") as folder:
         load, kind = build_load(Path(folder))
         stage = Stage(work=Path(folder), load=load)

@@ -7,6 +7,7 @@ somebody asks the bank about what is in doubt. HOLDGATE_HARNESS_SECONDS=3600 is 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -121,7 +122,7 @@ def _gate(folder: Path, node: str, bank: Bank, url: str) -> Instance:
     return gate
 
 
-def round_of(fleet: Fleet, number: int, fault: str) -> None:
+def round_of(fleet: Fleet, number: int, fault: str) -> list[Said]:
     """Agents send to any gate; something fails in the middle of it, and is mended while they go on."""
     over = threading.Event()
 
@@ -143,9 +144,10 @@ def round_of(fleet: Fleet, number: int, fault: str) -> None:
         mend()
         time.sleep(ROUND_S / 2)
         over.set()
-        for each in agents:
-            fleet.said += each.result()
+        said = [one for each in agents for one in each.result()]
+    fleet.said += said
     fleet.happened[fault] += 1
+    return said
 
 
 def reconcile(fleet: Fleet, bank: Bank) -> None:
@@ -176,8 +178,13 @@ def run(folder: Path, faults: Iterator[str]) -> tuple[list[str], Bank, Fleet]:
     with banking() as bank:
         with fleets(folder, bank) as fleet:
             for number, fault in enumerate(faults):
-                round_of(fleet, number, fault)
+                before = len(bank.done)
+                said = round_of(fleet, number, fault)
                 reconcile(fleet, bank)
+                wrong = sagas(bank.done[before:], said)  # keys are a round's own
+                print(f"{number} {fault}: {len(bank.done)} executions, {len(fleet.said)} answers", *wrong)
+                if wrong:
+                    break
             for gate in fleet.gates:
                 gate.stop()
             bank.settle()
@@ -212,5 +219,5 @@ def test_a_planted_bug_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     planted.mkdir()
     (planted / "sitecustomize.py").write_text(PLANTED)
     monkeypatch.setenv("PYTHONPATH", f"{planted}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    found, *_ = run(tmp_path / "fleet", iter(["a link is cut"]))
+    found, *_ = run(tmp_path / "fleet", itertools.repeat("a link is cut", 10))  # ends when it is caught
     assert any("was executed" in each for each in found), found

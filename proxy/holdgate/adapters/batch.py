@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
+from ..answer import Answer
 from ..erasure import EraseOrder, Erasure
 from ..errors import BackendError, HoldgateError, InputError, Outcome, Reason
 from ..ledger import (
@@ -23,6 +25,7 @@ from ..ledger import (
     ClaimRow,
     Entry,
     Finding,
+    InFlightElsewhere,
     Judge,
     Noted,
     OutcomeStatus,
@@ -50,7 +53,7 @@ from ..receipt import (
 from ..sealing import KEY_BYTES, SALT_BYTES, KeptAnswer, Sealed
 from ..standing import Denial, Made, Prepared, Standing
 from ..tlog import leaf_hash
-from .store import AnswerRow, Changes, Head, Node, OutcomeNote, Permit, ReceiptRow, Rows
+from .store import Changes, Head, KeptRow, Node, OutcomeNote, Permit, ReceiptRow, Rows
 
 _INT64: Final = 2**63
 _KEYED: Final = frozenset({"native", "natural"})
@@ -76,10 +79,18 @@ _UNKNOWN: Final = OutcomeNote(
 
 
 class Batch:
-    """`active` is the digest that PERMITs need; "" while no fence was ever set."""
+    """`active` is the digest that PERMITs need; "" while no fence was ever set. `offers` are answers, by
+    receipt: shared if that PERMIT ends in this group and other nodes wait for it."""
 
-    def __init__(self, rows: Rows, node: Node, head: Head, active: str = "") -> None:
-        self._rows, self._node, self.active = rows, node, active
+    def __init__(
+        self,
+        rows: Rows,
+        node: Node,
+        head: Head,
+        active: str = "",
+        offers: Mapping[str, Answer] = MappingProxyType({}),
+    ) -> None:
+        self._rows, self._node, self.active, self._offers = rows, node, active, offers
         self._tree, self._iat_us = head.tree, head.iat_us
         self._claims: dict[str, ClaimRow] = {}
         self._receipts: list[ReceiptRow] = []
@@ -88,7 +99,8 @@ class Batch:
         self._sealed: list[tuple[int, Sealed]] = []
         self._denials: dict[str, tuple[int, Denial]] = {}  # by key, with the index of the DENY
         self._made: dict[str, Prepared] = {}
-        self._answers: dict[str, tuple[AnswerRow, KeptAnswer]] = {}  # by PERMIT
+        self._answers: list[tuple[Permit, Answer]] = []
+        self._kept: dict[str, tuple[KeptRow, KeptAnswer]] = {}  # by PERMIT
         self.permits: dict[str, Permit] = {}
         self.unknown = 0  # by how much the number of unknown outcomes changes
         self.erasing: list[tuple[int, Erasure]] = []  # orders, each under the index of its receipt
@@ -104,7 +116,7 @@ class Batch:
 
     @property
     def is_empty(self) -> bool:
-        return not self._receipts
+        return not self._receipts and not self.permits
 
     def attempt(self, work: Judge | AdminNote | EraseOrder | Finding) -> Written | HoldgateError:
         """What the COMMIT will make durable, or why nothing will be. Raises what the store's rows raise."""
@@ -135,7 +147,9 @@ class Batch:
             raise Superseded
         bound = self._check(entry, claims, now_us, receipt_id)
         lender = self._check_charges(entry, now_us)
-        answer = self._answer(_text(entry.prior)) if entry.recalls else None
+        if entry.waits:
+            self._wait_for(entry.prior)
+        answer = self._kept_answer(_text(entry.prior)) if entry.recalls else None
         # Past this line nothing raises but the store.
         index = self._append(
             entry.receipt_id,
@@ -162,9 +176,18 @@ class Batch:
             )
         return entry, index, answer
 
-    def _answer(self, receipt_id: str) -> KeptAnswer | None:
-        pending = self._answers.get(receipt_id)
+    def _kept_answer(self, receipt_id: str) -> KeptAnswer | None:
+        pending = self._kept.get(receipt_id)
         return pending[1] if pending is not None else self._rows.answer(receipt_id)
+
+    def _wait_for(self, receipt_id: str) -> None:
+        """Raises InFlightElsewhere where that PERMIT is another node's, which is told by its row."""
+        first = self._permit(receipt_id)
+        if first is None or not first.away:
+            return
+        if self._node.name not in first.waiting:
+            self.permits[receipt_id] = replace(first, waiting=(*first.waiting, self._node.name))
+        raise InFlightElsewhere(receipt_id)
 
     def _known(self, keys: tuple[str, ...]) -> dict[str, Prepared]:
         """Prepared objects, with what was decided about them."""
@@ -307,12 +330,14 @@ class Batch:
         index = self._append(receipt_id, ("outcome", "", note.status.value, "", ""), now_us, jws)
         if kept is not None:
             self._sealed.append((index, Sealed(salt=bytes(SALT_BYTES), key=kept.key, data=kept.data)))
-            place = AnswerRow(receipt_id=permit.receipt_id, index=index, expires_us=kept_until_us)
-            self._answers[permit.receipt_id] = place, kept
+            place = KeptRow(receipt_id=permit.receipt_id, index=index, expires_us=kept_until_us)
+            self._kept[permit.receipt_id] = place, kept
         before = permit.state
         if permit.charges and state in RELEASING:
             permit = self._release(permit, now_us)
-        self.permits[permit.receipt_id] = replace(permit, state=state, http_status=http_status)
+        self.permits[permit.receipt_id] = replace(permit, state=state, http_status=http_status, waiting=())
+        if permit.waiting and (answer := self._offers.get(permit.receipt_id)) is not None:
+            self._answers.append((permit, answer))
         for key in permit.claims:
             row = self._claim(key)
             if row is not None:
@@ -362,13 +387,14 @@ class Batch:
             receipts=self._receipts,
             inputs=self._inputs,
             sealed=self._sealed,
-            answers=tuple(row for row, _ in self._answers.values()),
+            kept=tuple(row for row, _ in self._kept.values()),
             erasing=self.erasing,
             permits=self.permits,
             charges=tuple(self._changes.values()),
             claims=self._claims,
             denials=tuple(self._denials.values()),
             prepared=tuple(self._made.values()),
+            answers=tuple(self._answers),
             head=self.head,
             unknown=self.unknown,
         )

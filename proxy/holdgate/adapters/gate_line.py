@@ -32,6 +32,7 @@ from typing import Any, Final, cast
 
 from .. import __version__
 from ..adjudicate import Case, Evidence, Gate
+from ..answer import Answer
 from ..bundle import Bundle
 from ..errors import BackendError, ConfigError, Reason
 from ..gate import ENGINE
@@ -205,6 +206,12 @@ class GateLine:
         self._outcomes.append(outcome)
         if self._write_soon(frame_with(plain_kept(kept)) if kept else frame):
             outcome.told_s = now
+
+    def offer(self, receipt_id: str, answer: Answer) -> None:
+        """Identical requests at other nodes may have this answer."""
+        head, tail = plain_answer(answer)
+        with contextlib.suppress(WireError):  # too large to share: who waits asks for himself
+            self._write_soon(encode(Kind.OFFER, tail, id=receipt_id, answer=head))
 
     # -- what else the worker says -----------------------------------------------------------------
 

@@ -519,6 +519,8 @@ def _pipeline(
         limits=config.limits,
         meter=metrics,
         clock=time.monotonic,
+        offer=ledger.offer if config.store is not None else None,
+        first=ledger.first,
     )
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from ..answer import Answer
 from ..ledger import Charge, ClaimRow, State, Total, is_free
 from ..sealing import KeptAnswer
 from ..standing import MAX_DENIALS, Denial, Prepared
@@ -96,6 +97,9 @@ class SqliteStore:
     def orphans(self) -> Sequence[str]:
         return [permit.receipt_id for permit in read_permits(self._db, State.DISPATCHING)]
 
+    def ended(self, receipt_ids: Collection[str]) -> Mapping[str, Answer | None]:
+        return {}  # there are no other nodes
+
     def key_events(self) -> Sequence[tuple[int, bytes]]:
         return self._db.execute(_KEY_EVENTS).fetchall()
 
@@ -174,10 +178,9 @@ class SqliteStore:
             db.executemany(
                 "INSERT INTO secrets VALUES (?,?,?)", [(i, item.salt, item.key) for i, item in changes.sealed]
             )
-        if changes.answers:
-            db.executemany(
-                PUT_ANSWER, [(one.receipt_id, one.index, one.expires_us) for one in changes.answers]
-            )
+        if changes.kept:
+            kept = [(one.receipt_id, one.index, one.expires_us) for one in changes.kept]
+            db.executemany(PUT_ANSWER, kept)
         if changes.denials:
             db.executemany(PUT_DENIAL, [denial_row(index, one) for index, one in changes.denials])
         if changes.prepared:

@@ -10,11 +10,12 @@ committed, and none of it is dispatched) and Conflict (nothing was committed: ju
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, Self
 
+from ..answer import Answer
 from ..erasure import Erasure
 from ..errors import BackendError, Reason
 from ..keys import Signer
@@ -25,11 +26,11 @@ from ..tlog import Tree
 
 __all__ = [
     "FORGET_EVERY",
-    "AnswerRow",
     "Changes",
     "Conflict",
     "Eraser",
     "Head",
+    "KeptRow",
     "Leaves",
     "Node",
     "OutcomeNote",
@@ -93,6 +94,8 @@ class Permit:
     claims: tuple[str, ...]
     charges: tuple[Charge, ...]  # what it holds of budgets now
     lender: str  # the permit that it repeats and took them over from; "" when none
+    away: bool = False  # another node's
+    waiting: tuple[str, ...] = ()  # other nodes where identical requests wait for its answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +111,7 @@ class OutcomeNote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerRow:
+class KeptRow:
     """Where a kept answer is: sealed, under the index of the outcome that it came with."""
 
     receipt_id: str  # the PERMIT that it answers
@@ -125,7 +128,7 @@ class Changes:
     receipts: Sequence[ReceiptRow]  # in log order
     inputs: Sequence[tuple[int, bytes]]  # under the index of their receipt
     sealed: Sequence[tuple[int, Sealed]]
-    answers: Sequence[AnswerRow]
+    kept: Sequence[KeptRow]
     erasing: Sequence[tuple[int, Erasure]]
     permits: Mapping[str, Permit]  # as they are now
     charges: Sequence[Charge]  # to add to the counters' rows; amounts may be negative
@@ -134,6 +137,7 @@ class Changes:
         tuple[int, Denial]
     ]  # with the index of the DENY; each takes the place of its key's last
     prepared: Sequence[Prepared]  # without inputs; each takes the place of its key's last
+    answers: Sequence[tuple[Permit, Answer]]  # for the nodes where identical requests wait, until fetched
     head: Head
     unknown: int  # by how much the number of unknown outcomes changes
 
@@ -247,6 +251,11 @@ class Store(Protocol):
 
     def orphans(self) -> Sequence[str]:
         """PERMITs of earlier runs of this node that have no outcome. Asked at start."""
+        ...
+
+    def ended(self, receipt_ids: Collection[str]) -> Mapping[str, Answer | None]:
+        """Those PERMITs of other nodes that have an outcome by now, with the answer that was shared with this
+        node. Asked outside transactions; whoever takes an answer has it alone."""
         ...
 
     def key_events(self) -> Sequence[tuple[int, bytes]]:

@@ -240,6 +240,7 @@ def _build(config: Config, role: str, workers: int, handed: tuple[socket.socket,
         meter=metrics,
         clock=time.monotonic,
         judge=Petition,
+        offer=line.offer if config.store is not None else None,
         flights=SharedFlights(line),
     )
     ask_elsewhere(config, pipeline)
