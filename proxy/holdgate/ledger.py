@@ -593,11 +593,13 @@ def remade(
 
     `row` is the claim before this outcome. Who took the object made it anew. A replay did so only if it took
     the object over from the PERMIT that it repeats: otherwise others may have acted on it since, and the
-    answer is an old one. Where nobody knows whether it is, the object stays taken.
+    answer is an old one. Where nobody knows whether it is, nothing becomes known, and what is taken stays so.
     """
+    if made.told is Told.EITHER:
+        return False, None
     if row is None or row.source != ONCE_SOURCE or is_free(row):
         return known is None or now_us >= known.expires_us, None
-    if row.receipt_id != receipt_id or made.told is Told.EITHER:
+    if row.receipt_id != receipt_id:
         return False, None
     return made.told is Told.NEW or row.before is not None, replace(row, state=_N, before=None)
 

@@ -255,9 +255,9 @@ class Pipeline:
 
     def _naming(self, held: Held, recorded: Recorded) -> Callable[[ResponseHead, bytes], Made | None] | None:
         """How to read which object the vendor's answer names; None where it makes none."""
-        agent, request, recognised = held.agent, held.request, held.recognised
+        request, recognised = held.request, held.recognised
         produces = recognised.produces if recognised is not None and recorded.entry.produces else None
-        if agent is None or request is None or recognised is None or produces is None:
+        if request is None or produces is None:
             return None
 
         def named(head: ResponseHead, body: bytes) -> Made | None:
@@ -266,7 +266,7 @@ class Pipeline:
                 log.info("%s: its answer names no object", recorded.entry.receipt_id)
                 return None
             name = produces.object(identity)
-            key = object_key(agent.id, request, recognised, name, self.evidence.fleet_key)
+            key = object_key(request, name, self.evidence.fleet_key)
             return Made(key=key, ttl_us=produces.ttl_s * 1_000_000, told=recorded.entry.told)
 
         return named
