@@ -92,6 +92,7 @@ def compile_plan(op: Operation) -> Plan:
         ttl_s=use.idempotency.ttl_s,
         window_s=use.idempotency.window_s or use.idempotency.ttl_s,
         provider=use.idempotency.provider,
+        keep=use.idempotency.keep,
         require_key=use.idempotency.require,
         conflict=spec.conflict_key,
         produces=_produces(op, use.idempotency.ttl_s),

@@ -53,6 +53,7 @@ class Plan:
     ttl_s: int
     window_s: int
     provider: bool
+    keep: bool
     require_key: bool
     conflict: tuple[tuple[str, tuple[str, ...]], ...]
     produces: Produces | None
