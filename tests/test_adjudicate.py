@@ -23,7 +23,7 @@ from holdgate.keys import SigningKey, key_set
 from holdgate.ledger import NO_BUDGETS, Budgets, ClaimRow, Entry, State, Total
 from holdgate.receipt import input_digest, new_receipt_id, verify
 from holdgate.sealing import commitment, open_sealed
-from holdgate.surface.model import KeyRule
+from holdgate.surface.model import KeyRule, KeySource
 from test_pipeline import NATIVE, PROVIDER, REQUEST, recognised
 
 KEY = SigningKey(seed=b"s" * 32)
@@ -128,6 +128,28 @@ def test_a2_what_was_refused_or_not_recognised_never_reaches_the_gate(says: Any,
     assert judge(case(refusal=Reason.UNKNOWN_OPERATION)).outcome is Outcome.SILENCE
     assert judge(case(**{missing: None}, raw_digest="sha256:" + "11" * 32)).outcome is Outcome.SILENCE
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("keep", "row", "recalls"),
+    [
+        pytest.param(True, {}, True, id="the same request again"),
+        pytest.param(False, {}, False, id="a map that keeps nothing"),
+        pytest.param(True, {"state": State.UNDELIVERED}, True, id="an answer that did not arrive"),
+        pytest.param(True, {"state": State.UNKNOWN}, False, id="an outcome that is not known"),
+        pytest.param(True, {"digest": "sha256:" + "cd" * 32}, False, id="another request under its key"),
+    ],
+)
+def test_a11_only_a_repeat_of_what_was_executed_recalls_its_answer(
+    says: Any, keep: bool, row: dict[str, Any], recalls: bool
+) -> None:
+    asked = says(PERMIT)
+    given = case(recognised=recognised(key=replace(NATIVE, keep=keep)))
+    claims = {key: replace(claim, **row) for key, claim in held(State.EXECUTED).items()}
+    found = judge(given, claims)
+    assert (found.recalls, found.outcome is Outcome.PERMIT, asked) == (recalls, False, [])
+    assert not judge(replace(given, via="decide"), claims).recalls  # a door has nobody to give it to
+    assert not judge(replace(given, refusal=Reason.OVERLOADED), claims).recalls
 
 
 def test_a3_claims_are_bound_on_permit_only(says: Any) -> None:
@@ -275,3 +297,28 @@ def test_the_input_holds_everything_that_varies() -> None:
     assert inputs["clock"] == {"now_s": 1795295315, "hour_utc": 21, "weekday_utc": 6}
     assert inputs["agent"] == {"id": "bot", "groups": ["payments"], "attrs": {"accounts": ["a", "b"]}}
     assert inputs["actions"][0]["params"] == {"amount": 100}
+
+
+# --- who would rather wait than hear `in_flight` ---
+
+
+def test_only_an_identical_request_that_the_proxy_holds_waits_for_the_first(says: Any) -> None:
+    says(PERMIT)
+    first = held(State.DISPATCHING)
+    assert judge(case(), first).waits
+    assert not judge(case(via="v1"), first).waits  # a door is told at once
+    assert not judge(case(), held(State.UNKNOWN)).waits
+    late = {key: replace(row, expires_us=NOW - 1) for key, row in first.items()}
+    assert judge(case(), late).waits
+    other = {key: replace(row, digest="sha256:" + "cd" * 32) for key, row in late.items()}
+    assert (judge(case(), other).reason, judge(case(), other).waits) == (Reason.IN_FLIGHT, False)
+
+
+def test_a_request_with_another_native_key_does_not_wait_for_its_natural_twin(says: Any) -> None:
+    says(PERMIT)
+    natural = KeyRule(source=KeySource.NATURAL, value="order-1", ttl_s=60, provider=False)
+    given = case(recognised=replace(recognised(), keys=(NATIVE, natural)))
+    name = Adjudication(given, BUNDLE, EVIDENCE).keys[1]
+    row = replace(next(iter(held(State.DISPATCHING).values())), key=name, source="natural")
+    entry = judge(given, {name: row})
+    assert (entry.reason, entry.waits) == (Reason.IN_FLIGHT, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,8 +16,11 @@ import regenerate_invariants
 from holdgate.adapters.admin.views import ACCESS
 from holdgate.adapters.metrics import Metrics
 from holdgate.cli import build_parser
+from holdgate.config import load_config
 from holdgate.errors import REASONS, Outcome, Reason
+from holdgate.limits import Limits
 from holdgate.statement import OUTCOME_OF
+from holdgate.strictyaml import Node
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "proxy" / "README.md"
@@ -110,6 +114,65 @@ def test_the_table_of_metrics_is_what_is_exposed() -> None:
 
 def test_the_table_of_admin_paths_is_the_one_that_is_served() -> None:
     assert [row[0] for row in rows("Admin API")] == [f"`{path}`" for path in ACCESS]
+
+
+# --- configuration ---
+
+
+@pytest.fixture
+def every_key(tmp_path: Path) -> Path:
+    """The file under Configuration, in a folder that has what it names."""
+    text = section("Configuration").partition("```yaml\n")[2].partition("```")[0]
+    for name in ("surfaces", "policies"):
+        (tmp_path / name).mkdir()
+    for name in re.findall(r"\./([\w-]+\.(?:pem|key|jwks|token))", text):
+        (tmp_path / name).write_text("-----BEGIN CERTIFICATE-----\n")
+    path = tmp_path / "holdgate.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_configuration_page_has_every_key_that_is_read(
+    every_key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: dict[str, set[str]] = {}
+    written: dict[str, set[str]] = {}
+    mapping = Node.mapping
+
+    def watched(node: Node, *, what: str, **keys: tuple[str, ...]) -> dict[str, Node]:
+        block = re.sub(r"^(facts|admin\.tokens)\.\w+", r"\1.NAME", what)
+        known.setdefault(block, set()).update(*keys.values())
+        found = mapping(node, what=what, **keys)
+        written.setdefault(block, set()).update(found)
+        return found
+
+    monkeypatch.setattr(Node, "mapping", watched)
+    load_config(every_key)
+    assert written == known
+
+
+def test_the_configuration_page_shows_the_limits_that_count_when_none_are_written(every_key: Path) -> None:
+    assert load_config(every_key).limits == Limits()
+    named = {name for row in rows("Limits") for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == {field.name for field in dataclasses.fields(Limits)}
+
+
+# --- modules ---
+
+
+def test_the_map_of_modules_names_each_of_them_once() -> None:
+    package = ROOT / "proxy/holdgate"
+    built = [path.relative_to(package).with_suffix("") for path in package.rglob("*.py")]
+    modules = [
+        each.as_posix()
+        for each in built
+        if not each.name.startswith("__") and each.parts[0] not in ("cli", "demo")
+    ]
+    named = []
+    for _, pure, around in rows("Where what is"):
+        named += re.findall(r"`([\w/]+)`", pure)
+        named += [f"adapters/{name}" for name in re.findall(r"`([\w/]+)`", around)]
+    assert sorted(named) == sorted(modules), "write it into 'Where what is' of proxy/README.md"
 
 
 # --- commands ---

@@ -25,11 +25,20 @@ from evidence import KEYS, LOG_KEYS, ORIGIN, T0, RefundJudge, ticking
 from faultlink import Fault, FaultLink
 from holdgate.adapters.postgres_reader import PostgresReader
 from holdgate.adapters.store_ledger import StoreLedger
+from holdgate.answer import Answer
 from holdgate.audit import audit
 from holdgate.config_store import PostgresStore
 from holdgate.erasure import SHRED, EraseOrder, Erasure
 from holdgate.errors import BackendError, ConfigError, Outcome, Reason
-from holdgate.ledger import Finding, OutcomeStatus, ReconcileError, Recorded, State, Verdict
+from holdgate.ledger import (
+    Finding,
+    InFlightElsewhere,
+    OutcomeStatus,
+    ReconcileError,
+    Recorded,
+    State,
+    Verdict,
+)
 from holdgate.receipt import verify
 from pgserver import open_ledger
 from surface_requests import index_of
@@ -326,6 +335,146 @@ async def test_a_server_that_is_killed_under_load_loses_nothing_and_everything_h
                 stored = reader.get(done.entry.receipt_id)
                 assert stored is not None and (stored.index, stored.jws) == (done.index, done.entry.jws)
     assert problems(tmp_path, settings) == ()
+
+
+# --- PG6: waiting for another node ---
+
+ANSWER = Answer(
+    status=200,
+    reason=b"OK",
+    headers=((b"Holdgate-Decision", b"PERMIT"),),
+    body=b"re_1",
+    rest=None,
+    length=4,
+    bodiless=False,
+    close=False,
+)
+
+
+class Twin(RefundJudge):
+    """A refund that waits for the one under the same key."""
+
+    def __call__(self, *words: Any, **more: Any) -> Any:
+        entry = super().__call__(*words, **more)
+        return replace(entry, waits=self.verdict is Verdict.IN_FLIGHT)
+
+
+async def waiting(ledger: StoreLedger, key: str) -> asyncio.Future[Answer | None]:
+    """The wait of a request whose twin is in flight at another node."""
+    size = ledger.size
+    with pytest.raises(InFlightElsewhere) as found:
+        await ledger.record(Twin(key))
+    assert ledger.size == size, "nothing is recorded of it"
+    wait = asyncio.ensure_future(ledger.first(found.value.receipt_id))
+    await asyncio.sleep(0)
+    return wait
+
+
+@contextlib.contextmanager
+def fleet_of(folder: Path, settings: PostgresStore, names: str) -> Iterator[list[StoreLedger]]:
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(opened(folder / name, settings, **(node(f"edge-{name}") if i else {})))
+            for i, name in enumerate(names.split())
+        ]
+
+
+def executed(ledger: StoreLedger, of: Recorded) -> None:
+    ledger.record_outcome(of.entry.receipt_id, OutcomeStatus.EXECUTED, 200, delivered=True)
+
+
+async def test_pg6_who_waits_at_other_nodes_gets_the_answer_with_the_end(
+    server: pgserver.Server, tmp_path: Path
+) -> None:
+    settings = server.database()
+    name = settings.urls[0].rpartition("/")[2].partition("?")[0]
+    with fleet_of(tmp_path, settings, "1 2 3") as (one, two, three):
+        made = await one.record(Twin("same"))
+        own = await one.record(Twin("same"))  # its own node's flights are the pipeline's
+        assert own.entry.reason is Reason.IN_FLIGHT
+        waits = [await waiting(ledger, "same") for ledger in (two, two, three)]
+        await two.record(RefundJudge("meanwhile"))  # waiting holds nobody up
+        assert not any(wait.done() for wait in waits)
+        one.offer(made.entry.receipt_id, ANSWER)
+        executed(one, made)
+        assert await asyncio.gather(*waits) == [ANSWER] * 3
+        later = await three.record(Twin("same"))
+        assert (later.entry.reason, later.entry.prior) == (Reason.ALREADY_EXECUTED, made.entry.receipt_id)
+        assert server.sql("SELECT count(*) FROM holdgate.twins", name) == "0", "fetched, and gone"
+        assert one._offers == {}
+    for folder in "1 2 3".split():
+        assert problems(tmp_path / folder, settings, f"edge-{folder}") == ()
+
+
+async def test_pg6_an_answer_that_nobody_waits_for_is_not_written(
+    server: pgserver.Server, tmp_path: Path
+) -> None:
+    settings = server.database()
+    name = settings.urls[0].rpartition("/")[2].partition("?")[0]
+    with fleet_of(tmp_path, settings, "1 2") as (one, two):
+        made = await one.record(Twin("same"))
+        one.offer(made.entry.receipt_id, ANSWER)
+        executed(one, made)
+        await one.record(RefundJudge("flush"))
+        assert server.sql("SELECT count(*) FROM holdgate.twins", name) == "0"
+        assert one._offers == {}
+        assert (await two.record(Twin("same"))).entry.reason is Reason.ALREADY_EXECUTED
+
+
+@pytest.mark.parametrize("status", [OutcomeStatus.NOT_SENT, OutcomeStatus.UNKNOWN, OutcomeStatus.EXECUTED])
+async def test_pg6_where_nothing_is_shared_the_end_is_told_and_it_decides_again(
+    server: pgserver.Server, tmp_path: Path, status: OutcomeStatus
+) -> None:
+    with fleet_of(tmp_path, server.database(), "1 2") as (one, two):
+        made = await one.record(Twin("same"))
+        wait = await waiting(two, "same")
+        one.record_outcome(made.entry.receipt_id, status, 0, delivered=False)
+        assert await wait is None
+        again = (await two.record(Twin("same"))).entry
+        assert (again.outcome is Outcome.PERMIT) == (status is OutcomeStatus.NOT_SENT)
+
+
+async def test_pg6_a_wait_survives_the_first_nodes_death_and_the_servers(
+    own_server: pgserver.Server, tmp_path: Path
+) -> None:
+    settings = replace(own_server.database(), deadline_ms=1500)
+    with opened(tmp_path / "2", settings, **node("edge-2")) as two:
+        with opened(tmp_path / "1", settings) as one:
+            await one.record(Twin("same"))
+            wait = await waiting(two, "same")
+        own_server.kill()
+        await refused(two, "nothing is recorded now")
+        own_server.start()
+        await until(lambda: two.healthy)
+        assert not wait.done()
+        with opened(tmp_path / "1", settings):  # it makes its permit unknown
+            assert await wait is None
+        assert (await two.record(Twin("same"))).entry.reason is Reason.OUTCOME_UNKNOWN
+
+
+async def test_pg6_whoever_gives_up_or_closes_leaves_nothing_behind(
+    server: pgserver.Server, tmp_path: Path
+) -> None:
+    settings = server.database()
+    name = settings.urls[0].rpartition("/")[2].partition("?")[0]
+    with fleet_of(tmp_path, settings, "1 2") as (one, two):
+        made = await one.record(Twin("same"))
+        gone = await waiting(two, "same")
+        gone.cancel()
+        wait = await waiting(two, "same")
+        two.close()
+        with pytest.raises(BackendError) as told:
+            await wait
+        assert told.value.reason is Reason.STORE_UNAVAILABLE
+        with pytest.raises(BackendError):
+            await two.first(made.entry.receipt_id)
+        one.offer(made.entry.receipt_id, ANSWER)
+        executed(one, made)
+        await one.record(RefundJudge("flush"))
+        assert server.sql("SELECT count(*) FROM holdgate.twins", name) == "1"
+        assert b"re_1".hex() not in server.sql("SELECT data FROM holdgate.twins", name), "sealed"
+        with opened(tmp_path / "2", settings, **node("edge-2")):
+            assert server.sql("SELECT count(*) FROM holdgate.twins", name) == "0"
 
 
 # --- PG1, PG2: a fleet ---

@@ -16,8 +16,10 @@ from holdgate.adapters import worker_door
 from holdgate.adapters.gate_line import PLACE, Petition
 from holdgate.answer import Answer
 from holdgate.errors import BackendError, Outcome, Reason
-from holdgate.ledger import OutcomeStatus, Superseded
+from holdgate.ledger import InFlightElsewhere, OutcomeStatus, Superseded
+from holdgate.recall import MAX_KEPT_BYTES
 from holdgate.relay import Converged, Flight
+from holdgate.sealing import KeptAnswer
 from holdgate.worker_protocol import FrameReader, Kind, encode, plain_case
 from test_adjudicate import BUNDLE, PERMIT, case
 from workers import Gate, keyed, petition, running, until, worker
@@ -248,6 +250,50 @@ async def test_wd4_another_key_does_not_wait(house: Gate) -> None:
         assert (await two.record(keyed(2))).entry.outcome is Outcome.PERMIT
 
 
+async def test_wd4_an_identical_request_at_another_node_is_waited_for(
+    house: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, record = asyncio.Event(), house.ledger.record
+    answers = [ANSWER, None]
+
+    async def elsewhere(judge: Any) -> Any:
+        if ended.is_set():
+            return await record(judge)
+        raise InFlightElsewhere("rcpt_of_another_node")
+
+    async def first(receipt_id: str) -> Answer | None:
+        await ended.wait()
+        return answers.pop(0) if receipt_id == "rcpt_of_another_node" else None
+
+    monkeypatch.setattr(house.ledger, "record", elsewhere)
+    monkeypatch.setattr(house.ledger, "first", first)
+    async with worker(house.folder) as one:
+        asked, other = petition(keyed(1)), petition(keyed(2))
+        waits = [asyncio.ensure_future(one.line.record(each)) for each in (asked, other)]
+        await until(lambda: asked.waiting and other.waiting)
+        ended.set()
+        with pytest.raises(Converged) as shared:
+            await waits[0]
+        assert shared.value.answer == ANSWER
+        assert (await waits[1]).entry.outcome is Outcome.PERMIT  # that one shared nothing
+
+
+async def test_wd4_a_worker_offers_the_answers_to_its_own_permits_only(
+    house: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered: list[tuple[str, Answer]] = []
+    monkeypatch.setattr(house.ledger, "offer", lambda *words: offered.append(words))
+    async with worker(house.folder, "worker-1") as one, worker(house.folder, "worker-2") as two:
+        first = (await one.record(keyed(1))).entry.receipt_id
+        two.line.offer(first, ANSWER)
+        await two.record(keyed(2))  # it was heard before this
+        assert offered == []
+        one.line.offer(first, ANSWER)
+        one.line.record_outcome(first, OutcomeStatus.EXECUTED, 200, delivered=True)
+        await until(lambda: ("outcome", "executed") in house.said())
+        assert offered == [(first, ANSWER)]
+
+
 # --- WD5 ---
 
 
@@ -414,3 +460,25 @@ async def test_figures_of_workers_are_added_and_outlive_them(house: Gate) -> Non
     await until(lambda: house.door.connected == ())
     assert house.door.metrics.barrier_trips == 1
     assert b'reason="permit_rule",surface="payments.refund"} 1.0' in house.door.metrics.render()
+
+
+# --- kept answers ---
+
+
+async def test_wd4_an_answer_that_one_worker_had_kept_is_told_to_another(house: Gate) -> None:
+    kept = KeptAnswer(key=b"k" * 32, data=bytes(MAX_KEPT_BYTES))
+    given = keyed(1)
+    assert given.recognised is not None
+    keeping = replace(given.recognised, keys=(replace(given.recognised.keys[0], keep=True),))
+    given = replace(given, recognised=keeping)
+    async with worker(house.folder) as one, worker(house.folder, role="worker-2") as two:
+        first = await one.record(given)
+        one.line.record_outcome(
+            first.entry.receipt_id, OutcomeStatus.EXECUTED, 200, delivered=True, kept=kept
+        )
+        await until(lambda: house.said() == [("decision", "PERMIT"), ("outcome", "executed")])
+        one.line.flight_ended(name_of(given), ended(None))
+        again = await asyncio.wait_for(two.record(given), 20)
+        assert (again.answer, again.entry.prior) == (kept, first.entry.receipt_id)
+        assert again.entry.reason is Reason.ALREADY_EXECUTED
+        assert (await one.record(keyed(2))).answer is None

@@ -29,7 +29,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from .errors import BackendError, HoldgateError, Outcome, Reason
-from .sealing import Sealed
+from .sealing import KeptAnswer, Sealed
 from .standing import NOTHING_STANDS, Denial, Made, Prepared, Standing, Told
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "Entry",
     "Event",
     "Finding",
+    "InFlightElsewhere",
     "Judge",
     "Ledger",
     "Noted",
@@ -195,7 +196,9 @@ class Entry:
     denial: Denial | None = None  # what a DENY leaves for repeats of its request
     produces: bool = False  # of a PERMIT: the vendor's answer names an object that later requests act on
     told: Told = Told.NEW  # what its answer will be worth
+    waits: bool = False  # refused as in flight; if the first is at another node, its answer is waited for
     would: str = ""  # outcome if shadow policies counted, for the figures; "": none applies
+    recalls: bool = False  # a repeat that may be given the answer to `prior`, if the store kept it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +208,7 @@ class Recorded:
     entry: Entry
     index: int  # leaf index in the log
     durable: bool
+    answer: KeptAnswer | None = None  # the kept answer to `entry.prior`, of an entry that recalls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +285,15 @@ class Superseded(BackendError):
         super().__init__(Reason.POLICY_UNAVAILABLE, "decided under a bundle that is not active any more")
 
 
+class InFlightElsewhere(BackendError):
+    """An identical request is in flight at another node. Nothing was recorded: wait for that one's end, and
+    decide again."""
+
+    def __init__(self, receipt_id: str) -> None:
+        super().__init__(Reason.IN_FLIGHT, f"{receipt_id} of another node is in flight")
+        self.receipt_id = receipt_id
+
+
 class Ledger(Protocol):
     """A durable, ordered store of receipts and claims.
 
@@ -288,7 +301,8 @@ class Ledger(Protocol):
     that a Judge reads are those left by every earlier entry, committed or in the same group.
     `now_us` never runs behind the last entry's. Raises BackendError(STORE_UNAVAILABLE) when the
     entry is not, or may not be, durable; the caller must then treat the request as refused. A PERMIT
-    under a bundle that was superseded by then raises Superseded, and nothing of it is recorded.
+    under a bundle that was superseded by then raises Superseded, and nothing of it is recorded. In a fleet
+    an entry that `waits` raises InFlightElsewhere where the first is another node's.
     A PERMIT whose caller was cancelled while it waited is settled as not_sent by the store.
     The totals of a Judge's meters are read in the same step, and what a PERMIT charges is in its commit;
     a PERMIT whose `prior` still holds charges takes those over instead (counters.Book is the model).
@@ -304,10 +318,12 @@ class Ledger(Protocol):
         *,
         delivered: bool,
         made: Made | None = None,
+        kept: KeptAnswer | None = None,
     ) -> None:
         """Queue the outcome receipt of a PERMIT; it shares the next commit. Idempotent per permit.
 
-        `made`: the object that its answer named. What is recorded after this call knows it.
+        `made`: the object that its answer named. `kept`: its answer, for repeats; as long as its key holds.
+        What is recorded after this call knows both.
         """
         ...
 
@@ -577,11 +593,13 @@ def remade(
 
     `row` is the claim before this outcome. Who took the object made it anew. A replay did so only if it took
     the object over from the PERMIT that it repeats: otherwise others may have acted on it since, and the
-    answer is an old one. Where nobody knows whether it is, the object stays taken.
+    answer is an old one. Where nobody knows whether it is, nothing becomes known, and what is taken stays so.
     """
+    if made.told is Told.EITHER:
+        return False, None
     if row is None or row.source != ONCE_SOURCE or is_free(row):
         return known is None or now_us >= known.expires_us, None
-    if row.receipt_id != receipt_id or made.told is Told.EITHER:
+    if row.receipt_id != receipt_id:
         return False, None
     return made.told is Told.NEW or row.before is not None, replace(row, state=_N, before=None)
 

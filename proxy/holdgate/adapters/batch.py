@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
+from ..answer import Answer
 from ..erasure import EraseOrder, Erasure
 from ..errors import BackendError, HoldgateError, InputError, Outcome, Reason
 from ..ledger import (
@@ -23,6 +25,7 @@ from ..ledger import (
     ClaimRow,
     Entry,
     Finding,
+    InFlightElsewhere,
     Judge,
     Noted,
     OutcomeStatus,
@@ -37,20 +40,30 @@ from ..ledger import (
     settle,
     settle_claim,
 )
-from ..receipt import MAX_BYTES, admin_statement, jws_prefix, new_receipt_id, outcome_statement, sign
-from ..sealing import Sealed
+from ..recall import MAX_KEPT_BYTES
+from ..receipt import (
+    MAX_BYTES,
+    admin_statement,
+    answer_digest,
+    jws_prefix,
+    new_receipt_id,
+    outcome_statement,
+    sign,
+)
+from ..sealing import KEY_BYTES, SALT_BYTES, KeptAnswer, Sealed
 from ..standing import Denial, Made, Prepared, Standing
 from ..tlog import leaf_hash
-from .store import Changes, Head, Node, OutcomeNote, Permit, ReceiptRow, Rows
+from .store import Changes, Head, KeptRow, Node, OutcomeNote, Permit, ReceiptRow, Rows
 
 _INT64: Final = 2**63
+_KEYED: Final = frozenset({"native", "natural"})
 _MAKING: Final = frozenset({State.EXECUTED, State.UNDELIVERED})  # nobody reads an id into another outcome
 
 __all__ = ["ACTIVATED", "Batch", "Fence", "Written"]
 
 ACTIVATED: Final = "policy_activated"
 
-type Written = tuple[Entry, int] | Noted  # in a transaction that is still open
+type Written = tuple[Entry, int, KeptAnswer | None] | Noted  # in a transaction that is still open
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +79,18 @@ _UNKNOWN: Final = OutcomeNote(
 
 
 class Batch:
-    """`active` is the digest that PERMITs need; "" while no fence was ever set."""
+    """`active` is the digest that PERMITs need; "" while no fence was ever set. `offers` are answers, by
+    receipt: shared if that PERMIT ends in this group and other nodes wait for it."""
 
-    def __init__(self, rows: Rows, node: Node, head: Head, active: str = "") -> None:
-        self._rows, self._node, self.active = rows, node, active
+    def __init__(
+        self,
+        rows: Rows,
+        node: Node,
+        head: Head,
+        active: str = "",
+        offers: Mapping[str, Answer] = MappingProxyType({}),
+    ) -> None:
+        self._rows, self._node, self.active, self._offers = rows, node, active, offers
         self._tree, self._iat_us = head.tree, head.iat_us
         self._claims: dict[str, ClaimRow] = {}
         self._receipts: list[ReceiptRow] = []
@@ -78,6 +99,8 @@ class Batch:
         self._sealed: list[tuple[int, Sealed]] = []
         self._denials: dict[str, tuple[int, Denial]] = {}  # by key, with the index of the DENY
         self._made: dict[str, Prepared] = {}
+        self._answers: list[tuple[Permit, Answer]] = []
+        self._kept: dict[str, tuple[KeptRow, KeptAnswer]] = {}  # by PERMIT
         self.permits: dict[str, Permit] = {}
         self.unknown = 0  # by how much the number of unknown outcomes changes
         self.erasing: list[tuple[int, Erasure]] = []  # orders, each under the index of its receipt
@@ -93,7 +116,7 @@ class Batch:
 
     @property
     def is_empty(self) -> bool:
-        return not self._receipts
+        return not self._receipts and not self.permits
 
     def attempt(self, work: Judge | AdminNote | EraseOrder | Finding) -> Written | HoldgateError:
         """What the COMMIT will make durable, or why nothing will be. Raises what the store's rows raise."""
@@ -110,8 +133,9 @@ class Batch:
         except Exception as error:  # noqa: BLE001  (a judge is ours, but one bug must not stop the store)
             return BackendError(Reason.INTERNAL_ERROR, f"judge: {type(error).__name__}: {error}")
 
-    def judge(self, judge: Judge) -> tuple[Entry, int]:
-        """The entry that `judge` makes, and its leaf index. Whatever is raised concerns this request only."""
+    def judge(self, judge: Judge) -> tuple[Entry, int, KeptAnswer | None]:
+        """The entry that `judge` makes, its leaf index, and the kept answer that it recalls. Whatever is
+        raised concerns this request only."""
         claims = {key: row for key in judge.keys if (row := self._claim(_text(key))) is not None}
         now_us = self._now_us()
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
@@ -123,6 +147,9 @@ class Batch:
             raise Superseded
         bound = self._check(entry, judge.keys, claims, now_us, receipt_id)
         lender = self._check_charges(entry, now_us)
+        if entry.waits:
+            self._wait_for(entry.prior)
+        answer = self._kept_answer(_text(entry.prior)) if entry.recalls else None
         # Past this line nothing raises but the store.
         index = self._append(
             entry.receipt_id,
@@ -147,7 +174,20 @@ class Batch:
                 charges=self._taken(entry, lender),
                 lender=lender.receipt_id if lender else "",
             )
-        return entry, index
+        return entry, index, answer
+
+    def _kept_answer(self, receipt_id: str) -> KeptAnswer | None:
+        pending = self._kept.get(receipt_id)
+        return pending[1] if pending is not None else self._rows.answer(receipt_id)
+
+    def _wait_for(self, receipt_id: str) -> None:
+        """Raises InFlightElsewhere where that PERMIT is another node's, which is told by its row."""
+        first = self._permit(receipt_id)
+        if first is None or not first.away:
+            return
+        if self._node.name not in first.waiting:
+            self.permits[receipt_id] = replace(first, waiting=(*first.waiting, self._node.name))
+        raise InFlightElsewhere(receipt_id)
 
     def _known(self, keys: tuple[str, ...]) -> dict[str, Prepared]:
         """Prepared objects, with what was decided about them."""
@@ -270,6 +310,8 @@ class Batch:
         http_status = note.http_status if 100 <= note.http_status <= 599 else 0
         now_us = self._now_us()
         made = note.made if state in _MAKING else None
+        kept_until_us = self._kept_until(permit) if note.kept and state in _MAKING else 0
+        kept = note.kept if kept_until_us > now_us and _is_sealed(note.kept) else None
         before_it = self._claim(_text(made.key)) if made else None
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
         statement = outcome_statement(
@@ -282,13 +324,20 @@ class Batch:
             http_status=http_status,
             finding=finding,
             produced=made.key if made else "",
+            kept=answer_digest(kept.data) if kept else "",
         )
         jws = sign(statement, self._node.key)
-        self._append(receipt_id, ("outcome", "", note.status.value, "", ""), now_us, jws)
+        index = self._append(receipt_id, ("outcome", "", note.status.value, "", ""), now_us, jws)
+        if kept is not None:
+            self._sealed.append((index, Sealed(salt=bytes(SALT_BYTES), key=kept.key, data=kept.data)))
+            place = KeptRow(receipt_id=permit.receipt_id, index=index, expires_us=kept_until_us)
+            self._kept[permit.receipt_id] = place, kept
         before = permit.state
         if permit.charges and state in RELEASING:
             permit = self._release(permit, now_us)
-        self.permits[permit.receipt_id] = replace(permit, state=state, http_status=http_status)
+        self.permits[permit.receipt_id] = replace(permit, state=state, http_status=http_status, waiting=())
+        if permit.waiting and (answer := self._offers.get(permit.receipt_id)) is not None:
+            self._answers.append((permit, answer))
         for key in permit.claims:
             row = self._claim(key)
             if row is not None:
@@ -299,6 +348,12 @@ class Batch:
             self._make(made, permit, before_it, now_us)
         self.unknown += (state is State.UNKNOWN) - (before is State.UNKNOWN)
         return receipt_id
+
+    def _kept_until(self, permit: Permit) -> int:
+        """When a repeat under its key gets no answer any more; 0: it holds no key."""
+        rows = (self._claim(key) for key in permit.claims)
+        held = (row for row in rows if row is not None and row.receipt_id == permit.receipt_id)
+        return max((row.expires_us for row in held if row.source in _KEYED), default=0)
 
     def note(self, note: AdminNote) -> Noted:
         """Write an admin receipt. Whatever is raised concerns this note only."""
@@ -332,12 +387,14 @@ class Batch:
             receipts=self._receipts,
             inputs=self._inputs,
             sealed=self._sealed,
+            kept=tuple(row for row, _ in self._kept.values()),
             erasing=self.erasing,
             permits=self.permits,
             charges=tuple(self._changes.values()),
             claims=self._claims,
             denials=tuple(self._denials.values()),
             prepared=tuple(self._made.values()),
+            answers=tuple(self._answers),
             head=self.head,
             unknown=self.unknown,
         )
@@ -424,6 +481,11 @@ def _check_denial(entry: Entry, denial: Denial) -> None:
         raise BackendError(Reason.INTERNAL_ERROR, "a denial without key, digest or rules")
     if not 0 <= denial.expires_us < _INT64:
         raise BackendError(Reason.INTERNAL_ERROR, "a denial that expires out of range")
+
+
+def _is_sealed(kept: KeptAnswer | None) -> bool:
+    """The store's own look at what it is given: nothing that it could choke on."""
+    return isinstance(kept, KeptAnswer) and len(kept.key) == KEY_BYTES and len(kept.data) <= MAX_KEPT_BYTES
 
 
 def _text(value: str) -> str:

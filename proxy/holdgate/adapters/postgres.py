@@ -59,7 +59,7 @@ class PostgresLedger(StoreLedger):
                 link.call(lambda conn: _one_fleet_key(conn, fleet_key), until)
                 row = link.call(lambda conn: _enter(conn, node), until)
                 head = Head(tree=unpack(row["size"], row["hashes"]), iat_us=row["iat_us"])
-                store = PostgresStore(settings, link, node, row["id"], head, skew_s)
+                store = PostgresStore(settings, link, node, row["id"], head, skew_s, fleet_key)
                 signed.audit(head.tree, store.leaves(), row["last"], f"{_WHERE}, node {node.name}")
                 link.call(lambda conn: _own(conn, node, row), until)
                 store.look()

@@ -52,6 +52,21 @@ CREATE TABLE holdgate.prepared (key TEXT PRIMARY KEY, receipt_id TEXT NOT NULL, 
 CREATE INDEX prepared_age ON holdgate.prepared (expires_us);
 """
 
+# Answers on their way to nodes where identical requests wait: sealed, gone when fetched, and not in the
+# write-ahead log, so that no standby has them. A crash of the server empties the table: they decide again.
+_TWINS: Final = """
+ALTER TABLE holdgate.permits ADD COLUMN waiting TEXT NOT NULL DEFAULT '';
+CREATE UNLOGGED TABLE holdgate.twins (node INTEGER NOT NULL, receipt_id TEXT NOT NULL,
+  until_us BIGINT NOT NULL, data BYTEA NOT NULL, PRIMARY KEY (node, receipt_id));
+"""
+
+# Which answer is kept of which PERMIT: under node and index of its outcome, in `sealed` and `secrets`.
+_ANSWERS: Final = """
+CREATE TABLE holdgate.answers (id TEXT PRIMARY KEY, node INTEGER NOT NULL, idx BIGINT NOT NULL,
+  expires_us BIGINT NOT NULL);
+CREATE INDEX answers_age ON holdgate.answers (expires_us);
+"""
+
 # STEPS[n] turns format n into n + 1; what was released is never edited (sqlite_schema.py says why).
-STEPS: Final = (_TABLES, _PREPARED)
+STEPS: Final = (_TABLES, _PREPARED, _TWINS, _ANSWERS)
 VERSION: Final = len(STEPS)

@@ -8,31 +8,37 @@ permit left, at READ COMMITTED, and nothing has to be guessed from versions. Tim
 is older than one that another node wrote before it.
 
 Invariants (tests/test_postgres.py has one test named after each):
-  PG1  What a group reads was read while it held the fleet's row, and every write is in that transaction.
+  PG1  What a group reads was read while it held the fleet's row, and its writes are in that transaction.
   PG2  A node whose row names another owner writes nothing any more.
   PG3  A PERMIT in a commit whose end nobody saw is not dispatched, and becomes not_sent once it is seen.
   PG4  A database that went back in time (a failover that lost commits) ends the ledger.
   PG5  A node whose clock is not the server's records nothing.
+  PG6  Who waits for another node's PERMIT hears of its end together with the answer that is shared, exactly
+       once; nothing is recorded of the waiting, and nobody else waits for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import asyncpg
 
+from ..answer import Answer
 from ..config_store import PostgresStore as Settings
 from ..ledger import Charge, ClaimRow, Finding, State, Total, is_free
+from ..sealing import KeptAnswer
 from ..standing import MAX_DENIALS, Denial, Prepared
 from ..tlog import TlogError
+from ..twins import TwinError, open_sealed, seal
 from .postgres_erase import PostgresEraser
 from .postgres_link import CHECKS, Link, check
 from .postgres_schema import LOCK_CLASS, charges_of, charges_text, claim_of, row_of
-from .sqlite_schema import denial_of, denial_row, kept_input, pack, unpack
+from .sqlite_schema import answer_of, denial_of, denial_row, kept_input, pack, unpack
 from .store import FORGET_EVERY, Changes, Conflict, Head, Node, OutcomeNote, Permit, StoreBroken, StoreLost
 
 __all__ = ["PostgresLeaves", "PostgresStore", "permit_of"]
@@ -47,7 +53,9 @@ _HEAD: Final = (
     " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us,"
     f" {CHECKS} FROM holdgate.nodes n CROSS JOIN holdgate.fleet f WHERE n.id = $1"
 )
-PERMITS: Final = "SELECT id, node, idx, state, http_status, claims, charges, lender FROM holdgate.permits"
+PERMITS: Final = (
+    "SELECT id, node, idx, state, http_status, claims, charges, lender, waiting FROM holdgate.permits"
+)
 _CLAIMS: Final = "SELECT * FROM holdgate.claims WHERE key = ANY($1::text[])"
 _COUNTERS: Final = (
     "SELECT id, until_us, sum, count FROM holdgate.counters WHERE id = ANY($1::text[]) AND until_us > $2"
@@ -65,11 +73,11 @@ w_secrets AS (INSERT INTO holdgate.secrets
   SELECT $1::integer, u.* FROM unnest($13::bigint[], $15::bytea[], $16::bytea[]) u),
 w_erasing AS (INSERT INTO holdgate.erasing SELECT $1::integer, u FROM unnest($17::bigint[]) u),
 w_permits AS (
-  INSERT INTO holdgate.permits (owner, node, idx, id, state, http_status, claims, charges, lender)
+  INSERT INTO holdgate.permits (owner, node, idx, id, state, http_status, claims, charges, lender, waiting)
   SELECT $18::text, $1::integer, u.* FROM unnest($19::bigint[], $20::text[], $21::text[], $22::integer[],
-    $23::text[], $24::text[], $25::text[]) u
+    $23::text[], $24::text[], $25::text[], $40::text[]) u
   ON CONFLICT (id) DO UPDATE SET state = excluded.state, http_status = excluded.http_status,
-    charges = excluded.charges, lender = excluded.lender),
+    charges = excluded.charges, lender = excluded.lender, waiting = excluded.waiting),
 w_claims AS (
   INSERT INTO holdgate.claims SELECT * FROM unnest($26::text[], $27::text[], $28::text[], $29::text[],
     $30::integer[], $31::bigint[], $32::integer[], $33::text[], $34::text[], $35::text[], $36::integer[])
@@ -102,6 +110,37 @@ _PUT_PREPARED: Final = """
 INSERT INTO holdgate.prepared SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])
 ON CONFLICT (key) DO UPDATE SET receipt_id = excluded.receipt_id, expires_us = excluded.expires_us
 """
+# A repeat may come to another node than its first request; the claims are the fleet's, and so are answers.
+_ANSWER: Final = """
+SELECT e.data, s.key FROM holdgate.answers a
+JOIN holdgate.sealed e ON e.node = a.node AND e.idx = a.idx
+JOIN holdgate.secrets s ON s.node = a.node AND s.idx = a.idx WHERE a.id = $1
+"""
+_PUT_ANSWERS: Final = """
+INSERT INTO holdgate.answers (node, id, idx, expires_us)
+SELECT $1::integer, u.* FROM unnest($2::text[], $3::bigint[], $4::bigint[]) u
+"""
+_FORGET_ANSWERS: Final = (
+    "UPDATE holdgate.secrets s SET key = decode(repeat('00', 32), 'hex') FROM holdgate.answers a"
+    " WHERE a.expires_us <= $1 AND s.node = a.node AND s.idx = a.idx",
+    "DELETE FROM holdgate.sealed e USING holdgate.answers a"
+    " WHERE a.expires_us <= $1 AND e.node = a.node AND e.idx = a.idx",
+    "DELETE FROM holdgate.answers WHERE expires_us <= $1",
+)
+_TWINS_S: Final = 600  # a request that waits longer than that has given up
+_PUT_TWINS: Final = """
+INSERT INTO holdgate.twins
+SELECT n.id, u.receipt_id, u.until_us, u.data
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bytea[]) u (name, receipt_id, until_us, data)
+JOIN holdgate.nodes n ON n.name = u.name ON CONFLICT DO NOTHING
+"""
+# One snapshot: an outcome is seen together with the answer that was committed with it.
+_ENDED: Final = """
+WITH taken AS (DELETE FROM holdgate.twins WHERE node = $1 AND receipt_id = ANY($2::text[])
+  RETURNING receipt_id, data)
+SELECT p.id, t.data FROM holdgate.permits p LEFT JOIN taken t ON t.receipt_id = p.id
+WHERE p.id = ANY($2::text[]) AND p.state <> 'dispatching'
+"""
 _PUT_COUNTERS: Final = """
 INSERT INTO holdgate.counters AS c (id, at_us, until_us, sum, count)
 SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
@@ -122,7 +161,9 @@ class PostgresStore:
         node_id: int,
         head: Head,
         skew_s: float = SKEW_S,
+        fleet_key: bytes = b"",
     ) -> None:
+        self._fleet_key = fleet_key
         self._settings, self._link, self._node, self._id = settings, link, node, node_id
         self.head = head
         self._skew_us = round(skew_s * 1_000_000)
@@ -147,7 +188,8 @@ class PostgresStore:
     # --- store.Store ---
 
     def look(self) -> None:
-        """Once, at start: how many outcomes are unknown."""
+        """Once, at start: how many outcomes are unknown. Nobody waits here for answers any more."""
+        self._now(lambda conn: conn.execute("DELETE FROM holdgate.twins WHERE node = $1", self._id))
         self.unknown = self._now(lambda conn: conn.fetchval(_UNKNOWN, self._id))
 
     def begin(self, work: Sequence[object]) -> PostgresStore:
@@ -222,6 +264,23 @@ class PostgresStore:
         )
         return [row[0] for row in rows]
 
+    def ended(self, receipt_ids: Collection[str]) -> Mapping[str, Answer | None]:
+        try:
+            rows = self._now(lambda conn: conn.fetch(_ENDED, self._id, list(receipt_ids)))
+        except StoreLost as error:
+            self._lose(error)
+            raise
+        except Conflict:
+            return {}
+        return {row[0]: self._opened(row[0], row[1]) for row in rows}
+
+    def _opened(self, receipt_id: str, data: bytes | None) -> Answer | None:
+        try:
+            return None if data is None else open_sealed(data, receipt_id, self._node.name, self._fleet_key)
+        except TwinError as error:
+            log.error("%s", error)
+            return None
+
     def key_events(self) -> Sequence[tuple[int, bytes]]:
         rows = self._now(
             lambda conn: conn.fetch(
@@ -265,6 +324,10 @@ class PostgresStore:
             if row is None
             else Prepared(key=row["key"], receipt_id=row["receipt_id"], expires_us=row["expires_us"])
         )
+
+    def answer(self, receipt_id: str) -> KeptAnswer | None:
+        row = self._ask(lambda conn: conn.fetchrow(_ANSWER, receipt_id), self._until)
+        return answer_of(row)
 
     def inputs(self, receipt_id: str) -> bytes | None:
         row = self._ask(lambda conn: conn.fetchrow(_INPUTS, receipt_id), self._until)
@@ -374,7 +437,7 @@ class PostgresStore:
         wanted = list(ids)
         self._permits.update(dict.fromkeys(wanted))
         for row in await conn.fetch(f"{PERMITS} WHERE id = ANY($1::text[])", wanted):
-            self._permits[row["id"]] = permit_of(row)
+            self._permits[row["id"]] = permit_of(row, self._id)
 
     async def _fetch_claims(self, conn: Any, keys: Iterable[str]) -> None:
         wanted = list(keys)
@@ -403,6 +466,11 @@ class PostgresStore:
         if changes.prepared:
             objects = [(one.key, one.receipt_id, one.expires_us) for one in changes.prepared]
             await conn.execute(_PUT_PREPARED, *_turned(objects, 3))
+        if changes.answers:
+            await self._put_twins(conn, changes)
+        if changes.kept:
+            kept = [(one.receipt_id, one.index, one.expires_us) for one in changes.kept]
+            await conn.execute(_PUT_ANSWERS, self._id, *_turned(kept, 3))
         if self.head.tree.size // FORGET_EVERY != changes.head.tree.size // FORGET_EVERY:
             await self._forget(conn, changes.head.iat_us)
         if changes.charges:
@@ -435,11 +503,26 @@ class PostgresStore:
             head.iat_us,
             head.tree.size,
             pack(head.tree),
+            [" ".join(permit.waiting) for permit in changes.permits.values()],
         ]
+
+    async def _put_twins(self, conn: Any, changes: Changes) -> None:
+        """In the transaction of the outcomes: whoever sees the one sees the other."""
+        now_us, rows = changes.head.iat_us, list[tuple[Any, ...]]()
+        for permit, answer in changes.answers:
+            for node in permit.waiting:
+                data = seal(answer, permit.receipt_id, node, self._fleet_key, secrets.token_bytes)
+                if data is not None:
+                    rows.append((node, permit.receipt_id, now_us + _TWINS_S * 1_000_000, data))
+        await conn.execute("DELETE FROM holdgate.twins WHERE until_us <= $1", now_us)
+        await conn.execute(_PUT_TWINS, *_turned(rows, 4))
 
     async def _forget(self, conn: Any, now_us: int) -> None:
         await conn.execute("DELETE FROM holdgate.denials WHERE expires_us <= $1", now_us)
         await conn.execute("DELETE FROM holdgate.prepared WHERE expires_us <= $1", now_us)
+        for statement in _FORGET_ANSWERS:
+            await conn.execute(statement, now_us)
+        await conn.execute("DELETE FROM holdgate.twins WHERE until_us <= $1", now_us)
         await conn.execute(
             "DELETE FROM holdgate.denials WHERE at_us <="
             " (SELECT at_us FROM holdgate.denials ORDER BY at_us DESC LIMIT 1 OFFSET $1)",
@@ -481,7 +564,8 @@ class PostgresLeaves:
         self._link.close()
 
 
-def permit_of(row: Mapping[str, Any]) -> Permit:
+def permit_of(row: Mapping[str, Any], node_id: int) -> Permit:
+    """`node_id`: whoever asks."""
     return Permit(
         index=row["idx"],
         receipt_id=row["id"],
@@ -490,6 +574,8 @@ def permit_of(row: Mapping[str, Any]) -> Permit:
         claims=tuple(row["claims"].split()),
         charges=charges_of(row["charges"]),
         lender=row["lender"],
+        away=row["node"] != node_id,
+        waiting=tuple(row["waiting"].split()),
     )
 
 

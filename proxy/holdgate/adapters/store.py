@@ -10,16 +10,17 @@ committed, and none of it is dispatched) and Conflict (nothing was committed: ju
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, Self
 
+from ..answer import Answer
 from ..erasure import Erasure
 from ..errors import BackendError, Reason
 from ..keys import Signer
 from ..ledger import Charge, ClaimRow, OutcomeStatus, State, Total
-from ..sealing import Sealed
+from ..sealing import KeptAnswer, Sealed
 from ..standing import Denial, Made, Prepared
 from ..tlog import Tree
 
@@ -29,6 +30,7 @@ __all__ = [
     "Conflict",
     "Eraser",
     "Head",
+    "KeptRow",
     "Leaves",
     "Node",
     "OutcomeNote",
@@ -92,6 +94,8 @@ class Permit:
     claims: tuple[str, ...]
     charges: tuple[Charge, ...]  # what it holds of budgets now
     lender: str  # the permit that it repeats and took them over from; "" when none
+    away: bool = False  # another node's
+    waiting: tuple[str, ...] = ()  # other nodes where identical requests wait for its answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,17 +107,28 @@ class OutcomeNote:
     http_status: int
     delivered: bool
     made: Made | None = None
+    kept: KeptAnswer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRow:
+    """Where a kept answer is: sealed, under the index of the outcome that it came with."""
+
+    receipt_id: str  # the PERMIT that it answers
+    index: int
+    expires_us: int  # of the key that lets a repeat have it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """Everything that one group writes. Claims that are free (ledger.is_free) are to be forgotten; denials
-    and prepared objects that have expired, and the oldest denials above standing.MAX_DENIALS, within
-    FORGET_EVERY leaves."""
+    """Everything that one group writes. Claims that are free (ledger.is_free) are to be forgotten; denials,
+    prepared objects and kept answers that have expired, and the oldest denials above standing.MAX_DENIALS,
+    within FORGET_EVERY leaves."""
 
     receipts: Sequence[ReceiptRow]  # in log order
     inputs: Sequence[tuple[int, bytes]]  # under the index of their receipt
     sealed: Sequence[tuple[int, Sealed]]
+    kept: Sequence[KeptRow]
     erasing: Sequence[tuple[int, Erasure]]
     permits: Mapping[str, Permit]  # as they are now
     charges: Sequence[Charge]  # to add to the counters' rows; amounts may be negative
@@ -122,6 +137,7 @@ class Changes:
         tuple[int, Denial]
     ]  # with the index of the DENY; each takes the place of its key's last
     prepared: Sequence[Prepared]  # without inputs; each takes the place of its key's last
+    answers: Sequence[tuple[Permit, Answer]]  # for the nodes where identical requests wait, until fetched
     head: Head
     unknown: int  # by how much the number of unknown outcomes changes
 
@@ -142,6 +158,10 @@ class Rows(Protocol):
 
     def prepared(self, key: str) -> Prepared | None:
         """Without its inputs."""
+        ...
+
+    def answer(self, receipt_id: str) -> KeptAnswer | None:
+        """The kept answer to a PERMIT; None where there is none, or where it was destroyed."""
         ...
 
     def inputs(self, receipt_id: str) -> bytes | None:
@@ -231,6 +251,11 @@ class Store(Protocol):
 
     def orphans(self) -> Sequence[str]:
         """PERMITs of earlier runs of this node that have no outcome. Asked at start."""
+        ...
+
+    def ended(self, receipt_ids: Collection[str]) -> Mapping[str, Answer | None]:
+        """Those PERMITs of other nodes that have an outcome by now, with the answer that was shared with this
+        node. Asked outside transactions; whoever takes an answer has it alone."""
         ...
 
     def key_events(self) -> Sequence[tuple[int, bytes]]:

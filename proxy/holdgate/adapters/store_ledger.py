@@ -33,12 +33,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypedDict, Unpack
 
+from ..answer import Answer
 from ..erasure import EraseOrder
 from ..errors import BackendError, ConfigError, HoldgateError, Outcome, Reason
 from ..keyhistory import ACTIONS
 from ..keys import PublicKey, Signer
 from ..ledger import AdminNote, Finding, Judge, Noted, OutcomeStatus, Recorded
 from ..note import vkey
+from ..sealing import KeptAnswer
 from ..standing import Made
 from ..statement import StatementError, check_admin, check_finding
 from ..tiles import Edge
@@ -55,11 +57,26 @@ __all__ = ["Erased", "Given", "Prepared", "StoreLedger"]
 
 _GROUP: Final = 512  # bounds how long the first of a group waits for the last to be judged
 _DEFERRED_S: Final = 1.0  # between two tries at an outcome whose signature could not be had
+_LOOK_S: Final = 0.1  # between two looks for the end of another node's PERMIT, while somebody waits for it
 _TRIES: Final = 3  # of one group, when the store undid its transaction because of another one
 _CLOSE: Final = object()
 _CLOSED: Final = "the ledger is closed"
 
-type _Result = tuple[_Pending, Recorded | Noted | HoldgateError]
+type _Result = tuple[_Pending | _Wait, Recorded | Noted | _Ended | HoldgateError]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Wait:
+    """For the end of another node's PERMIT."""
+
+    receipt_id: str
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]  # of _Ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ended:
+    answer: Answer | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -124,6 +141,9 @@ class StoreLedger:
         self._queue: queue.SimpleQueue[_Pending | OutcomeNote | object] = queue.SimpleQueue()
         self._active = ""  # the bundle that PERMITs need: see fence()
         self._deferred: list[OutcomeNote] = []  # not written so far: tried again, or unknown at restart
+        self._offers: dict[str, Answer] = {}  # by receipt: to share if its outcome is waited for elsewhere
+        self._waits: list[_Wait] = []
+        self._look_at = 0.0  # monotonic: for their ends
         self._dead = ""  # why nothing is recorded any more
         self._is_full = False  # found so at the last commit
         self._doubt: int | None = None  # the log's size before a commit that must not have happened unnoticed
@@ -266,9 +286,23 @@ class StoreLedger:
             await asyncio.sleep(0.01)
         return Erased(noted=noted, out_of_files=self._eraser.done(noted.index))
 
+    async def first(self, receipt_id: str) -> Answer | None:
+        """Wait until the PERMIT of another node has an outcome: the answer that it shares with identical
+        requests; None: it has none to share. Raises BackendError when the ledger ends."""
+        loop = asyncio.get_running_loop()
+        wait = _Wait(receipt_id=receipt_id, loop=loop, future=loop.create_future())
+        ended: _Ended = await self._queued(wait)
+        return ended.answer
+
+    def offer(self, receipt_id: str, answer: Answer) -> None:
+        """Identical requests at other nodes may have this answer. Called before record_outcome()."""
+        self._offers[receipt_id] = answer
+
     async def _ask(self, work: Judge | AdminNote | EraseOrder | KeyChange | Finding) -> Any:
         loop = asyncio.get_running_loop()
-        pending = _Pending(work=work, loop=loop, future=loop.create_future())
+        return await self._queued(_Pending(work=work, loop=loop, future=loop.create_future()))
+
+    async def _queued(self, pending: _Pending | _Wait) -> Any:
         self._queue.put(pending)
         # Asked after the put: a writer that died before it never answers, one that dies later does.
         if not self._alive:
@@ -290,6 +324,7 @@ class StoreLedger:
         *,
         delivered: bool,
         made: Made | None = None,
+        kept: KeptAnswer | None = None,
     ) -> None:
         self._queue.put(
             OutcomeNote(
@@ -298,6 +333,7 @@ class StoreLedger:
                 http_status=http_status,
                 delivered=delivered,
                 made=made,
+                kept=kept,
             )
         )
 
@@ -321,13 +357,13 @@ class StoreLedger:
 
     # --- loop side ---
 
-    def _abandon(self, recorded: Recorded | Noted) -> None:
+    def _abandon(self, recorded: Recorded | Noted | _Ended) -> None:
         if isinstance(recorded, Recorded) and recorded.entry.outcome is Outcome.PERMIT:
             self.record_outcome(recorded.entry.receipt_id, OutcomeStatus.NOT_SENT, 0, delivered=False)
 
     def _settle(self, results: Iterable[_Result]) -> None:
         for pending, result in results:
-            if isinstance(result, Recorded | Noted):
+            if isinstance(result, Recorded | Noted | _Ended):
                 if pending.future.cancelled():
                     self._abandon(result)
                 elif not pending.future.done():
@@ -352,24 +388,39 @@ class StoreLedger:
             late, self._deferred = self._deferred, []
             group = late if first is None else late + self._drain(first)
             closing = _CLOSE in group
-            if work := [item for item in group if item is not _CLOSE]:
+            self._waits += [item for item in group if isinstance(item, _Wait)]
+            if work := [item for item in group if item is not _CLOSE and not isinstance(item, _Wait)]:
                 self._commit(work)
             if self._store.lost:
                 self._store.heal()
             else:
                 with contextlib.suppress(StoreLost):
+                    self._look()
                     self._eraser.step()
             if closing:
                 return
 
     def _next(self) -> object | None:
         """What is queued; None when there is something else to do and nobody waits."""
-        if not self._eraser.busy and not self._deferred and not self._store.lost:
+        if not self._eraser.busy and not self._deferred and not self._store.lost and not self._waits:
             return self._queue.get()
+        pause_s = self._eraser.pause_s if self._eraser.busy else _DEFERRED_S
         try:
-            return self._queue.get(timeout=self._eraser.pause_s if self._eraser.busy else _DEFERRED_S)
+            return self._queue.get(timeout=min(pause_s, _LOOK_S) if self._waits else pause_s)
         except queue.Empty:
             return None
+
+    def _look(self) -> None:
+        """Tell those who wait for PERMITs of other nodes which of them have ended."""
+        now = time.monotonic()
+        if not self._waits or now < self._look_at:
+            return
+        self._look_at = now + _LOOK_S
+        self._waits = waits = [each for each in self._waits if not each.future.done()]
+        ended = self._store.ended({each.receipt_id for each in waits}) if waits else {}
+        self._waits = [each for each in waits if each.receipt_id not in ended]
+        told = [each for each in waits if each.receipt_id in ended]
+        self._deliver([(each, _Ended(answer=ended[each.receipt_id])) for each in told])
 
     def _drain(self, first: object) -> list[object]:
         group = [first]
@@ -422,7 +473,7 @@ class StoreLedger:
         if self._doubt not in (None, self.size):
             raise OSError("a change of keys, bundle or inputs was committed while the store was lost")
         self._doubt = None
-        batch = Batch(rows, self._node, self._store.head, self._active)
+        batch = Batch(rows, self._node, self._store.head, self._active, self._offers)
         for receipt_id in self._store.stranded():
             self._outcome(batch, _outcome_of(receipt_id, OutcomeStatus.NOT_SENT))
         for item in group:
@@ -440,11 +491,19 @@ class StoreLedger:
         if batch.is_empty:
             self._store.rollback()
             self._active = batch.active
+            self._forget_offers(group)
             return refused
         self._store.commit(batch.changes())
+        self._forget_offers(group)
         self._advance(batch)
         self._keys.finish(batch.size - 1, self._sequencer)
         return [(item, _durable(written)) for item, written in worked] + refused
+
+    def _forget_offers(self, group: list[object]) -> None:
+        """Of outcomes that are durable now."""
+        for item in group:
+            if isinstance(item, OutcomeNote) and item not in self._deferred:
+                self._offers.pop(item.receipt_id, None)
 
     def _outcome(self, batch: Batch, note: OutcomeNote) -> None:
         try:
@@ -486,11 +545,11 @@ class StoreLedger:
 
     def _refuse_queue(self) -> None:
         failure = BackendError(Reason.STORE_UNAVAILABLE, self._dead)
-        left: list[_Result] = []
+        left: list[_Result] = [(each, failure) for each in self._waits]
         with contextlib.suppress(queue.Empty):
             while True:
                 item = self._queue.get_nowait()
-                if isinstance(item, _Pending):
+                if isinstance(item, _Pending | _Wait):
                     left.append((item, failure))
         self._deliver(left)
 
@@ -538,8 +597,8 @@ def _durable(written: Written) -> Recorded | Noted:
     """Called after the COMMIT."""
     if isinstance(written, Noted):
         return written
-    entry, index = written
-    return Recorded(entry=entry, index=index, durable=True)
+    entry, index, answer = written
+    return Recorded(entry=entry, index=index, durable=True, answer=answer)
 
 
 def _full() -> HoldgateError:

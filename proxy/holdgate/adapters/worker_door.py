@@ -34,19 +34,35 @@ from typing import Any, Final, Protocol, cast
 from .. import __version__
 from ..adjudicate import Adjudication, Case, Evidence, TimedGate, flight_name, questions
 from ..agents import Agent
+from ..answer import Answer
 from ..bundle import Bundle
 from ..errors import BackendError, ConfigError, HoldgateError, Outcome, Reason
 from ..facts import Found, Lookup
 from ..gate import ENGINE
-from ..ledger import FINDINGS, Finding, Judge, Noted, OutcomeStatus, Recorded, Superseded
+from ..ledger import (
+    FINDINGS,
+    Finding,
+    InFlightElsewhere,
+    Judge,
+    Noted,
+    OutcomeStatus,
+    Recorded,
+    Superseded,
+)
+from ..relay import Converged
+from ..sealing import KeptAnswer
 from ..standing import Made
 from ..worker_protocol import (
     Frame,
     FrameReader,
     Kind,
     Told,
+    ToldOutcome,
     WireError,
     encode,
+    plain_answer,
+    plain_kept,
+    read_answer,
     read_case,
     read_outcome,
     read_told,
@@ -67,6 +83,8 @@ _KEPT_BUNDLES: Final = 3
 class _Ledger(Protocol):
     async def record(self, judge: Judge) -> Recorded: ...
     async def reconcile(self, finding: Finding) -> Noted: ...
+    async def first(self, receipt_id: str) -> Answer | None: ...
+    def offer(self, receipt_id: str, answer: Answer) -> None: ...
     def record_outcome(
         self,
         receipt_id: str,
@@ -75,6 +93,7 @@ class _Ledger(Protocol):
         *,
         delivered: bool,
         made: Made | None = None,
+        kept: KeptAnswer | None = None,
     ) -> None: ...
 
 
@@ -212,8 +231,12 @@ class WorkerDoor:
                 self._ask(line, frame)
             case Kind.WITHDRAW:
                 self._withdraw(line, frame.head["n"])
+            case Kind.OFFER:
+                answer = read_answer(frame.head["answer"], frame.tail)
+                if answer is not None and frame.head["id"] in line.permits:
+                    self.ledger.offer(frame.head["id"], answer)
             case Kind.OUTCOME:
-                self._outcome(line, *read_outcome(frame))
+                self._outcome(line, read_outcome(frame))
             case Kind.END:
                 flight = self._flights.get(frame.head["flight"])
                 if flight is not None and flight.owner is line:
@@ -268,13 +291,18 @@ class WorkerDoor:
         if shared is not None:
             head, tail = shared
             return encode(Kind.CONVERGED, tail, n=n, answer=head)
-        recorded = await self._record(case, bundle, told)
+        try:
+            recorded = await self._record_or_wait(line, n, case, bundle, told)
+        except Converged as elsewhere:
+            head, tail = plain_answer(elsewhere.answer)
+            return encode(Kind.CONVERGED, tail, n=n, answer=head)
         entry = recorded.entry
         if entry.outcome is Outcome.PERMIT:
             line.permits[entry.receipt_id] = n
+        again = plain_kept(recorded.answer)  # opened by the worker, which has the request
         return encode(
             Kind.RECORDED,
-            entry.jws,
+            entry.jws + again,
             n=n,
             index=recorded.index,
             prior=entry.prior,
@@ -282,7 +310,21 @@ class WorkerDoor:
             would=entry.would,
             produces=entry.produces,
             worth=entry.told.value,
+            answer=len(again),
         )
+
+    async def _record_or_wait(
+        self, line: _Line, n: int, case: Case, bundle: str, told: Told | None
+    ) -> Recorded:
+        """As Pipeline._decide_or_wait. The worker hears that it waits: its deadline then says `in_flight`."""
+        while True:
+            try:
+                return await self._record(case, bundle, told)
+            except InFlightElsewhere as elsewhere:
+                line.write(encode(Kind.WAITING, n=n))
+                answer = await self.ledger.first(elsewhere.receipt_id)
+                if answer is not None:
+                    raise Converged(answer) from None
 
     async def _elsewhere(self, line: _Line, n: int, case: Case) -> tuple[Mapping[str, Any], bytes] | None:
         """The answer of an identical request that another worker holds; None: this one goes first now."""
@@ -342,19 +384,16 @@ class WorkerDoor:
 
     # -- outcomes ----------------------------------------------------------------------------------------
 
-    def _outcome(
-        self,
-        line: _Line,
-        receipt_id: str,
-        status: OutcomeStatus,
-        http_status: int,
-        delivered: bool,
-        made: Made | None,
-    ) -> None:
-        if line.permits.pop(receipt_id, None) is not None:
-            self.ledger.record_outcome(receipt_id, status, http_status, delivered=delivered, made=made)
-        elif status in FINDINGS:
-            task = asyncio.ensure_future(self._reconcile(line.role, receipt_id, status))
+    def _outcome(self, line: _Line, told: ToldOutcome) -> None:
+        if line.permits.pop(told.receipt_id, None) is not None:
+            self.ledger.record_outcome(
+                *(told.receipt_id, told.status, told.http_status),
+                delivered=told.delivered,
+                made=told.made,
+                kept=told.kept,
+            )
+        elif told.status in FINDINGS:
+            task = asyncio.ensure_future(self._reconcile(line.role, told.receipt_id, told.status))
             self._work.add(task)
             task.add_done_callback(self._work.discard)
 
