@@ -78,6 +78,7 @@ def compile_plan(op: Operation) -> Plan:
         free_query=queries.free,
         query_prefixes=queries.prefixes,
         any_query=queries.everything,
+        merged=use.merge,
         presigned=sigv4,
         digest_headers=frozenset(digested),
         header_prefixes=tuple(sorted({name[:-1] for name in families})),

@@ -39,6 +39,7 @@ class Plan:
     free_query: frozenset[str]
     query_prefixes: tuple[str, ...]
     any_query: bool
+    merged: bool  # arguments may stand in the query or in the body
     presigned: bool  # SigV4: credentials in the query are refused
     digest_headers: frozenset[str]
     header_prefixes: tuple[str, ...]  # of headers that a map declares as a family: x-amz-meta-*
