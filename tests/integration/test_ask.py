@@ -240,6 +240,49 @@ def test_nothing_is_asked_without_a_key_a_credential_or_an_identity(desk: Bench)
     assert (code, told, "no permit whose outcome is unknown" in errors) == (2, [], True)
 
 
+def test_a_conditional_create_is_found_by_its_condition(desk: Bench) -> None:
+    fhir, before = desk.vendors.fhir, unknown(desk)
+    for cuts, number in ((True, "7"), (False, "8")):
+        fhir.cuts = cuts
+        with suppress(OSError, http.client.HTTPException):
+            assert observe(desk.gate, number) == (502 if cuts else 201)
+    fhir.cuts = False
+    end = time.monotonic() + 20
+    while unknown(desk) == before:
+        assert time.monotonic() < end, "no outcome was recorded"
+    file = credentials(desk, host="fhir.example.org")
+    code, told, _ = ask(desk, file=file)
+    assert (code, told[0]["status"]) == (0, "reconciled"), told
+    settled = receipt(desk, told[0]["receipt"])
+    assert settled["note"] == f"asked the vendor: fhir.r4.search, {told[0]['asked']}"
+    assert "urn" not in json.dumps(told) + json.dumps(settled)
+    sent = [path for method, path, _, _ in desk.vendors.recorders["fhir"].requests if method == "GET"]
+    assert sent == ["/fhir/R4/Observation?identifier=urn%3Aa%7C7&_total=accurate"]
+
+
+def observe(gate: Instance, number: str) -> int:
+    """One create that the server may do once."""
+    body = {
+        "resourceType": "Observation",
+        "status": "final",
+        "subject": {"reference": "Patient/p1"},
+        "identifier": [{"system": "urn:a", "value": number}],
+    }
+    context = ssl.create_default_context(cafile=str(gate.state_dir / "ca" / "ca.pem"))
+    connection = http.client.HTTPSConnection(*_address(gate.proxy), context=context, timeout=50)
+    connection.set_tunnel("fhir.example.org", 443)
+    headers = {
+        "Authorization": "Bearer clinic",
+        "Content-Type": "application/fhir+json",
+        "If-None-Exist": f"identifier=urn:a|{number}",
+    }
+    try:
+        connection.request("POST", "/fhir/R4/Observation", json.dumps(body), headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
 def test_a_retry_under_the_same_key_is_how_a_request_is_sent_again(desk: Bench) -> None:
     intent = desk.vendors.stripe.charged(5000)
     lost(desk, "after", "k-3", payment_intent=intent, amount=700)
