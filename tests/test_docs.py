@@ -259,6 +259,22 @@ def test_links_lead_somewhere(path: Path) -> None:
     assert [target for target in local if not (path.parent / target).exists()] == []
 
 
+def anchors(path: Path) -> set[str]:
+    """What a heading is called in a link, as forges make it of its text."""
+    heads = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=name_of)
+def test_links_into_a_page_name_one_of_its_headings(path: Path) -> None:
+    wrong = []
+    for page, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        target = path.parent / page if page else path
+        if "://" not in page and target.suffix == ".md" and anchor not in anchors(target):
+            wrong.append(f"{page}#{anchor}")
+    assert wrong == []
+
+
 @pytest.mark.parametrize("path", DOCS, ids=name_of)
 def test_tests_and_modules_that_are_named_exist(path: Path) -> None:
     named = re.findall(r"`((?:tests|proxy/holdgate)/[\w/.*-]+)`", path.read_text(encoding="utf-8"))

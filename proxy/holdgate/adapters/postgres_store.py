@@ -86,7 +86,7 @@ w_claims AS (
     provider = excluded.provider, source = excluded.source, b_state = excluded.b_state,
     b_receipt = excluded.b_receipt, b_status = excluded.b_status),
 w_fleet AS (UPDATE holdgate.fleet SET iat_us = $37::bigint WHERE one = 1)
-UPDATE holdgate.nodes SET size = $38, iat_us = $37, hashes = $39 WHERE id = $1 AND owner = $18
+UPDATE holdgate.nodes SET size = $38, iat_us = $41, hashes = $39 WHERE id = $1 AND owner = $18
 """
 _UNKNOWN: Final = (
     "SELECT count(*) FROM holdgate.permits WHERE node = $1 AND state = 'unknown'"
@@ -120,12 +120,13 @@ _PUT_ANSWERS: Final = """
 INSERT INTO holdgate.answers (node, id, idx, expires_us)
 SELECT $1::integer, u.* FROM unnest($2::text[], $3::bigint[], $4::bigint[]) u
 """
+# Only this node's own: its eraser touches these rows outside the fleet's lock, in the same thread.
 _FORGET_ANSWERS: Final = (
     "UPDATE holdgate.secrets s SET key = decode(repeat('00', 32), 'hex') FROM holdgate.answers a"
-    " WHERE a.expires_us <= $1 AND s.node = a.node AND s.idx = a.idx",
+    " WHERE a.node = $1 AND a.expires_us <= $2 AND s.node = a.node AND s.idx = a.idx",
     "DELETE FROM holdgate.sealed e USING holdgate.answers a"
-    " WHERE a.expires_us <= $1 AND e.node = a.node AND e.idx = a.idx",
-    "DELETE FROM holdgate.answers WHERE expires_us <= $1",
+    " WHERE a.node = $1 AND a.expires_us <= $2 AND e.node = a.node AND e.idx = a.idx",
+    "DELETE FROM holdgate.answers WHERE node = $1 AND expires_us <= $2",
 )
 _TWINS_S: Final = 600  # a request that waits longer than that has given up
 _PUT_TWINS: Final = """
@@ -230,7 +231,9 @@ class PostgresStore:
             raise
         self._in_doubt = False
         self.head = changes.head
-        self._log_iat_us = self._fleet_us = changes.head.iat_us
+        self._fleet_us = changes.head.iat_us
+        if changes.receipts:
+            self._log_iat_us = changes.head.iat_us
         self.unknown += changes.unknown
         for permit in changes.permits.values():
             if permit.state is State.DISPATCHING and permit.receipt_id not in self._permits:
@@ -504,6 +507,7 @@ class PostgresStore:
             head.tree.size,
             pack(head.tree),
             [" ".join(permit.waiting) for permit in changes.permits.values()],
+            head.iat_us if changes.receipts else self._log_iat_us,
         ]
 
     async def _put_twins(self, conn: Any, changes: Changes) -> None:
@@ -521,7 +525,7 @@ class PostgresStore:
         await conn.execute("DELETE FROM holdgate.denials WHERE expires_us <= $1", now_us)
         await conn.execute("DELETE FROM holdgate.prepared WHERE expires_us <= $1", now_us)
         for statement in _FORGET_ANSWERS:
-            await conn.execute(statement, now_us)
+            await conn.execute(statement, self._id, now_us)
         await conn.execute("DELETE FROM holdgate.twins WHERE until_us <= $1", now_us)
         await conn.execute(
             "DELETE FROM holdgate.denials WHERE at_us <="

@@ -15,6 +15,7 @@ from .exchange import BODILESS_METHODS, BodyPlan
 from .model import Effect, Produces
 from .plan import Operation, Plan
 from .read import ParamPlan, compile_param, reader_of
+from .reconcilable import check_reconcile
 from .settings import Effective, effective
 from .sources import Cover, Pattern, Source, parse_pattern, parse_source
 from .spec import ParamSpec
@@ -51,6 +52,7 @@ def compile_plan(op: Operation) -> Plan:
     _check_names(op, "idempotency.natural", use.idempotency.natural, declared)
     _check_conflicts(op, declared)
     _check_binds(op, use.sensitive)
+    check_reconcile(op, sensitive=use.sensitive, has_native_key=bool(keys))
     _check_names(op, "in_clear", [name for name, _ in spec.settings.in_clear], declared)
     _check_variables(op, reads + inherited, ignored)
     queries = _query_rules(params, selectors, ignored + volatile)
