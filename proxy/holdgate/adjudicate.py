@@ -54,6 +54,7 @@ from .ledger import (
     appraise,
     is_free,
     op_key,
+    scoped_key,
     told_by,
 )
 from .policy import PolicySet
@@ -537,7 +538,7 @@ def _claims(case: Case, fleet_key: bytes) -> tuple[_Claim, ...]:
     scope = (agent.id, request.destination, recognised.actions[0].surface, recognised.principal or "")
     keys = [
         _Claim(
-            key=op_key(rule.source.value, *scope, rule.value, secret=fleet_key),
+            key=scoped_key(rule.source.value, *scope, rule.value, secret=fleet_key),
             digest=recognised.digest,
             source=rule.source.value,
             ttl_s=rule.ttl_s,

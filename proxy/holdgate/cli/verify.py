@@ -27,7 +27,7 @@ from ..verification import Finding, Trust, judge
 from .disclosure import Disclosure, read_disclosure
 from .shared import Commands, add, config_of, print_json, read_bytes
 
-__all__ = ["register"]
+__all__ = ["read_keys", "register"]
 
 _MAX_KEYS_BYTES: Final = 1_048_576
 _TIMEOUT_S: Final = 10
@@ -93,7 +93,7 @@ def _register_log(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    keys = _keys(args.keys) if args.keys else load_public_keys(config_of(args).state_dir)
+    keys = read_keys(args.keys) if args.keys else load_public_keys(config_of(args).state_dir)
     receipts = [found for name in args.receipts for found in _read(name)]
     if (args.proof or args.disclosure) and len(receipts) != 1:
         raise ConfigError(f"--proof and --disclosure are of one receipt, and here are {len(receipts)}")
@@ -235,7 +235,8 @@ def _jws_of(line: bytes) -> bytes:
         return line
 
 
-def _keys(place: str) -> KeySet:
+def read_keys(place: str) -> KeySet:
+    """A JWKS from a file or URL. Raises ConfigError."""
     try:
         if place.startswith(("https://", "http://")):
             with urllib.request.urlopen(place, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - scheme checked
