@@ -28,6 +28,7 @@ _FROM_ENCLOSING: Final = frozenset({"header", "query", "path"})
 # Parts of a SigV4 signature: a retry signs again, and means the same.
 _SIGNING: Final = frozenset({"x-amz-date", "x-amz-content-sha256", "x-amz-security-token"})
 _SIGV4: Final = "sigv4-access-key"
+_KEYED: Final = frozenset({"query", "body", "args"})
 
 
 def compile_plan(op: Operation) -> Plan:
@@ -81,6 +82,7 @@ def compile_plan(op: Operation) -> Plan:
         query_prefixes=queries.prefixes,
         any_query=queries.everything,
         merged=use.merge,
+        read_keys=frozenset(s.name for each in params for s in each.sources if s.kind in _KEYED),
         presigned=sigv4,
         digest_headers=frozenset(digested),
         header_prefixes=tuple(sorted({name[:-1] for name in families})),
