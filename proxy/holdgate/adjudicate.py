@@ -255,6 +255,8 @@ class Adjudication:
         refused = _REFUSED.get(verdict)
         if refused is not None:
             twin = self._is_twin(claims, prior)
+            if verdict is Verdict.CONFLICT:  # with whose request is nobody else's business
+                prior, prior_status = "", 0
             keeps = bool(case.recognised.keys) and case.recognised.keys[0].keep
             return self._entry(
                 *(now_us, receipt_id, *refused),
