@@ -139,17 +139,19 @@ class RefundJudge:
         inputs: bytes | None = INPUT,
         signer: Signer = RECEIPT_KEY,
         sealed: bool = False,  # of a sensitive operation
+        keeps: bool = False,  # its map says `response: keep`
         meters: tuple[str, ...] = (),
         charge: Callable[[Budgets, int, bool], tuple[Charge, ...] | None] = lambda *_: (),
+        node: str = NODE,
     ) -> None:
         """`charge` takes budgets, time and whether this is a replay; None refuses."""
         self.meters, self._charge = meters, charge
-        self._signer = signer
+        self._signer, self._node = signer, node
         self._wanted = [(op_key("scope", value or digest), source)] if value or source == "implicit" else []
         if conflict:
             self._wanted.append((op_key("thing", conflict), CONFLICT_SOURCE))
         self._digest, self._provider, self._ttl_us, self._inputs = digest, provider, ttl_us, inputs
-        self._is_sealed = sealed
+        self._is_sealed, self._keeps = sealed, keeps
         self.denials: tuple[str, ...] = ()
         self.objects: tuple[str, ...] = ()
         self.keys = tuple(key for key, _ in self._wanted)
@@ -200,6 +202,8 @@ class RefundJudge:
         keyed = [item for item in self._wanted if item[1] != CONFLICT_SOURCE]
         statement = permit_statement(
             receipt_id=receipt_id,
+            issuer=f"holdgate.local/{self._node}",
+            node=self._node,
             iat_us=now_us,
             outcome=outcome,
             reason=reason,
@@ -241,6 +245,7 @@ class RefundJudge:
             prior_status=status,
             sealed=sealed,
             charges=charges or () if permit else (),
+            recalls=self._keeps and verdict is Verdict.ALREADY_EXECUTED,
         )
 
 

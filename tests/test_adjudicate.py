@@ -12,7 +12,7 @@ import pytest
 
 from fakes import NO_POLICIES
 from holdgate import gate
-from holdgate.adjudicate import Adjudication, Case, Evidence, decision_input
+from holdgate.adjudicate import PERMIT_USE_BY_US, Adjudication, Case, Evidence, decision_input
 from holdgate.agents import Agent
 from holdgate.bundle import NEVER_US, NO_BUNDLE, Bundle
 from holdgate.counters import Counter
@@ -128,6 +128,28 @@ def test_a2_what_was_refused_or_not_recognised_never_reaches_the_gate(says: Any,
     assert judge(case(refusal=Reason.UNKNOWN_OPERATION)).outcome is Outcome.SILENCE
     assert judge(case(**{missing: None}, raw_digest="sha256:" + "11" * 32)).outcome is Outcome.SILENCE
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("keep", "row", "recalls"),
+    [
+        pytest.param(True, {}, True, id="the same request again"),
+        pytest.param(False, {}, False, id="a map that keeps nothing"),
+        pytest.param(True, {"state": State.UNDELIVERED}, True, id="an answer that did not arrive"),
+        pytest.param(True, {"state": State.UNKNOWN}, False, id="an outcome that is not known"),
+        pytest.param(True, {"digest": "sha256:" + "cd" * 32}, False, id="another request under its key"),
+    ],
+)
+def test_a11_only_a_repeat_of_what_was_executed_recalls_its_answer(
+    says: Any, keep: bool, row: dict[str, Any], recalls: bool
+) -> None:
+    asked = says(PERMIT)
+    given = case(recognised=recognised(key=replace(NATIVE, keep=keep)))
+    claims = {key: replace(claim, **row) for key, claim in held(State.EXECUTED).items()}
+    found = judge(given, claims)
+    assert (found.recalls, found.outcome is Outcome.PERMIT, asked) == (recalls, False, [])
+    assert not judge(replace(given, via="decide"), claims).recalls  # a door has nobody to give it to
+    assert not judge(replace(given, refusal=Reason.OVERLOADED), claims).recalls
 
 
 def test_a3_claims_are_bound_on_permit_only(says: Any) -> None:
@@ -300,3 +322,16 @@ def test_a_request_with_another_native_key_does_not_wait_for_its_natural_twin(sa
     row = replace(next(iter(held(State.DISPATCHING).values())), key=name, source="natural")
     entry = judge(given, {name: row})
     assert (entry.reason, entry.waits) == (Reason.IN_FLIGHT, False)
+
+
+def test_a12_the_last_replay_is_sent_while_the_vendor_still_has_the_key(says: Any) -> None:
+    says(PERMIT)
+    ends = {}
+    for provider in (True, False):
+        key = replace(NATIVE, ttl_s=86_400, provider=provider)
+        (bound,) = judge(case(recognised=recognised(key=key))).bindings
+        ends[provider] = bound.expires_us
+    day_us = 86_400 * 1_000_000
+    latest_permit = ends[True] - 1  # that would be a replay
+    assert latest_permit + PERMIT_USE_BY_US < NOW + day_us
+    assert ends == {True: NOW + day_us - PERMIT_USE_BY_US, False: NOW + day_us}

@@ -561,9 +561,9 @@ async def test_a12_a_decision_that_is_bound_to_what_made_nothing_is_a_problem(
     other = (await ledger.record(judge(index, "/others", b"amount=1"))).entry
     lying = judge(index, "/intents/pi_1/confirm")
     (key,) = lying.objects
-    inputs = dumps_input(
-        {"actions": [{"operation": "m0.Create", "params": {"amount": 1, "currency": "eur"}}]}
-    )
+    (made,) = (json.loads(other.inputs or b"")["actions"],)
+    action = made[0] | {"operation": "m0.Create", "params": {"amount": 1, "currency": "eur"}}
+    inputs = dumps_input({"agent": {"id": other.agent}, "actions": [action]})
     lie = Prepared(key=key, receipt_id=other.receipt_id, expires_us=T0 * 2, inputs=inputs)
 
     class Lying:
@@ -830,3 +830,70 @@ async def test_two_bundles_decide_what_is_bound_as_the_gate_does(shop: Shop, tmp
     for inputs in [json.loads(entry.inputs) for entry in shop.ledger.entries] * 2:
         both, _ = pair.decide(inputs)
         assert (both.old, both.new) == (decide(old, inputs), decide(new, inputs))
+
+
+# --- several who hold a credential of one account: the vendor answers a repeated key to any of them ---
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"agent": "10.0.0.2"}, id="another agent"),
+        pytest.param({"credential": "sk_other"}, id="another credential"),
+    ],
+)
+async def test_st6_what_others_make_or_change_is_never_confirmed_on_an_older_decision(
+    shop: Shop, other: dict[str, str]
+) -> None:
+    await create(shop, 1000, key="k")
+    await create(shop, 1000, key="k", **other)  # the vendor's old answer names pi_1
+    changed = await ask(shop, "/intents/pi_1", amount=9000)
+    assert changed.outcome == "PERMIT"
+    done = await confirm(shop, **other)
+    assert (done.outcome, done.reason) == ("SILENCE", "input_unavailable")
+    assert (await confirm(shop)).reason == "no_rule_matched"
+    assert shop.sent == [b"/intents", b"/intents", b"/intents/pi_1"]
+
+
+async def test_st6_nobody_is_told_what_another_did_with_its_object(shop: Shop) -> None:
+    await create(shop)
+    first = await ask(shop, "/intents/pi_1/capture", key="a")
+    again = await ask(shop, "/intents/pi_1/capture", key="b", agent="10.0.0.2")
+    assert (first.outcome, again.reason, again.status) == ("PERMIT", "input_unavailable", 403)
+    assert first.receipt.encode() not in again.body
+
+
+async def test_st6_an_object_that_another_changed_blindly_is_not_known_any_more(tmp_path: Path) -> None:
+    blind = MAP.replace(
+        "Create, Update], by: params.intent, once: true}",
+        "Create], by: params.intent, once: true, blind: allow}",
+        1,
+    )
+    assert blind != MAP
+    index = index_of(blind)
+    shop = Shop(index, permit_all(index, tmp_path, ["payments.charge"]))
+    shop.upstream.body = b'{"id":"pi_1"}'
+    await create(shop, 1000)
+    for _ in range(2):
+        changed = await ask(shop, "/intents/pi_1", amount=9000, agent="10.0.0.2")
+        assert changed.outcome == "PERMIT"
+    done = await confirm(shop)
+    assert (done.outcome, done.reason) == ("SILENCE", "already_executed")
+    assert len(shop.sent) == 3
+
+
+async def test_st5_a_create_repeated_when_its_key_and_the_object_are_forgotten_here_makes_nothing_known(
+    tmp_path: Path,
+) -> None:
+    index = index_of(MAP.replace("produces: {id: body.id}", "produces: {id: body.id, ttl: 24h}"))
+    shop = Shop(index, permit_all(index, tmp_path, ["payments.charge"]))
+    shop.upstream.body = b'{"id":"pi_1"}'
+    await create(shop, 1000, key="k")
+    await ask(shop, "/intents/pi_1", amount=9000)
+    shop.ledger.now_us += 86_400_000_000 + 60_000_000
+    again = await create(
+        shop, 1000, key="k"
+    )  # vendors keep keys for at least a day: this may be the old answer
+    assert again.outcome == "PERMIT"
+    assert (await confirm(shop)).reason == "input_unavailable"
+    assert len(shop.sent) == 3

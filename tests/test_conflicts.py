@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ SIGV4 = (
     "AWS4-HMAC-SHA256 Credential=AKIA{who}/20260301/eu-west-1/x/aws4_request,"
     " SignedHeaders=host, Signature=00"
 )
+RECEIPT = re.compile(rb"rcpt_[0-9A-Z]{26}")
 SET = "arn:aws:cloudformation:eu-west-1:1:changeSet/c/9f"
 SURFACES = [
     *("payments.charge", "payments.refund", "payments.cancel", "payments.payout", "payments.instrument"),
@@ -173,8 +175,8 @@ async def made(shop: Shop, who: str) -> None:
 
 @pytest.mark.parametrize(("one", "two"), TOGETHER)
 async def test_of_two_requests_about_one_thing_one_is_open(shop: Shop, one: Ask, two: Ask) -> None:
-    for who in ("A", "BB"):
-        await made(shop, who)
+    await made(shop, "A")
+    shop.upstream.body, shop.upstream.headers = b'{"id":"pi_1"}', ((b"Content-Type", b"application/json"),)
     before = len(shop.upstream.seen)
     shop.upstream.gate = asyncio.Event()
     first = asyncio.create_task(one.of(shop, "A"))
@@ -182,11 +184,17 @@ async def test_of_two_requests_about_one_thing_one_is_open(shop: Shop, one: Ask,
         await asyncio.sleep(0)
     second = await two.of(shop, "BB")
     assert (second.status, second.outcome, second.reason) == (409, "SILENCE", "conflict")
+    assert set(RECEIPT.findall(second.body)) == {second.receipt.encode()}  # and not that of the other agent
     assert len(shop.upstream.seen) == before + 1
     shop.upstream.gate.set()
     assert (await first).outcome == "PERMIT"
     after = await two.of(shop, "BB")
-    assert (after.outcome, len(shop.upstream.seen)) == ("PERMIT", before + 2)
+    if after.reason == "input_unavailable":  # it acts on what A made, and that is A's alone
+        after = await two.of(shop, "A")
+    if two.body.startswith(f"Action=ExecuteChangeSet&ChangeSetName={SET}"):
+        assert (after.reason, len(shop.upstream.seen)) == ("already_executed", before + 1)
+    else:
+        assert (after.outcome, len(shop.upstream.seen)) == ("PERMIT", before + 2)
 
 
 @pytest.mark.parametrize(("one", "two"), APART)

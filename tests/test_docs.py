@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,8 +16,11 @@ import regenerate_invariants
 from holdgate.adapters.admin.views import ACCESS
 from holdgate.adapters.metrics import Metrics
 from holdgate.cli import build_parser
+from holdgate.config import load_config
 from holdgate.errors import REASONS, Outcome, Reason
+from holdgate.limits import Limits
 from holdgate.statement import OUTCOME_OF
+from holdgate.strictyaml import Node
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "proxy" / "README.md"
@@ -112,6 +116,65 @@ def test_the_table_of_admin_paths_is_the_one_that_is_served() -> None:
     assert [row[0] for row in rows("Admin API")] == [f"`{path}`" for path in ACCESS]
 
 
+# --- configuration ---
+
+
+@pytest.fixture
+def every_key(tmp_path: Path) -> Path:
+    """The file under Configuration, in a folder that has what it names."""
+    text = section("Configuration").partition("```yaml\n")[2].partition("```")[0]
+    for name in ("surfaces", "policies"):
+        (tmp_path / name).mkdir()
+    for name in re.findall(r"\./([\w-]+\.(?:pem|key|jwks|token))", text):
+        (tmp_path / name).write_text("-----BEGIN CERTIFICATE-----\n")
+    path = tmp_path / "holdgate.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_configuration_page_has_every_key_that_is_read(
+    every_key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: dict[str, set[str]] = {}
+    written: dict[str, set[str]] = {}
+    mapping = Node.mapping
+
+    def watched(node: Node, *, what: str, **keys: tuple[str, ...]) -> dict[str, Node]:
+        block = re.sub(r"^(facts|admin\.tokens)\.\w+", r"\1.NAME", what)
+        known.setdefault(block, set()).update(*keys.values())
+        found = mapping(node, what=what, **keys)
+        written.setdefault(block, set()).update(found)
+        return found
+
+    monkeypatch.setattr(Node, "mapping", watched)
+    load_config(every_key)
+    assert written == known
+
+
+def test_the_configuration_page_shows_the_limits_that_count_when_none_are_written(every_key: Path) -> None:
+    assert load_config(every_key).limits == Limits()
+    named = {name for row in rows("Limits") for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == {field.name for field in dataclasses.fields(Limits)}
+
+
+# --- modules ---
+
+
+def test_the_map_of_modules_names_each_of_them_once() -> None:
+    package = ROOT / "proxy/holdgate"
+    built = [path.relative_to(package).with_suffix("") for path in package.rglob("*.py")]
+    modules = [
+        each.as_posix()
+        for each in built
+        if not each.name.startswith("__") and each.parts[0] not in ("cli", "demo")
+    ]
+    named = []
+    for _, pure, around in rows("Where what is"):
+        named += re.findall(r"`([\w/]+)`", pure)
+        named += [f"adapters/{name}" for name in re.findall(r"`([\w/]+)`", around)]
+    assert sorted(named) == sorted(modules), "write it into 'Where what is' of proxy/README.md"
+
+
 # --- commands ---
 
 
@@ -142,6 +205,23 @@ def fenced(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("path", DOCS, ids=name_of)
 def test_commands_in_shell_blocks_parse(path: Path) -> None:
     for words in fenced(path):
+        try:
+            build_parser().parse_args(shlex.split(words))
+        except SystemExit as stop:
+            assert stop.code == 0, f"holdgate {words}"
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for below in choices(parser).values():
+        yield from parsers(below)
+
+
+def test_the_examples_that_help_shows_parse() -> None:
+    pages = [(each.epilog or "").replace("\n  ", "\n") for each in parsers(build_parser())]
+    shown = [words for page in pages for words in COMMAND.findall(page)]
+    assert len(shown) > 40
+    for words in shown:
         try:
             build_parser().parse_args(shlex.split(words))
         except SystemExit as stop:
@@ -194,6 +274,22 @@ def test_links_lead_somewhere(path: Path) -> None:
     targets = LINK.findall(path.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target and not target.startswith("mailto:")]
     assert [target for target in local if not (path.parent / target).exists()] == []
+
+
+def anchors(path: Path) -> set[str]:
+    """What a heading is called in a link, as forges make it of its text."""
+    heads = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=name_of)
+def test_links_into_a_page_name_one_of_its_headings(path: Path) -> None:
+    wrong = []
+    for page, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        target = path.parent / page if page else path
+        if "://" not in page and target.suffix == ".md" and anchor not in anchors(target):
+            wrong.append(f"{page}#{anchor}")
+    assert wrong == []
 
 
 @pytest.mark.parametrize("path", DOCS, ids=name_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 
@@ -238,6 +239,56 @@ def test_sm8_a_surface_needs_an_effect_whatever_the_method(method: str) -> None:
         map_of(GOOD.replace("    effect: commit\n", "").replace("POST", method))
 
 
+KEEPING = GOOD.rstrip("\n") + "\n    idempotency: {from: header.idempotency-key, response: keep}\n"
+
+
+def test_an_operation_may_keep_its_answers() -> None:
+    for effect in ("commit", "prepare"):
+        kept = map_of(KEEPING.replace("effect: commit", f"effect: {effect}")).operations[0]
+        assert kept.settings.idempotency is not None and kept.settings.idempotency.keep
+    assert (
+        not map_of(KEEPING.replace("response: keep", "response: status_only"))
+        .operations[0]
+        .settings.idempotency.keep
+    )
+    assert map_of(KEEPING.replace("from: header.idempotency-key", "natural: [x]")).operations[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        pytest.param("effect: commit", "effect: read", "is for a prepare or a commit", id="a read"),
+        pytest.param("effect: commit", "effect: channel", "is for a prepare or a commit", id="a stream"),
+        pytest.param("data.write", "secrets.access", "can hold secrets", id="a secret"),
+        pytest.param("data.write", "secrets.write", "can hold secrets", id="a secret that is made"),
+        pytest.param("data.write", "identity.assume", "can hold secrets", id="a session of a role"),
+        pytest.param("data.write", "identity.role_grant", "can hold secrets", id="a key for a user"),
+        pytest.param("data.write", "model.invoke", "can hold secrets", id="a model"),
+        pytest.param("from: header.idempotency-key, ", "on_missing: require, ", "needs a key", id="no key"),
+        pytest.param("response: keep", "response: keep, provider: true", "repeats itself", id="the vendor's"),
+        pytest.param("surface: data.write\n    effect: commit", "sensitive: true", "of its own", id="none"),
+    ],
+)
+def test_sm37_an_answer_that_nobody_should_keep_is_refused_at_load(old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        map_of(KEEPING.replace(old, new))
+    assert caught.value.line
+
+
+def test_sm37_no_answer_is_kept_by_default() -> None:
+    defaults = "defaults:\n  idempotency: {from: header.idempotency-key, response: keep}\n"
+    with pytest.raises(ConfigError, match="on each operation"):
+        map_of(defaults + GOOD.lstrip("\n"))
+
+
+def test_sm37_no_answer_of_a_batch_is_kept() -> None:
+    batch = KEEPING.replace(
+        "surface: data.write\n    effect: commit", "explode: {over: body.items, max: 9, as: B}"
+    )
+    with pytest.raises(ConfigError, match="a surface of its own"):
+        map_of(batch)
+
+
 def test_sm8_an_effect_needs_a_surface() -> None:
     with pytest.raises(ConfigError, match="an effect but no surface"):
         map_of(GOOD.replace("    surface: data.write\n", ""))
@@ -251,3 +302,50 @@ def test_a_dispatch_map_has_a_target_in_every_operation() -> None:
 def test_another_kind_is_none_when_it_is_not_required() -> None:
     text = "apiVersion: holdgate/v1\nkind: Bundle\nmetadata: {name: b}\nspec: {}\n"
     assert load_map(load(text), required=False) is None
+
+
+RECONCILE = """\
+    reconcile:
+      read: B
+      by: key
+      with: {query.type: const.made, path.a: params.x}
+      whole: {const.false: more}
+      each: data
+      at: created
+      where: {key: request.key, params.x: [a, b.c]}
+"""
+
+
+def test_sm39_a_rule_that_says_how_to_ask_is_loaded() -> None:
+    spec = map_of(GOOD + RECONCILE).operations[0].reconcile
+    assert spec is not None
+    assert (spec.read, spec.by, spec.each, spec.at) == ("B", "key", "data", "created")
+    assert spec.request == (("query.type", "const.made"), ("path.a", "params.x"))
+    assert spec.whole == (("const.false", "more"),)
+    assert spec.where == (("key", ("request.key",)), ("params.x", ("a", "b.c")))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        pytest.param("      by: key\n", "", 14, "needs the key 'by'", id="not by what"),
+        pytest.param("      at: created\n", "", 14, "needs the key 'at'", id="not since when"),
+        pytest.param("by: key", "by: amount", 15, "params.NAME", id="by something else"),
+        pytest.param("query.type", "body.type", 16, "is not path.NAME, query.NAME", id="a body"),
+        pytest.param("const.made", "made", 16, "is not params.NAME, const.TEXT", id="a bare text"),
+        pytest.param("const.made", "key", 16, "is not params.NAME, const.TEXT", id="the key"),
+        pytest.param("query.type", "query", 16, "can only be params.NAME", id="a whole query of the map's"),
+        pytest.param("{const.false: more}", "{}", 17, "must not be empty", id="whole by nothing"),
+        pytest.param("{const.false: more}", "{key: more}", 17, "'key' is not params.NAME", id="whole by key"),
+        pytest.param("data", "data[]", 18, "names joined by dots", id="a list in a path"),
+        pytest.param("at: created", "at: ''", 19, "names joined by dots", id="an empty path"),
+        pytest.param("key: request.key", "time.from: t", 20, "nor `key`", id="a comparison with a time"),
+        pytest.param("[a, b.c]", "[]", 20, "empty list", id="compared with nothing"),
+        pytest.param("where: {key: request.key, params.x: [a, b.c]}", "where: {}", 20, "empty", id="any"),
+    ],
+)
+def test_sm39_an_answer_is_no_proof_by_its_looks(old: str, new: str, line: int, message: str) -> None:
+    assert old in RECONCILE
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        map_of(GOOD + RECONCILE.replace(old, new))
+    assert (caught.value.file, caught.value.line) == ("own.yaml", line)

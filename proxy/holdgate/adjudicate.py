@@ -16,6 +16,9 @@ Invariants (tests/test_adjudicate.py; A9: tests/test_standing.py; A10: tests/tes
       receipt, and the gate is not asked; under another bundle, or by another gate, it is.
   A10  An action that is bound to an object is permitted only with what was decided of that object in the
       input, or where the map says `blind: allow`; one that acts once takes the object with its PERMIT.
+  A11  A kept answer is recalled only with already_executed, for the very request that was executed.
+  A12  A replay is permitted only so long that it is sent while the vendor, by the map's `ttl`, has the key;
+      later a repeat is a new action: decided, charged, and told apart from what the vendor may answer.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypedDict
 
 from . import gate
 from .agents import Agent
@@ -51,12 +54,13 @@ from .ledger import (
     appraise,
     is_free,
     op_key,
+    scoped_key,
     told_by,
 )
 from .policy import PolicySet
 from .receipt import decision_statement, input_digest, sign
 from .sealing import SALT_BYTES, Kept, Sealed, commitment, seal
-from .standing import KEYLESS_S, NOTHING_STANDS, Denial, Standing, Told, bound_part, repeated
+from .standing import KEYLESS_S, NOTHING_STANDS, Denial, Standing, Told, bound_part, is_anothers, repeated
 from .surface.model import Action, Bond, KeySource, Recognised
 
 __all__ = [
@@ -240,15 +244,26 @@ class Adjudication:
         digest = case.recognised.digest
         verdict, prior, prior_status = appraise(
             claims,
-            [(claim.key, claim.source) for claim in self._claims],
+            [
+                (claim.key, claim.source)
+                for claim in self._claims
+                if not self._others(claim, claims, standing, now_us)
+            ],
             digest=digest,
             now_us=now_us,
         )
         refused = _REFUSED.get(verdict)
         if refused is not None:
-            waits = verdict is Verdict.IN_FLIGHT and self._is_twin(claims, prior)
+            twin = self._is_twin(claims, prior)
+            if verdict is Verdict.CONFLICT:  # with whose request is nobody else's business
+                prior, prior_status = "", 0
+            keeps = bool(case.recognised.keys) and case.recognised.keys[0].keep
             return self._entry(
-                now_us, receipt_id, *refused, prior=prior, prior_status=prior_status, waits=waits
+                *(now_us, receipt_id, *refused),
+                prior=prior,
+                prior_status=prior_status,
+                waits=twin and verdict is Verdict.IN_FLIGHT,
+                recalls=twin and keeps and verdict is Verdict.ALREADY_EXECUTED,
             )
         if case.recognised.require_key:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
@@ -257,7 +272,7 @@ class Adjudication:
             if denial is not None:
                 return self._denied_again(now_us, receipt_id, denial)
         inputs = decision_input(case.agent, case.request, case.recognised, now_us)
-        taken = self._bound(inputs["actions"], standing, now_us)
+        taken = self._bound(inputs["actions"], claims, standing, now_us)
         if taken is None:  # another gate would not know: it is asked nothing that is bound to nothing
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.INPUT_UNAVAILABLE)
         if verdict is Verdict.REPLAY:  # the vendor does nothing anew, so what is free stays free
@@ -299,7 +314,20 @@ class Adjudication:
         row = claims.get(self._claims[0].key)
         return row is not None and (row.receipt_id, row.digest) == (first, case.recognised.digest)
 
-    def _bound(self, actions: list[dict[str, Any]], standing: Standing, now_us: int) -> frozenset[str] | None:
+    def _others(self, claim: _Claim, claims: Mapping[str, ClaimRow], standing: Standing, now_us: int) -> bool:
+        """Whether this is the claim on an object of somebody else: nothing to tell this one about. What is
+        open between the two is a conflict all the same (surface/keys.py)."""
+        if claim.bond is None or claim.key not in claims:
+            return False
+        return is_anothers(standing.prepared.get(claim.key), now_us, **self._who)
+
+    def _bound(
+        self,
+        actions: list[dict[str, Any]],
+        claims: Mapping[str, ClaimRow],
+        standing: Standing,
+        now_us: int,
+    ) -> frozenset[str] | None:
         """Put into each action what it is bound to. The keys of objects that a PERMIT takes.
 
         None: an action lacks its object, and it is not the gate here that will say so.
@@ -309,10 +337,17 @@ class Adjudication:
             bond, found = claim.bond, standing.prepared.get(claim.key)
             if bond is None or recognised is None:
                 continue
-            part = bound_part(found, bond, now_us)
+            part = bound_part(found, bond, now_us, **self._who)
             if part is None:
                 if not bond.blind and self._engine != gate.ENGINE:
                     return None
+                # Acted on blindly: whoever knows the object does not know it any more.
+                if (
+                    bond.once
+                    and found is not None
+                    and (claim.key not in claims or is_free(claims[claim.key]))
+                ):
+                    taken.add(claim.key)
                 continue
             for action, own in zip(actions, recognised.bonds, strict=True):
                 if own == bond:
@@ -320,6 +355,12 @@ class Adjudication:
             if bond.once:
                 taken.add(claim.key)
         return frozenset(taken)
+
+    @property
+    def _who(self) -> _Who:
+        case = self._case
+        principal = case.recognised.principal if case.recognised is not None else None
+        return {"agent": case.agent.id if case.agent is not None else "", "principal": principal}
 
     def _denied_again(self, now_us: int, receipt_id: str, denial: Denial) -> Entry:
         return self._entry(
@@ -378,6 +419,7 @@ class Adjudication:
         taken: frozenset[str] = frozenset(),
         told: Told = Told.NEW,
         waits: bool = False,
+        recalls: bool = False,
     ) -> Entry:
         case, evidence, bundle = self._case, self._evidence, self._bundle
         recognised = case.recognised
@@ -430,6 +472,7 @@ class Adjudication:
             produces=permit and recognised is not None and _produces(recognised, objects),
             told=told,
             waits=waits,
+            recalls=recalls,
         )
 
     def _bindings(self, taken: frozenset[str], now_us: int) -> tuple[Binding, ...]:
@@ -459,6 +502,11 @@ class Adjudication:
         return None
 
 
+class _Who(TypedDict):
+    agent: str
+    principal: str | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Claim:
     key: str
@@ -469,10 +517,12 @@ class _Claim:
     bond: Bond | None = None  # of a claim on an object
 
     def binding(self, now_us: int) -> Binding:
+        # A PERMIT is used up to that much later, and the vendor counts from when the first one arrived.
+        early_us = min(PERMIT_USE_BY_US, self.ttl_s * 1_000_000) if self.provider else 0
         return Binding(
             key=self.key,
             digest=self.digest,
-            expires_us=now_us + self.ttl_s * 1_000_000,
+            expires_us=now_us + self.ttl_s * 1_000_000 - early_us,
             provider=self.provider,
             source=self.source,
         )
@@ -490,7 +540,7 @@ def _claims(case: Case, fleet_key: bytes) -> tuple[_Claim, ...]:
     scope = (agent.id, request.destination, recognised.actions[0].surface, recognised.principal or "")
     keys = [
         _Claim(
-            key=op_key(rule.source.value, *scope, rule.value, secret=fleet_key),
+            key=scoped_key(rule.source.value, *scope, rule.value, secret=fleet_key),
             digest=recognised.digest,
             source=rule.source.value,
             ttl_s=rule.ttl_s,
@@ -511,7 +561,7 @@ def _claims(case: Case, fleet_key: bytes) -> tuple[_Claim, ...]:
     ]
     objects = [
         _Claim(
-            key=object_key(agent.id, request, recognised, bond.object, fleet_key),
+            key=object_key(request, bond.object, fleet_key),
             digest=recognised.digest,
             source=ONCE_SOURCE,
             ttl_s=_ONCE_TTL_S,
@@ -524,10 +574,9 @@ def _claims(case: Case, fleet_key: bytes) -> tuple[_Claim, ...]:
     return (*keys, *conflicts, *objects)
 
 
-def object_key(agent: str, request: Target, recognised: Recognised, name: str, fleet_key: bytes) -> str:
-    """The stored name of an object: whoever has it, where, and by whose credential (ST4)."""
-    scope = (agent, request.destination, recognised.principal or "")
-    return op_key("object", *scope, name, secret=fleet_key)
+def object_key(request: Target, name: str, fleet_key: bytes) -> str:
+    """The stored name of an object: one row, whoever asks (ST6). Whose it is, its decision says (ST4)."""
+    return op_key("object", request.destination, name, secret=fleet_key)
 
 
 def _produces(recognised: Recognised, objects: tuple[str, ...]) -> bool:

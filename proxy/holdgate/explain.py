@@ -101,8 +101,8 @@ def explain(
     for action, bond in zip(inputs["actions"], recognised.bonds, strict=False):
         part = bound
         if part is None and bond is not None:
-            key = object_key(agent.id, request, recognised, bond.object, fleet_key)
-            part = bound_part(prepared(key), bond, now_us)
+            known = prepared(object_key(request, bond.object, fleet_key))
+            part = bound_part(known, bond, now_us, agent=agent.id, principal=recognised.principal)
         if part is not None and bond is not None:
             action["bound"] = part
     facts_of = bundle.policies.facts_of

@@ -28,8 +28,9 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
+from .digest import framed
 from .errors import BackendError, HoldgateError, Outcome, Reason
-from .sealing import Sealed
+from .sealing import KeptAnswer, Sealed
 from .standing import NOTHING_STANDS, Denial, Made, Prepared, Standing, Told
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "may_bind",
     "op_key",
     "remade",
+    "scoped_key",
     "settle",
     "settle_claim",
     "settle_row",
@@ -198,6 +200,7 @@ class Entry:
     told: Told = Told.NEW  # what its answer will be worth
     waits: bool = False  # refused as in flight; if the first is at another node, its answer is waited for
     would: str = ""  # outcome if shadow policies counted, for the figures; "": none applies
+    recalls: bool = False  # a repeat that may be given the answer to `prior`, if the store kept it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +210,7 @@ class Recorded:
     entry: Entry
     index: int  # leaf index in the log
     durable: bool
+    answer: KeptAnswer | None = None  # the kept answer to `entry.prior`, of an entry that recalls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,10 +320,12 @@ class Ledger(Protocol):
         *,
         delivered: bool,
         made: Made | None = None,
+        kept: KeptAnswer | None = None,
     ) -> None:
         """Queue the outcome receipt of a PERMIT; it shares the next commit. Idempotent per permit.
 
-        `made`: the object that its answer named. What is recorded after this call knows it.
+        `made`: the object that its answer named. `kept`: its answer, for repeats; as long as its key holds.
+        What is recorded after this call knows both.
         """
         ...
 
@@ -431,15 +437,24 @@ SOURCES: Final = frozenset(_SOURCE_RANK)
 type Attempt = tuple[Verdict, str, int]
 
 
+_CLAIM: Final = b"holdgate-claim-v1"
+
+
 def op_key(*parts: str, secret: bytes | None = None) -> str:
     """The stored name of a claim: a hash over its scope and value, 64 hex digits.
 
     Keys can name people ("refund-mrs-smith"), so pass the fleet key as `secret` wherever there is one.
     """
-    encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
-    framed = b"holdgate-claim-v1" + b"".join([len(part).to_bytes(8, "big") + part for part in encoded])
+    preimage = framed(_CLAIM, [part.encode("utf-8", "surrogatepass") for part in parts])
     # BLAKE2b has a keyed mode of its own (RFC 7693): one pass, a quarter of HMAC's cost.
-    return hashlib.blake2b(framed, key=secret or b"", digest_size=32).hexdigest()
+    return hashlib.blake2b(preimage, key=secret or b"", digest_size=32).hexdigest()
+
+
+def scoped_key(
+    source: str, agent: str, destination: str, surface: str, principal: str, value: str, *, secret: bytes
+) -> str:
+    """The stored name of an idempotency key, as receipts carry it."""
+    return op_key(source, agent, destination, surface, principal, value, secret=secret)
 
 
 def attempt(row: ClaimRow | None, *, digest: str, now_us: int, source: str) -> Attempt:
@@ -589,11 +604,13 @@ def remade(
 
     `row` is the claim before this outcome. Who took the object made it anew. A replay did so only if it took
     the object over from the PERMIT that it repeats: otherwise others may have acted on it since, and the
-    answer is an old one. Where nobody knows whether it is, the object stays taken.
+    answer is an old one. Where nobody knows whether it is, nothing becomes known, and what is taken stays so.
     """
+    if made.told is Told.EITHER:
+        return False, None
     if row is None or row.source != ONCE_SOURCE or is_free(row):
         return known is None or now_us >= known.expires_us, None
-    if row.receipt_id != receipt_id or made.told is Told.EITHER:
+    if row.receipt_id != receipt_id:
         return False, None
     return made.told is Told.NEW or row.before is not None, replace(row, state=_N, before=None)
 

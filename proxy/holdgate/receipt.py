@@ -39,12 +39,14 @@ __all__ = [
     "Verified",
     "actions_digest",
     "admin_statement",
+    "answer_digest",
     "decision_statement",
     "input_digest",
     "jws_prefix",
     "new_receipt_id",
     "outcome_statement",
     "read_accepted",
+    "read_unsigned",
     "sign",
     "trigguard_view",
     "verify",
@@ -178,6 +180,7 @@ def outcome_statement(
     http_status: int,  # 0 when there was none
     finding: Finding | None = None,  # of `reconciled`
     produced: str = "",  # key of the object that its answer named
+    kept: str = "",  # answer_digest() of its answer, as it is kept for repeats
 ) -> dict[str, Any]:
     """The statement of what happened after the PERMIT `of`."""
     out: dict[str, Any] = {
@@ -194,6 +197,8 @@ def outcome_statement(
         out["http_status"] = http_status
     if produced:
         out["produced"] = produced
+    if kept:
+        out["kept"] = kept
     if finding is not None:
         out |= {"found": finding.found.value, "by": finding.by}
         if finding.note:
@@ -279,6 +284,11 @@ def input_digest(inputs: bytes, salt: bytes = b"") -> str:
     return "sha256:" + hashlib.sha256(inputs).hexdigest()
 
 
+def answer_digest(data: bytes) -> str:
+    """What an outcome says of the answer that is kept with it: the digest of its sealed bytes."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
 # --- JWS ---
 
 
@@ -318,6 +328,17 @@ def verify_each(batch: Sequence[bytes], keys: KeySet) -> list[Verified | Receipt
 
 def _read(jws: bytes, keys: KeySet) -> tuple[PublicKey, bytes, bytes, Any] | ReceiptError:
     """Key, signing input, signature and value."""
+    parsed = _parsed(jws)
+    if isinstance(parsed, ReceiptError):
+        return parsed
+    key = keys.get(parsed[0])
+    if key is None:
+        return ReceiptError("signed with a key that is not in the key set")
+    return key, *parsed[1:]
+
+
+def _parsed(jws: bytes) -> tuple[str, bytes, bytes, Any] | ReceiptError:
+    """Key id, signing input, signature and value."""
     if len(jws) > MAX_BYTES:
         return ReceiptError(f"larger than {MAX_BYTES} bytes")
     parts = jws.split(b".")
@@ -331,10 +352,7 @@ def _read(jws: bytes, keys: KeySet) -> tuple[PublicKey, bytes, bytes, Any] | Rec
         return error
     except (ValueError, JcsError) as error:
         return ReceiptError(str(error))
-    key = keys.get(kid)
-    if key is None:
-        return ReceiptError("signed with a key that is not in the key set")
-    return key, jws[: len(parts[0]) + 1 + len(parts[1])], signature, value
+    return kid, jws[: len(parts[0]) + 1 + len(parts[1])], signature, value
 
 
 def _signed(key: PublicKey, message: bytes, signature: bytes, value: Any) -> tuple[str, Any] | ReceiptError:
@@ -360,6 +378,12 @@ def read_accepted(jws: bytes) -> Verified:
     """What verify() said of a JWS that it accepted in another process. Nothing is verified here."""
     header, payload, _ = jws.split(b".")
     return Verified(kid=_kid_of(header), statement=loads_accepted(unb64url(payload)))
+
+
+def read_unsigned(jws: bytes) -> Verified | ReceiptError:
+    """What a receipt says whose key is not at hand. Its form is checked, its signature is not."""
+    read = _parsed(jws)
+    return read if isinstance(read, ReceiptError) else _checked(read[0], read[3])
 
 
 @lru_cache(maxsize=64)  # a log has a handful of headers and a million receipts

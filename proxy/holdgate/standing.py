@@ -9,17 +9,22 @@ An object that a permitted request made (a payment intent, a plan) is known by w
 A later request that acts on it (confirm, apply) carries only that name; what the object is, is what the first
 decision was about: its recorded parameters. An operation that changes the object is bound to it too, takes it
 (`once`: a claim of ledger.py) and makes it anew: what is known is the newest decision over the older ones.
+There is one row for an object, whoever asks: two agents, or two credentials, may be of one account, whose
+vendor answers a repeated key to both. With a row each, one could change what the other confirms.
 
 Stores keep these rows beside the claims and write them in the decision's or outcome's own transaction. They
-may forget any of them: then the policy is asked again, or the object is unknown (SILENCE).
+may forget any denial: then the policy is asked again. An object they forget only when it has expired, not
+before its key has: else a repeated old answer could make it known as it was (ST5).
 
-Invariants (tests/test_standing.py; ST3 to ST5: tests/test_bonds.py):
+Invariants (tests/test_standing.py; ST3 to ST6: tests/test_bonds.py):
   ST1  A denial repeats for the same key, request digest and bundle only, and only until it expires.
   ST2  A denial never makes a PERMIT, and nothing but a DENY by a policy here leaves one.
   ST3  What is bound is what the gate decided when the object was made, read from that decision's own input;
        expired, destroyed, unreadable, or made by another operation than the map says: nothing is bound.
   ST4  An object is known only after an executed PERMIT for the same agent, destination and principal.
   ST5  A repeated answer never makes an object anew that somebody acted on: only whoever took it can.
+  ST6  What one agent or credential makes or changes, no other confirms on what it knows itself; nor is it
+       told of what the other did.
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ __all__ = [
     "Standing",
     "Told",
     "bound_part",
+    "is_anothers",
     "repeated",
 ]
 
@@ -107,18 +113,42 @@ def repeated(standing: Standing, key: str, *, digest: str, policy: str, now_us: 
     return denial
 
 
-def bound_part(found: Prepared | None, bond: Bond, now_us: int) -> dict[str, Any] | None:
-    """What a decision input says of the object that its action is about (ST3)."""
-    if found is None or found.inputs is None or now_us >= found.expires_us:
+def bound_part(
+    found: Prepared | None, bond: Bond, now_us: int, *, agent: str, principal: str | None
+) -> dict[str, Any] | None:
+    """What a decision input says of the object that its action is about (ST3), where the object is theirs."""
+    if found is None or now_us >= found.expires_us:
         return None
+    made = _made(found)
+    if made is None or made[0] != (agent, principal):
+        return None
+    action = made[1]
     try:
-        inputs = loads_input_strict(found.inputs)
-        (action,) = inputs["actions"]
         before = action["bound"]["params"] if "bound" in action else {}
         params = {**before, **action["params"]}
         operation = action["operation"]
-    except (JcsError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError):
         return None
     if operation not in bond.to:
         return None
     return {"operation": operation, "receipt": found.receipt_id, "params": params}
+
+
+def is_anothers(found: Prepared | None, now_us: int, *, agent: str, principal: str | None) -> bool:
+    """Whether it was another agent or credential that made or changed the object last."""
+    if found is None or now_us >= found.expires_us:
+        return False
+    made = _made(found)
+    return made is not None and made[0] != (agent, principal)
+
+
+def _made(found: Prepared) -> tuple[tuple[str, str | None], dict[str, Any]] | None:
+    """((agent, principal), action) of the decision about it; None where that cannot be read."""
+    if found.inputs is None:
+        return None
+    try:
+        inputs = loads_input_strict(found.inputs)
+        (action,) = inputs["actions"]
+        return (inputs["agent"]["id"], action.get("principal")), action
+    except (JcsError, AttributeError, KeyError, TypeError, ValueError):
+        return None

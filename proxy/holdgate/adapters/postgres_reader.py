@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import asyncpg
 
+from ..audit import HeadRow
+from ..audit_fleet import FleetInput
 from ..config_store import PostgresStore as Settings
 from ..erasure import Erasure
 from ..errors import ConfigError
@@ -31,7 +33,7 @@ _WHERE: Final = "PostgreSQL"
 _PATIENCE_S: Final = 30.0  # for one query, and for one chunk of a long one
 _CHUNK: Final = 1000
 _TABLE: Final = re.compile(
-    r"\b(FROM|JOIN) (head|receipts|inputs|sealed|secrets|permits|claims|counters|prepared)\b"
+    r"\b(FROM|JOIN) (head|receipts|inputs|sealed|secrets|permits|claims|counters|prepared|answers)\b"
 )
 _JOIN: Final = re.compile(r"\b(\w)\.idx = (\w)\.idx\b")
 _OF_NODE: Final = frozenset({"receipts", "permits"})  # the others are joined to these
@@ -80,6 +82,24 @@ class PostgresReader(Reader):
         )
         found = [self.get(row[0]) for row in self._rows(sql)]
         return [stored for stored in found if stored is not None]
+
+    def fleet_input(self) -> FleetInput:
+        """Everything that audit_fleet() looks at, in one snapshot: of a reader of the whole fleet. Read
+        `records` to the end before the others; then call end_audit(). Raises ConfigError."""
+        self._snapshot()
+        heads = self._rows("SELECT name, origin, size, iat_us, hashes FROM holdgate.nodes ORDER BY id")
+        return FleetInput(
+            heads=tuple(
+                (row[0], HeadRow(origin=row[1], size=row[2], iat_us=row[3], hashes=row[4])) for row in heads
+            ),
+            fleet_us=int(self._row("SELECT iat_us FROM holdgate.fleet")[0]),
+            records=self._records(
+                "(SELECT n.name FROM holdgate.nodes n WHERE n.id = r.node)", "r.iat_us, r.node"
+            ),
+            claims=self.claims(),
+            counters=self.counters(),
+            prepared=self._prepared(),
+        )
 
     # --- reader.Reader ---
 
@@ -152,7 +172,8 @@ class PostgresReader(Reader):
         sql = (
             "SELECT count(*) FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"  # noqa: S608
             " LEFT JOIN secrets s ON s.idx = r.idx"
-            f" WHERE (substr(i.json, 1, 1) <> decode('00', 'hex') OR {secret} > 0) AND {where}"
+            f" WHERE (substr(i.json, 1, 1) <> decode('00', 'hex') OR {secret} > 0"
+            f" OR EXISTS (SELECT 1 FROM answers a WHERE a.id = r.id)) AND {where}"
         )
         return int(self._row(sql, values)[0])
 

@@ -31,13 +31,14 @@ import asyncpg
 from ..answer import Answer
 from ..config_store import PostgresStore as Settings
 from ..ledger import Charge, ClaimRow, Finding, State, Total, is_free
+from ..sealing import KeptAnswer
 from ..standing import MAX_DENIALS, Denial, Prepared
 from ..tlog import TlogError
 from ..twins import TwinError, open_sealed, seal
 from .postgres_erase import PostgresEraser
 from .postgres_link import CHECKS, Link, check
 from .postgres_schema import LOCK_CLASS, charges_of, charges_text, claim_of, row_of
-from .sqlite_schema import denial_of, denial_row, kept_input, pack, unpack
+from .sqlite_schema import answer_of, denial_of, denial_row, kept_input, pack, unpack
 from .store import FORGET_EVERY, Changes, Conflict, Head, Node, OutcomeNote, Permit, StoreBroken, StoreLost
 
 __all__ = ["PostgresLeaves", "PostgresStore", "permit_of"]
@@ -85,7 +86,7 @@ w_claims AS (
     provider = excluded.provider, source = excluded.source, b_state = excluded.b_state,
     b_receipt = excluded.b_receipt, b_status = excluded.b_status),
 w_fleet AS (UPDATE holdgate.fleet SET iat_us = $37::bigint WHERE one = 1)
-UPDATE holdgate.nodes SET size = $38, iat_us = $37, hashes = $39 WHERE id = $1 AND owner = $18
+UPDATE holdgate.nodes SET size = $38, iat_us = $41, hashes = $39 WHERE id = $1 AND owner = $18
 """
 _UNKNOWN: Final = (
     "SELECT count(*) FROM holdgate.permits WHERE node = $1 AND state = 'unknown'"
@@ -109,6 +110,24 @@ _PUT_PREPARED: Final = """
 INSERT INTO holdgate.prepared SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])
 ON CONFLICT (key) DO UPDATE SET receipt_id = excluded.receipt_id, expires_us = excluded.expires_us
 """
+# A repeat may come to another node than its first request; the claims are the fleet's, and so are answers.
+_ANSWER: Final = """
+SELECT e.data, s.key FROM holdgate.answers a
+JOIN holdgate.sealed e ON e.node = a.node AND e.idx = a.idx
+JOIN holdgate.secrets s ON s.node = a.node AND s.idx = a.idx WHERE a.id = $1
+"""
+_PUT_ANSWERS: Final = """
+INSERT INTO holdgate.answers (node, id, idx, expires_us)
+SELECT $1::integer, u.* FROM unnest($2::text[], $3::bigint[], $4::bigint[]) u
+"""
+# Only this node's own: its eraser touches these rows outside the fleet's lock, in the same thread.
+_FORGET_ANSWERS: Final = (
+    "UPDATE holdgate.secrets s SET key = decode(repeat('00', 32), 'hex') FROM holdgate.answers a"
+    " WHERE a.node = $1 AND a.expires_us <= $2 AND s.node = a.node AND s.idx = a.idx",
+    "DELETE FROM holdgate.sealed e USING holdgate.answers a"
+    " WHERE a.node = $1 AND a.expires_us <= $2 AND e.node = a.node AND e.idx = a.idx",
+    "DELETE FROM holdgate.answers WHERE node = $1 AND expires_us <= $2",
+)
 _TWINS_S: Final = 600  # a request that waits longer than that has given up
 _PUT_TWINS: Final = """
 INSERT INTO holdgate.twins
@@ -212,7 +231,9 @@ class PostgresStore:
             raise
         self._in_doubt = False
         self.head = changes.head
-        self._log_iat_us = self._fleet_us = changes.head.iat_us
+        self._fleet_us = changes.head.iat_us
+        if changes.receipts:
+            self._log_iat_us = changes.head.iat_us
         self.unknown += changes.unknown
         for permit in changes.permits.values():
             if permit.state is State.DISPATCHING and permit.receipt_id not in self._permits:
@@ -306,6 +327,10 @@ class PostgresStore:
             if row is None
             else Prepared(key=row["key"], receipt_id=row["receipt_id"], expires_us=row["expires_us"])
         )
+
+    def answer(self, receipt_id: str) -> KeptAnswer | None:
+        row = self._ask(lambda conn: conn.fetchrow(_ANSWER, receipt_id), self._until)
+        return answer_of(row)
 
     def inputs(self, receipt_id: str) -> bytes | None:
         row = self._ask(lambda conn: conn.fetchrow(_INPUTS, receipt_id), self._until)
@@ -446,6 +471,9 @@ class PostgresStore:
             await conn.execute(_PUT_PREPARED, *_turned(objects, 3))
         if changes.answers:
             await self._put_twins(conn, changes)
+        if changes.kept:
+            kept = [(one.receipt_id, one.index, one.expires_us) for one in changes.kept]
+            await conn.execute(_PUT_ANSWERS, self._id, *_turned(kept, 3))
         if self.head.tree.size // FORGET_EVERY != changes.head.tree.size // FORGET_EVERY:
             await self._forget(conn, changes.head.iat_us)
         if changes.charges:
@@ -479,6 +507,7 @@ class PostgresStore:
             head.tree.size,
             pack(head.tree),
             [" ".join(permit.waiting) for permit in changes.permits.values()],
+            head.iat_us if changes.receipts else self._log_iat_us,
         ]
 
     async def _put_twins(self, conn: Any, changes: Changes) -> None:
@@ -495,6 +524,8 @@ class PostgresStore:
     async def _forget(self, conn: Any, now_us: int) -> None:
         await conn.execute("DELETE FROM holdgate.denials WHERE expires_us <= $1", now_us)
         await conn.execute("DELETE FROM holdgate.prepared WHERE expires_us <= $1", now_us)
+        for statement in _FORGET_ANSWERS:
+            await conn.execute(statement, self._id, now_us)
         await conn.execute("DELETE FROM holdgate.twins WHERE until_us <= $1", now_us)
         await conn.execute(
             "DELETE FROM holdgate.denials WHERE at_us <="

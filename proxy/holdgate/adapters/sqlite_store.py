@@ -17,17 +17,21 @@ from typing import Final
 
 from ..answer import Answer
 from ..ledger import Charge, ClaimRow, State, Total, is_free
+from ..sealing import KeptAnswer
 from ..standing import MAX_DENIALS, Denial, Prepared
 from .sqlite_erase import SqliteEraser
 from .sqlite_open import OpenFile, files_of, read_permits
 from .sqlite_schema import (
     DB_NAME,
+    PUT_ANSWER,
     PUT_CLAIM,
     PUT_COUNTER,
     PUT_DENIAL,
     PUT_PERMIT,
     PUT_PREPARED,
     PUT_RECEIPT,
+    READ_ANSWER,
+    answer_of,
     charges_of,
     charges_text,
     claim_of,
@@ -59,7 +63,9 @@ class SqliteStore:
     def __init__(self, opened: OpenFile, state_dir: Path, owner: str) -> None:
         self._db, self._dir, self._owner = opened.db, state_dir, owner
         self.head = opened.head
+        # What is dispatching is asked for again soon, by its outcome: kept as it was committed.
         self._live: dict[str, Permit] = {}
+        self._taken: dict[str, ClaimRow] = {}
         self.unknown = len(read_permits(opened.db, State.UNKNOWN))
         self.eraser = SqliteEraser(opened.db)
         self._files = files_of(state_dir)
@@ -83,6 +89,11 @@ class SqliteStore:
                 self._live[permit.receipt_id] = permit
             else:
                 self._live.pop(permit.receipt_id, None)
+        for key, row in changes.claims.items():
+            if row.state is State.DISPATCHING:
+                self._taken[key] = row
+            else:
+                self._taken.pop(key, None)
 
     def heal(self) -> None:
         """Nothing heals here: every error ends the ledger."""
@@ -109,8 +120,7 @@ class SqliteStore:
     # --- rows ---
 
     def claim(self, key: str) -> ClaimRow | None:
-        found = self._db.execute("SELECT * FROM claims WHERE key = ?", (key,)).fetchone()
-        return None if found is None else claim_of(found)
+        return self._taken.get(key) or self._stored_claim(key)
 
     def permit(self, receipt_id: str) -> Permit | None:
         return self._live.get(receipt_id) or self._stored_permit(receipt_id)
@@ -123,6 +133,9 @@ class SqliteStore:
         found = self._db.execute("SELECT * FROM prepared WHERE key = ?", (key,)).fetchone()
         return None if found is None else Prepared(key=found[0], receipt_id=found[1], expires_us=found[2])
 
+    def answer(self, receipt_id: str) -> KeptAnswer | None:
+        return answer_of(self._db.execute(READ_ANSWER, (receipt_id,)).fetchone())
+
     def inputs(self, receipt_id: str) -> bytes | None:
         return read_input(self._db, receipt_id)
 
@@ -131,6 +144,10 @@ class SqliteStore:
 
     def deserted(self, receipt_id: str) -> bool:
         return False  # they are all this process's own: open() has closed the others
+
+    def _stored_claim(self, key: str) -> ClaimRow | None:
+        found = self._db.execute("SELECT * FROM claims WHERE key = ?", (key,)).fetchone()
+        return None if found is None else claim_of(found)
 
     def _stored_permit(self, receipt_id: str) -> Permit | None:
         row = self._db.execute(
@@ -171,6 +188,9 @@ class SqliteStore:
             db.executemany(
                 "INSERT INTO secrets VALUES (?,?,?)", [(i, item.salt, item.key) for i, item in changes.sealed]
             )
+        if changes.kept:
+            kept = [(one.receipt_id, one.index, one.expires_us) for one in changes.kept]
+            db.executemany(PUT_ANSWER, kept)
         if changes.denials:
             db.executemany(PUT_DENIAL, [denial_row(index, one) for index, one in changes.denials])
         if changes.prepared:
@@ -204,6 +224,11 @@ class SqliteStore:
     def _forget(self, now_us: int) -> None:
         self._db.execute("DELETE FROM denials WHERE expires_us <= ?", (now_us,))
         self._db.execute("DELETE FROM prepared WHERE expires_us <= ?", (now_us,))
+        expired = "(SELECT idx FROM answers WHERE expires_us <= ?)"
+        # Rows of `secrets` stay where they are (sqlite_schema.py says why).
+        self._db.execute(f"UPDATE secrets SET key = zeroblob(32) WHERE idx IN {expired}", (now_us,))  # noqa: S608
+        self._db.execute(f"DELETE FROM sealed WHERE idx IN {expired}", (now_us,))  # noqa: S608
+        self._db.execute("DELETE FROM answers WHERE expires_us <= ?", (now_us,))
         self._db.execute(
             "DELETE FROM denials WHERE idx <= (SELECT idx FROM denials ORDER BY idx DESC LIMIT 1 OFFSET ?)",
             (MAX_DENIALS,),
