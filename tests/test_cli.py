@@ -218,7 +218,7 @@ def test_wrong_usage_is_exit_2(run, argv):
 
 
 def test_no_command_waits_for_the_proxy_engine_or_the_http_server():
-    """Half of the time that a command takes would be their import: `run` and what serves import them later."""
+    """Importing them would be half of the time of a command: what serves imports them later."""
     asked = "import sys; from holdgate.cli import build_parser; build_parser(); print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", asked], capture_output=True, text=True, timeout=60, check=True
