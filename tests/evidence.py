@@ -139,6 +139,7 @@ class RefundJudge:
         inputs: bytes | None = INPUT,
         signer: Signer = RECEIPT_KEY,
         sealed: bool = False,  # of a sensitive operation
+        keeps: bool = False,  # its map says `response: keep`
         meters: tuple[str, ...] = (),
         charge: Callable[[Budgets, int, bool], tuple[Charge, ...] | None] = lambda *_: (),
     ) -> None:
@@ -149,7 +150,7 @@ class RefundJudge:
         if conflict:
             self._wanted.append((op_key("thing", conflict), CONFLICT_SOURCE))
         self._digest, self._provider, self._ttl_us, self._inputs = digest, provider, ttl_us, inputs
-        self._is_sealed = sealed
+        self._is_sealed, self._keeps = sealed, keeps
         self.denials: tuple[str, ...] = ()
         self.objects: tuple[str, ...] = ()
         self.keys = tuple(key for key, _ in self._wanted)
@@ -241,6 +242,7 @@ class RefundJudge:
             prior_status=status,
             sealed=sealed,
             charges=charges or () if permit else (),
+            recalls=self._keeps and verdict is Verdict.ALREADY_EXECUTED,
         )
 
 

@@ -27,7 +27,7 @@ from holdgate.message import Headers, ResponseHead
 from holdgate.policy_model import PolicySet
 from holdgate.receipt import new_receipt_id
 from holdgate.release import Release
-from holdgate.sealing import open_sealed
+from holdgate.sealing import KeptAnswer, open_sealed
 from holdgate.standing import Denial, Made, Prepared, Standing
 
 NO_POLICIES = PolicySet(
@@ -45,6 +45,7 @@ class MemoryLedger:
         self.book = Book()
         self.denials: dict[str, Denial] = {}
         self.prepared: dict[str, Prepared] = {}
+        self.answers: dict[str, KeptAnswer] = {}
         self.now_us = 1_790_000_000_000_000
         self.before: Callable[[], Any] | None = None
         self.after: Callable[[], Any] | None = None
@@ -81,7 +82,8 @@ class MemoryLedger:
             if entry.outcome is Outcome.PERMIT:
                 self.record_outcome(receipt_id, OutcomeStatus.NOT_SENT, 0, delivered=False)
             raise
-        return Recorded(entry=entry, index=len(self.entries) - 1, durable=True)
+        answer = self.answers.get(entry.prior) if entry.recalls else None
+        return Recorded(entry=entry, index=len(self.entries) - 1, durable=True, answer=answer)
 
     def _known(self) -> dict[str, Prepared]:
         inputs = {entry.receipt_id: _input_of(entry) for entry in self.entries}
@@ -95,7 +97,10 @@ class MemoryLedger:
         *,
         delivered: bool,
         made: Made | None = None,
+        kept: KeptAnswer | None = None,
     ) -> None:
+        if kept is not None and status is OutcomeStatus.EXECUTED:
+            self.answers[receipt_id] = kept
         self.outcomes.append((receipt_id, status, http_status, delivered))
         before = self.claims.get(made.key) if made else None
         with contextlib.suppress(KeyError):  # some tests settle what they never recorded

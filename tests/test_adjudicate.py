@@ -130,6 +130,28 @@ def test_a2_what_was_refused_or_not_recognised_never_reaches_the_gate(says: Any,
     assert asked == []
 
 
+@pytest.mark.parametrize(
+    ("keep", "row", "recalls"),
+    [
+        pytest.param(True, {}, True, id="the same request again"),
+        pytest.param(False, {}, False, id="a map that keeps nothing"),
+        pytest.param(True, {"state": State.UNDELIVERED}, True, id="an answer that did not arrive"),
+        pytest.param(True, {"state": State.UNKNOWN}, False, id="an outcome that is not known"),
+        pytest.param(True, {"digest": "sha256:" + "cd" * 32}, False, id="another request under its key"),
+    ],
+)
+def test_a11_only_a_repeat_of_what_was_executed_recalls_its_answer(
+    says: Any, keep: bool, row: dict[str, Any], recalls: bool
+) -> None:
+    asked = says(PERMIT)
+    given = case(recognised=recognised(key=replace(NATIVE, keep=keep)))
+    claims = {key: replace(claim, **row) for key, claim in held(State.EXECUTED).items()}
+    found = judge(given, claims)
+    assert (found.recalls, found.outcome is Outcome.PERMIT, asked) == (recalls, False, [])
+    assert not judge(replace(given, via="decide"), claims).recalls  # a door has nobody to give it to
+    assert not judge(replace(given, refusal=Reason.OVERLOADED), claims).recalls
+
+
 def test_a3_claims_are_bound_on_permit_only(says: Any) -> None:
     says(DENY)
     assert judge(case()).bindings == ()

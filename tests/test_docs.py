@@ -157,6 +157,24 @@ def test_the_configuration_page_shows_the_limits_that_count_when_none_are_writte
     assert named == {field.name for field in dataclasses.fields(Limits)}
 
 
+# --- modules ---
+
+
+def test_the_map_of_modules_names_each_of_them_once() -> None:
+    package = ROOT / "proxy/holdgate"
+    built = [path.relative_to(package).with_suffix("") for path in package.rglob("*.py")]
+    modules = [
+        each.as_posix()
+        for each in built
+        if not each.name.startswith("__") and each.parts[0] not in ("cli", "demo")
+    ]
+    named = []
+    for _, pure, around in rows("Where what is"):
+        named += re.findall(r"`([\w/]+)`", pure)
+        named += [f"adapters/{name}" for name in re.findall(r"`([\w/]+)`", around)]
+    assert sorted(named) == sorted(modules), "write it into 'Where what is' of proxy/README.md"
+
+
 # --- commands ---
 
 

@@ -18,7 +18,8 @@ from envoys import ROOT, TOKEN, gate_for_envoy, generate
 from holdgate.adapters.ca import LeafMaker, load_ca
 from holdgate.config_values import Address
 from holdgate.demo.instance import Instance
-from holdgate.envoy import EnvoyPlan, GateSide, Upstream, bootstrap, leaf_secret
+from holdgate.envoy import bootstrap, leaf_secret
+from holdgate.envoy_plan import EnvoyPlan, GateSide, Upstream
 from holdgate.limits import Limits
 from holdgate.relay import outcome_of
 

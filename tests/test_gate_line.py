@@ -19,7 +19,8 @@ from holdgate.adapters.gate_line import PLACE
 from holdgate.adjudicate import Adjudication
 from holdgate.errors import BackendError, ConfigError, Outcome, Reason
 from holdgate.ledger import OutcomeStatus, Superseded
-from holdgate.worker_protocol import Frame, FrameReader, Kind, encode
+from holdgate.sealing import KeptAnswer
+from holdgate.worker_protocol import Frame, FrameReader, Kind, encode, read_outcome
 from test_adjudicate import BUNDLE, EVIDENCE, PERMIT, case
 from workers import keyed, petition, until, worker
 
@@ -89,7 +90,9 @@ def permit_of(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[Frame],
 
 def recorded(jws: bytes, n: int) -> bytes:
     return encode(
-        Kind.RECORDED, jws, n=n, index=0, prior="", prior_status=0, would="", produces=False, worth="new"
+        *(Kind.RECORDED, jws),
+        **{"n": n, "index": 0, "prior": "", "prior_status": 0, "would": "", "produces": False},
+        **{"worth": "new", "answer": 0},
     )
 
 
@@ -277,6 +280,20 @@ async def test_gl4_an_outcome_is_told_to_the_next_gate_too(tmp_path: Path) -> No
         async with scripted(tmp_path, says_nothing) as second:
             await until(lambda: len(second.of(Kind.OUTCOME)) == 2)
             assert [each.head["id"] for each in second.of(Kind.OUTCOME)] == ["rcpt_1", "rcpt_2"]
+
+
+async def test_gl4_what_is_told_again_is_told_without_the_answer_to_keep(tmp_path: Path) -> None:
+    async with worker(tmp_path, wait=False) as one:
+        async with scripted(tmp_path, says_nothing) as first:
+            await one.line.adopted.wait()
+            kept = KeptAnswer(key=b"k" * 32, data=b"sealed")
+            one.line.record_outcome("rcpt_1", OutcomeStatus.EXECUTED, 200, delivered=True, kept=kept)
+            await until(lambda: first.of(Kind.OUTCOME))
+            assert read_outcome(first.of(Kind.OUTCOME)[0]).kept == kept
+        await until(lambda: one.line._link is None)
+        async with scripted(tmp_path, says_nothing) as second:
+            await until(lambda: second.of(Kind.OUTCOME))
+            assert read_outcome(second.of(Kind.OUTCOME)[0]).kept is None
 
 
 async def test_gl4_what_a_gate_has_had_for_long_is_forgotten(tmp_path: Path) -> None:

@@ -191,6 +191,21 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.parametrize("spelling", ["_include", "_include:iterate", "_include:recurse"])
+@pytest.mark.parametrize("way", ["include", "revinclude"])
+def test_what_a_search_brings_along_is_a_parameter_however_it_is_spelled(
+    index: SurfaceIndex, spelling: str, way: str
+) -> None:
+    name = spelling.replace("include", way)
+    host = "Host: fhir.example.org\r\nAuthorization: Bearer t\r\n"
+    form = f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(name) + 2}\r\n"
+    for raw in (
+        f"GET /fhir/R4/Patient?{name}=x HTTP/1.1\r\n{host}\r\n",
+        f"POST /fhir/R4/Patient/_search HTTP/1.1\r\n{host}{form}\r\n{name}=x",
+    ):
+        assert found(index, raw.encode())["params"] == {way: ["x"], "resource_type": "Patient"}
+
+
 @pytest.mark.parametrize(("head", "body", "expected"), VARIANTS)
 def test_another_client_is_recognised_alike(
     index: SurfaceIndex, head: str, body: str, expected: dict[str, Any]

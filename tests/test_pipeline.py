@@ -459,6 +459,143 @@ async def test_a_retry_after_the_end(
     assert (again.status, len(house.upstream.seen)) == (status, dispatches)
 
 
+KEEPING = replace(NATIVE, keep=True)
+
+
+def keeping(credential: bytes = b"Bearer one", **change: Any) -> Recognised:
+    headers = (*HEADERS, (b"Authorization", credential))
+    return replace(
+        recognised(key=KEEPING), headers=headers, secret_headers=frozenset({"authorization"}), **change
+    )
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "streamed"])
+async def test_p7_a_repeat_gets_the_kept_answer_and_nothing_leaves(
+    monkeypatch: pytest.MonkeyPatch, chunked: bool
+) -> None:
+    house = House(monkeypatch, keeping())
+    house.upstream.headers += ((b"Set-Cookie", b"s=1"), (b"Request-Id", b"req_1"))
+    house.upstream.chunked = chunked
+    first = await house.ask()
+    while first.rest is not None and await first.rest.next():
+        pass
+    again = await house.ask()
+    assert (again.status, again.reason, again.body) == (200, b"OK", house.upstream.body)
+    assert (again.length, again.rest, again.bodiless) == (len(house.upstream.body), None, False)
+    assert header(again, b"content-type") == b"application/json"
+    assert header(again, b"request-id") == b"req_1"
+    assert not [name for name, _ in again.headers if name.lower() in (b"set-cookie", b"proxy-status")]
+    entry = house.ledger.last
+    said = header(again, b"holdgate-decision")
+    assert said.startswith(b'SILENCE;id="' + entry.receipt_id.encode() + b'";reason=already_executed;')
+    assert said.endswith(b';first="' + house.ledger.entries[0].receipt_id.encode() + b'";replay')
+    assert (entry.reason, entry.prior) == (Reason.ALREADY_EXECUTED, house.ledger.entries[0].receipt_id)
+    assert len(house.upstream.seen) == 1
+    assert [row[1] for row in house.ledger.outcomes] == [OutcomeStatus.EXECUTED]
+
+
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        pytest.param(keeping(b"Bearer two"), id="another credential"),
+        pytest.param(replace(keeping(), headers=HEADERS), id="no credential"),
+        pytest.param(replace(keeping(), keys=(NATIVE,)), id="under a map that keeps none any more"),
+        pytest.param(
+            replace(keeping(), headers=(*keeping().headers, (b"Accept-Encoding", b"br"))),
+            id="who reads other codings",
+        ),
+    ],
+)
+async def test_p7_who_is_not_the_first_asker_gets_the_refusal(
+    monkeypatch: pytest.MonkeyPatch, repeat: Recognised
+) -> None:
+    house = House(monkeypatch, keeping())
+    await house.ask()
+    house.index.result = repeat
+    again = await house.ask()
+    assert (again.status, len(house.upstream.seen)) == (409, 1)
+    assert house.upstream.body not in again.body
+    said = header(again, b"holdgate-decision")
+    assert b"reason=already_executed" in said and b"replay" not in said
+    assert house.ledger.entries[0].receipt_id.encode() in again.body
+
+
+async def test_p7_who_waits_with_another_credential_never_shares_a_kept_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(monkeypatch, keeping())
+    await house.ask()
+    release = asyncio.Event()
+    house.ledger.before = release.wait
+    leader = asyncio.ensure_future(house.ask())
+    await asyncio.sleep(0)
+    house.index.result = keeping(b"Bearer two")
+    follower = asyncio.ensure_future(house.ask())
+    await asyncio.sleep(0)
+    release.set()
+    answers = await asyncio.gather(leader, follower)
+    assert [answer.status for answer in answers] == [200, 409]
+    assert len(house.upstream.seen) == 1 and len(house.ledger.entries) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"status": 404}, id="a 4xx"),
+        pytest.param({"status": 304}, id="a 304"),
+        pytest.param({"body": bytes(65_537)}, id="a large one"),
+        pytest.param({"body": bytes(65_537), "chunked": True}, id="a long stream"),
+    ],
+)
+async def test_p7_what_is_not_kept_is_status_only(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    house = House(monkeypatch, keeping())
+    for name, value in change.items():
+        setattr(house.upstream, name, value)
+    first = await house.ask()
+    while first.rest is not None and await first.rest.next():
+        pass
+    assert house.ledger.answers == {}
+
+
+async def test_p7_a_stream_that_was_cut_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, keeping())
+    house.upstream.chunked = house.upstream.cut = True
+    first = await house.ask()
+    assert first.rest is not None
+    with pytest.raises(DispatchError):
+        while await first.rest.next():
+            pass
+    assert house.ledger.answers == {}
+
+
+async def test_p7_an_edited_answer_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, keeping())
+    await house.ask()
+    ((first, kept),) = house.ledger.answers.items()
+    house.ledger.answers[first] = replace(kept, data=kept.data[:-1] + bytes([kept.data[-1] ^ 1]))
+    assert (await house.ask()).status == 409
+
+
+async def test_p7_an_answer_without_a_body_is_given_again_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, keeping())
+    house.upstream.status, house.upstream.body = 204, b""
+    await house.ask()
+    again = await house.ask()
+    assert (again.status, again.body, again.bodiless, again.length) == (204, b"", True, None)
+
+
+async def test_p7_of_a_sensitive_operation_the_receipt_stays_out_of_the_headers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(monkeypatch, keeping(sensitive=True))
+    await house.ask()
+    again = await house.ask()
+    assert again.status == 200
+    assert not [name for name, _ in again.headers if name.lower() == b"holdgate-receipt"]
+
+
 async def test_the_same_key_with_another_body_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(monkeypatch, recognised(key=PROVIDER))
     await house.ask()

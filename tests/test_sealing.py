@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt
 
 from holdgate.receipt import input_digest
-from holdgate.sealing import Kept, SealError, Stored, commitment, never_kept, open_sealed, seal
+from holdgate.sealing import (
+    Kept,
+    KeptAnswer,
+    SealError,
+    Stored,
+    commitment,
+    never_kept,
+    open_answer,
+    open_sealed,
+    seal,
+    seal_answer,
+)
 
 SALT = bytes(range(16))
 KEPT = Kept(target=b"/fhir/R4/Patient?name=Doe", inputs=b'{"v":1}')
@@ -66,6 +77,56 @@ def test_pv2_keys_and_nonces_are_drawn_anew() -> None:
     for values in ([s.key for s in made], [s.data[:24] for s in made], [s.salt for s in made]):
         assert len(set(values)) == 50
     assert "salt" not in repr(made[0]) and made[0].key.hex() not in repr(made[0])
+
+
+def test_pv2_of_answers_too() -> None:
+    made = [seal_answer("rcpt_1", b"x", b"asker", secrets.token_bytes) for _ in range(50)]
+    for values in ([s.key for s in made], [s.data[:24] for s in made], [s.data[24:] for s in made]):
+        assert len(set(values)) == 50
+    assert made[0].key.hex() not in repr(made[0])
+
+
+@given(answer=st.binary(), asker=st.binary())
+def test_pv4_a_kept_answer_opens_for_its_asker(answer: bytes, asker: bytes) -> None:
+    kept = seal_answer("rcpt_1", answer, asker, secrets.token_bytes)
+    assert open_answer("rcpt_1", kept, asker) == answer
+
+
+@pytest.mark.parametrize(
+    "damage", ["receipt", "asker", "key", "nonce", "text", "tag", "cut", "empty", "sealed"]
+)
+def test_pv4_and_for_nobody_else(damage: str) -> None:
+    kept = seal_answer("rcpt_1", b"the answer", b"asker", secrets.token_bytes)
+    receipt, asker, data, key = "rcpt_1", b"asker", bytearray(kept.data), bytearray(kept.key)
+    match damage:
+        case "receipt":
+            receipt = "rcpt_2"
+        case "asker":
+            asker = b"another"
+        case "key":
+            key[31] ^= 1
+        case "nonce":
+            data[0] ^= 1
+        case "text":
+            data[24] ^= 1
+        case "tag":
+            data[-1] ^= 1
+        case "cut":
+            del data[-1]
+        case "empty":
+            data.clear()
+        case "sealed":  # as an input is: the key as it is stored opens nothing
+            data = bytearray(seal("rcpt_1", KEPT, SALT, lambda size: bytes(kept.key[:size])).data)
+    with pytest.raises(SealError):
+        open_answer(receipt, KeptAnswer(key=bytes(key), data=bytes(data)), asker)
+
+
+def test_pv4_it_is_xchacha20_poly1305_under_a_key_derived_as_specified() -> None:
+    kept = seal_answer("rcpt_1", b"the answer", b"asker", secrets.token_bytes)
+    parts = (len(part).to_bytes(8, "big") + part for part in (b"rcpt_1", b"asker"))
+    key = hmac.digest(kept.key, b"holdgate-answer-v1" + b"".join(parts), "sha256")
+    text = crypto_aead_xchacha20poly1305_ietf_decrypt(kept.data[24:], b"rcpt_1", kept.data[:24], key)
+    assert text == b"the answer"
 
 
 def test_pv3_values_are_keyed_by_the_salt() -> None:

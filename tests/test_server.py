@@ -27,8 +27,10 @@ import pytest
 
 from holdgate.adapters.ca import create_ca, load_ca
 from holdgate.adapters.ca_rotation import rotate
+from holdgate.adapters.fitness import check_ca
+from holdgate.adapters.instance import Server
 from holdgate.adapters.keyfiles import load_keys
-from holdgate.adapters.server import Server, check_ca, serve
+from holdgate.adapters.server import serve
 from holdgate.bundle import load_bundle
 from holdgate.config import Address, Config, load_config
 from holdgate.demo.instance import Instance

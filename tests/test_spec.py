@@ -6,6 +6,12 @@ import base64
 import hashlib
 import hmac
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from evidence import LOG_KEY, ORIGIN, RECEIPT_KEY, REFUND, permit_statement
 from holdgate.digest import fingerprint, raw_digest, wire_digest
@@ -81,3 +87,59 @@ def test_the_log_and_its_checkpoint() -> None:
         sign_checkpoint(ORIGIN, tree, LOG_KEY).decode() == f"{text.decode()}\n\u2014 {ORIGIN} {signature}\n"
     )
     assert vkey(ORIGIN, LOG_KEY.public) == f"{ORIGIN}+{key_id.hex()}+{base64.b64encode(public).decode()}"
+
+
+# --- the program under "Verify by hand", run as it stands there ---
+
+ROOT = Path(__file__).resolve().parents[1]
+VECTORS = ROOT / "tests/vectors"
+# What a short program lets pass and `holdgate verify` does not: other spellings of a proof, and witnesses.
+BEYOND = {
+    "base64-without-padding",
+    "cosignature-of-another-checkpoint",
+    "cosignature-with-a-changed-byte",
+    "index-with-a-leading-zero",
+    "quorum-not-met",
+}
+
+
+def by_hand(folder: Path, jws: str, proof: str, vkey: str, keys: str) -> subprocess.CompletedProcess[str]:
+    page = (ROOT / "proxy/SPEC.md").read_text(encoding="utf-8")
+    program = page.partition("\n## Verify by hand\n")[2].partition("```python\n")[2].partition("\n```")[0]
+    files = {"by_hand.py": program, "jws": jws, "keys": keys, "vkey": vkey, "proof": proof}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    command = [sys.executable, "-I", *files]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+
+
+def log_vectors() -> Iterator[tuple[str, bool]]:
+    for path in sorted((VECTORS / "log").glob("*/*.json")):
+        if path.stem not in BEYOND:
+            yield f"{path.parent.name}/{path.stem}", path.parent.name == "valid"
+
+
+@pytest.mark.checkout
+@pytest.mark.parametrize(("name", "is_valid"), list(log_vectors()), ids=[name for name, _ in log_vectors()])
+def test_the_program_by_hand_takes_what_is_valid_and_nothing_else(
+    tmp_path: Path, name: str, is_valid: bool
+) -> None:
+    vector = json.loads((VECTORS / f"log/{name}.json").read_text())
+    keys = (VECTORS / "receipts/keys.jwks.json").read_text()
+    done = by_hand(tmp_path, vector["jws"], vector["proof"], vector["vkey"], keys)
+    assert (done.returncode == 0) is is_valid, done.stderr
+
+
+@pytest.mark.checkout
+def test_the_program_by_hand_takes_no_receipt_whose_key_or_bytes_changed(tmp_path: Path) -> None:
+    vector = json.loads((VECTORS / "log/valid/leaf-4-of-7.json").read_text())
+    keys = (VECTORS / "receipts/keys.jwks.json").read_text()
+    header, payload, signature = vector["jws"].split(".")
+    for jws in (f"{header}.{payload}.{signature[::-1]}", f"{header}.{payload[:-4]}AAAA.{signature}"):
+        done = by_hand(tmp_path, jws, vector["proof"], vector["vkey"], keys)
+        assert done.returncode == 1
+    document = json.loads(keys)
+    for key in document["keys"]:
+        key["revoked_from_index"] = 4
+    done = by_hand(tmp_path, vector["jws"], vector["proof"], vector["vkey"], json.dumps(document))
+    assert "after the key's time" in done.stderr

@@ -1,4 +1,5 @@
-"""The one suite over every store: what test_sqlite, test_budgets and test_ledger promise, over PostgreSQL.
+"""The one suite over every store: what test_sqlite, test_budgets, test_kept_answers and test_ledger promise,
+over PostgreSQL.
 
 The tests are imported, and here they open another store: `open_ledger` and `SqliteReader` of their modules
 are replaced. What is particular to a file (damage, backups, pages) stays with SQLite; what is particular to
@@ -15,6 +16,7 @@ import pytest
 
 import pgserver
 import test_budgets
+import test_kept_answers
 import test_ledger
 import test_sqlite
 from test_budgets import (  # noqa: F401
@@ -27,6 +29,18 @@ from test_budgets import (  # noqa: F401
     test_in_flight_reservations_count_and_the_limit_is_exact_under_concurrency,
     test_the_outcome_settles_the_reservation_once,
     test_the_store_is_the_book,
+)
+from test_kept_answers import (  # noqa: F401
+    test_a_repeat_is_told_the_kept_answer_and_its_own_receipt,
+    test_an_answer_that_came_after_the_order_is_kept_and_is_no_finding,
+    test_an_answer_that_did_not_arrive_is_kept_too,
+    test_an_outcome_and_the_repeat_of_one_group_know_each_other,
+    test_it_is_destroyed_with_the_input_of_its_permit,
+    test_it_is_forgotten_when_its_key_is_over,
+    test_it_is_there_after_a_restart,
+    test_its_outcome_names_what_is_kept,
+    test_what_is_not_to_be_kept_is_not,
+    test_who_is_no_repeat_is_told_nothing,
 )
 from test_ledger import (  # noqa: F401
     test_l4_what_record_returned_is_already_durable,
@@ -71,7 +85,7 @@ def server() -> Iterator[pgserver.Server]:
 def over_postgres(server: pgserver.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each state directory has an empty database of its own."""
     fleets = pgserver.Fleets(server)
-    for module in (test_sqlite, test_budgets, test_ledger):
+    for module in (test_sqlite, test_budgets, test_kept_answers, test_ledger):
         monkeypatch.setattr(module, "open_ledger", fleets.open_ledger)
         monkeypatch.setattr(module, "SqliteReader", fleets.reader)
 

@@ -68,7 +68,12 @@ def test_sm17_a_parameter_has_one_value_of_its_type(body: bytes, expected: Reaso
         pytest.param(
             "/api/chat.post?channel=C&channel=D", b"{}", Reason.DUPLICATE_PARAMETER, id="twice in the query"
         ),
-        pytest.param("/api/chat.post?mrkdwn=1&channel=C", b'{"mrkdwn":true}', None, id="ignored in both"),
+        pytest.param(
+            "/api/chat.post?mrkdwn=1&channel=C",
+            b'{"mrkdwn":true}',
+            Reason.DUPLICATE_PARAMETER,
+            id="ignored in both",
+        ),
         pytest.param(
             "/api/chat.post?channel=C&x=1", b"{}", Reason.UNKNOWN_PARAMETER, id="unknown in the query"
         ),
@@ -81,11 +86,31 @@ def test_sm17_a_parameter_has_one_value_of_its_type(body: bytes, expected: Reaso
             Reason.PARAMETER_TYPE,
             id="JSON text is no boolean",
         ),
-        pytest.param("/api/chat.post?unfurl=true", b'{"channel":"C"}', None, id="a boolean in a query"),
+        pytest.param("/api/chat.post?channel=C&unfurl=true", b"{}", None, id="a boolean in a query"),
+        pytest.param(
+            "/api/chat.post?unfurl=true",
+            b'{"channel":"C"}',
+            Reason.DUPLICATE_PARAMETER,
+            id="some in the query, some in JSON",
+        ),
     ],
 )
 def test_sm17_an_argument_comes_from_query_or_body(target: str, body: bytes, expected: Reason | None) -> None:
     assert reason_of(request(target, host="chat.test", headers=JSON, body=body)) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "expected"),
+    [
+        pytest.param(
+            "/api/chat.post?unfurl=true", b"channel=C", None, id="some in the query, some in a form"
+        ),
+        pytest.param("/api/chat.post?mrkdwn=1", b"channel=C&mrkdwn=1", None, id="ignored in both"),
+        pytest.param("/api/chat.post?channel=C", b"channel=C", Reason.DUPLICATE_PARAMETER, id="in both"),
+    ],
+)
+def test_sm17_a_query_and_a_form_are_read_as_one(target: str, body: bytes, expected: Reason | None) -> None:
+    assert reason_of(request(target, host="chat.test", headers=FORM, body=body)) == expected
 
 
 def test_items_of_a_list_and_constants() -> None:

@@ -238,6 +238,56 @@ def test_sm8_a_surface_needs_an_effect_whatever_the_method(method: str) -> None:
         map_of(GOOD.replace("    effect: commit\n", "").replace("POST", method))
 
 
+KEEPING = GOOD.rstrip("\n") + "\n    idempotency: {from: header.idempotency-key, response: keep}\n"
+
+
+def test_an_operation_may_keep_its_answers() -> None:
+    for effect in ("commit", "prepare"):
+        kept = map_of(KEEPING.replace("effect: commit", f"effect: {effect}")).operations[0]
+        assert kept.settings.idempotency is not None and kept.settings.idempotency.keep
+    assert (
+        not map_of(KEEPING.replace("response: keep", "response: status_only"))
+        .operations[0]
+        .settings.idempotency.keep
+    )
+    assert map_of(KEEPING.replace("from: header.idempotency-key", "natural: [x]")).operations[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        pytest.param("effect: commit", "effect: read", "is for a prepare or a commit", id="a read"),
+        pytest.param("effect: commit", "effect: channel", "is for a prepare or a commit", id="a stream"),
+        pytest.param("data.write", "secrets.access", "can hold secrets", id="a secret"),
+        pytest.param("data.write", "secrets.write", "can hold secrets", id="a secret that is made"),
+        pytest.param("data.write", "identity.assume", "can hold secrets", id="a session of a role"),
+        pytest.param("data.write", "identity.role_grant", "can hold secrets", id="a key for a user"),
+        pytest.param("data.write", "model.invoke", "can hold secrets", id="a model"),
+        pytest.param("from: header.idempotency-key, ", "on_missing: require, ", "needs a key", id="no key"),
+        pytest.param("response: keep", "response: keep, provider: true", "repeats itself", id="the vendor's"),
+        pytest.param("surface: data.write\n    effect: commit", "sensitive: true", "of its own", id="none"),
+    ],
+)
+def test_sm37_an_answer_that_nobody_should_keep_is_refused_at_load(old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        map_of(KEEPING.replace(old, new))
+    assert caught.value.line
+
+
+def test_sm37_no_answer_is_kept_by_default() -> None:
+    defaults = "defaults:\n  idempotency: {from: header.idempotency-key, response: keep}\n"
+    with pytest.raises(ConfigError, match="on each operation"):
+        map_of(defaults + GOOD.lstrip("\n"))
+
+
+def test_sm37_no_answer_of_a_batch_is_kept() -> None:
+    batch = KEEPING.replace(
+        "surface: data.write\n    effect: commit", "explode: {over: body.items, max: 9, as: B}"
+    )
+    with pytest.raises(ConfigError, match="a surface of its own"):
+        map_of(batch)
+
+
 def test_sm8_an_effect_needs_a_surface() -> None:
     with pytest.raises(ConfigError, match="an effect but no surface"):
         map_of(GOOD.replace("    surface: data.write\n", ""))

@@ -17,7 +17,9 @@ from holdgate.adapters.gate_line import PLACE, Petition
 from holdgate.answer import Answer
 from holdgate.errors import BackendError, Outcome, Reason
 from holdgate.ledger import InFlightElsewhere, OutcomeStatus, Superseded
+from holdgate.recall import MAX_KEPT_BYTES
 from holdgate.relay import Converged, Flight
+from holdgate.sealing import KeptAnswer
 from holdgate.worker_protocol import FrameReader, Kind, encode, plain_case
 from test_adjudicate import BUNDLE, PERMIT, case
 from workers import Gate, keyed, petition, running, until, worker
@@ -458,3 +460,25 @@ async def test_figures_of_workers_are_added_and_outlive_them(house: Gate) -> Non
     await until(lambda: house.door.connected == ())
     assert house.door.metrics.barrier_trips == 1
     assert b'reason="permit_rule",surface="payments.refund"} 1.0' in house.door.metrics.render()
+
+
+# --- kept answers ---
+
+
+async def test_wd4_an_answer_that_one_worker_had_kept_is_told_to_another(house: Gate) -> None:
+    kept = KeptAnswer(key=b"k" * 32, data=bytes(MAX_KEPT_BYTES))
+    given = keyed(1)
+    assert given.recognised is not None
+    keeping = replace(given.recognised, keys=(replace(given.recognised.keys[0], keep=True),))
+    given = replace(given, recognised=keeping)
+    async with worker(house.folder) as one, worker(house.folder, role="worker-2") as two:
+        first = await one.record(given)
+        one.line.record_outcome(
+            first.entry.receipt_id, OutcomeStatus.EXECUTED, 200, delivered=True, kept=kept
+        )
+        await until(lambda: house.said() == [("decision", "PERMIT"), ("outcome", "executed")])
+        one.line.flight_ended(name_of(given), ended(None))
+        again = await asyncio.wait_for(two.record(given), 20)
+        assert (again.answer, again.entry.prior) == (kept, first.entry.receipt_id)
+        assert again.entry.reason is Reason.ALREADY_EXECUTED
+        assert (await one.record(keyed(2))).answer is None

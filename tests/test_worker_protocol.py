@@ -19,7 +19,9 @@ from holdgate.errors import Outcome, Reason
 from holdgate.gate import Decision
 from holdgate.keys import b64url
 from holdgate.ledger import OutcomeStatus, Recorded
+from holdgate.recall import MAX_KEPT_BYTES
 from holdgate.receipt import new_receipt_id
+from holdgate.sealing import KeptAnswer
 from holdgate.standing import Made
 from holdgate.standing import Told as Worth
 from holdgate.surface.model import Action, Bond, Effect, KeyRule, KeySource, Param, Produces
@@ -30,14 +32,17 @@ from holdgate.worker_protocol import (
     FrameReader,
     Kind,
     Told,
+    ToldOutcome,
     WireError,
     encode,
     plain_answer,
     plain_case,
+    plain_kept,
     plain_made,
     plain_told,
     read_answer,
     read_case,
+    read_kept,
     read_outcome,
     read_recorded,
     read_told,
@@ -62,7 +67,13 @@ FRAMES = [
     ),
     encode(Kind.END, b"body", flight="a\0b", answer={"status": 200}),
     encode(
-        Kind.RECORDED, b"jws", n=1, index=0, prior="", prior_status=0, would="", produces=True, worth="new"
+        *(Kind.OUTCOME, b"k" * 32 + b"sealed"),
+        **{"id": "rcpt_1", "status": "executed", "http_status": 200, "delivered": True, "made": []},
+    ),
+    encode(
+        *(Kind.RECORDED, b"jws"),
+        **{"n": 1, "index": 0, "prior": "", "prior_status": 0, "would": "", "produces": True},
+        **{"worth": "new", "answer": 0},
     ),
     encode(Kind.REFUSED, n=1, reason="overloaded", detail="x"),
 ]
@@ -246,6 +257,7 @@ CASES = {
         recognised=replace(MANY, bonds=(BOND, None), produces=MADE)
     ),
     "what makes an object": case(recognised=replace(MANY, produces=MADE)),
+    "what keeps its answer": case(recognised=replace(MANY, keys=(replace(NATURAL, keep=True),))),
     "a flood": case(agent=AGENT, recognised=None, wire="", raw_digest="sha256:" + "1" * 64,
                     refusal=Reason.UNKNOWN_DESTINATION, count=41),
 }  # fmt: skip
@@ -284,7 +296,34 @@ def test_wp2_an_object_that_was_made_comes_out_as_it_went_in(made: Made | None) 
         Kind.OUTCOME, id="r", status="executed", http_status=200, delivered=True, made=plain_made(made)
     )
     (frame,) = FrameReader().feed(data)
-    assert read_outcome(frame) == ("r", OutcomeStatus.EXECUTED, 200, True, made)
+    assert read_outcome(frame) == ToldOutcome(
+        receipt_id="r",
+        status=OutcomeStatus.EXECUTED,
+        http_status=200,
+        delivered=True,
+        made=made,
+        kept=None,
+    )
+
+
+KEPT = KeptAnswer(key=b"k" * 32, data=b"sealed")
+
+
+@pytest.mark.parametrize("kept", [None, KEPT])
+def test_wp2_a_kept_answer_comes_out_as_it_went_in(kept: KeptAnswer | None) -> None:
+    assert read_kept(plain_kept(kept)) == kept
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        pytest.param(b"k" * 32, id="a key alone"),
+        pytest.param(b"k" * 32 + bytes(MAX_KEPT_BYTES + 1), id="beyond the bound"),
+    ],
+)
+def test_wp1_a_kept_answer_that_is_none_is_refused(tail: bytes) -> None:
+    with pytest.raises(WireError):
+        read_kept(tail)
 
 
 @pytest.mark.parametrize(
@@ -324,8 +363,9 @@ async def recorded(given: Case, decision: Decision, monkeypatch: pytest.MonkeyPa
 
 def frame_of(made: Recorded, **change: Any) -> Frame:
     head = {"n": 1, "index": made.index, "prior": "", "prior_status": 0, "would": ""}
-    head |= {"produces": made.entry.produces, "worth": made.entry.told.value}
-    data = encode(Kind.RECORDED, change.pop("jws", made.entry.jws), **(head | change))
+    head |= {"produces": made.entry.produces, "worth": made.entry.told.value, "answer": 0}
+    tail = change.pop("jws", made.entry.jws) + change.pop("again", b"")
+    data = encode(Kind.RECORDED, tail, **(head | change))
     return FrameReader().feed(data)[0]
 
 
@@ -402,9 +442,27 @@ async def test_wp3_a_receipt_that_says_something_else_is_no_answer(
 
 @given(st.binary(max_size=60) | st.binary(max_size=40).map(lambda data: b"a." + b64url(data) + b".b"))
 def test_wp3_any_other_bytes_are_no_answer(data: bytes) -> None:
-    frame = Frame(Kind.RECORDED, {"n": 1, "index": 0, "prior": "", "prior_status": 0, "would": ""}, data)
+    head = {"n": 1, "index": 0, "prior": "", "prior_status": 0, "would": "", "answer": 0}
+    frame = Frame(Kind.RECORDED, head, data)
     with pytest.raises(WireError):
         read_recorded(frame, case(), BUNDLE.digest)
+
+
+async def test_wp3_a_kept_answer_is_told_with_a_repeat_of_what_was_executed_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    again = plain_kept(KEPT)
+    repeat = case(refusal=Reason.ALREADY_EXECUTED)
+    made = await recorded(repeat, PERMIT, monkeypatch)
+    told = read_recorded(frame_of(made, again=again, answer=len(again)), repeat, BUNDLE.digest)
+    assert (told.answer, told.entry.jws) == (KEPT, made.entry.jws)
+    assert read_recorded(frame_of(made), repeat, BUNDLE.digest).answer is None
+    for size in (-1, len(made.entry.jws) + len(again) + 1):
+        with pytest.raises(WireError):
+            read_recorded(frame_of(made, again=again, answer=size), repeat, BUNDLE.digest)
+    made = await recorded(case(), PERMIT, monkeypatch)
+    with pytest.raises(WireError):
+        read_recorded(frame_of(made, again=again, answer=len(again)), case(), BUNDLE.digest)
 
 
 async def test_wp3_a_silence_never_becomes_a_permit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ import yaml
 from holdgate.adapters.ca import LeafMaker, load_ca
 from holdgate.adapters.private_file import read_private, write_new
 from holdgate.config import Address, Config, ConnectTo, load_config
-from holdgate.envoy import EnvoyPlan, GateSide, Upstream, bootstrap, leaf_secret
+from holdgate.envoy import bootstrap, leaf_secret
+from holdgate.envoy_plan import EnvoyPlan, GateSide, Upstream
 from holdgate.errors import ConfigError
 from holdgate.surface.index import SurfaceIndex
 from holdgate.surface.load import load_maps

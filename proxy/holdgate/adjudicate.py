@@ -16,6 +16,7 @@ Invariants (tests/test_adjudicate.py; A9: tests/test_standing.py; A10: tests/tes
       receipt, and the gate is not asked; under another bundle, or by another gate, it is.
   A10  An action that is bound to an object is permitted only with what was decided of that object in the
       input, or where the map says `blind: allow`; one that acts once takes the object with its PERMIT.
+  A11  A kept answer is recalled only with already_executed, for the very request that was executed.
 """
 
 from __future__ import annotations
@@ -250,9 +251,14 @@ class Adjudication:
         )
         refused = _REFUSED.get(verdict)
         if refused is not None:
-            waits = verdict is Verdict.IN_FLIGHT and self._is_twin(claims, prior)
+            twin = self._is_twin(claims, prior)
+            keeps = bool(case.recognised.keys) and case.recognised.keys[0].keep
             return self._entry(
-                now_us, receipt_id, *refused, prior=prior, prior_status=prior_status, waits=waits
+                *(now_us, receipt_id, *refused),
+                prior=prior,
+                prior_status=prior_status,
+                waits=twin and verdict is Verdict.IN_FLIGHT,
+                recalls=twin and keeps and verdict is Verdict.ALREADY_EXECUTED,
             )
         if case.recognised.require_key:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
@@ -408,6 +414,7 @@ class Adjudication:
         taken: frozenset[str] = frozenset(),
         told: Told = Told.NEW,
         waits: bool = False,
+        recalls: bool = False,
     ) -> Entry:
         case, evidence, bundle = self._case, self._evidence, self._bundle
         recognised = case.recognised
@@ -460,6 +467,7 @@ class Adjudication:
             produces=permit and recognised is not None and _produces(recognised, objects),
             told=told,
             waits=waits,
+            recalls=recalls,
         )
 
     def _bindings(self, taken: frozenset[str], now_us: int) -> tuple[Binding, ...]:

@@ -5,7 +5,7 @@ given. It sees everything from leaf 0, so it does not rely on what the ledger re
 A problem names the leaf and its receipt, so that one can look at it.
 
 Invariants (one test named after each: tests/test_audit.py; A9: tests/test_budgets.py; A11:
-tests/test_standing.py; A12: tests/test_bonds.py):
+tests/test_standing.py; A12: tests/test_bonds.py; A13: tests/test_kept_answers.py):
   A1  An edited, removed, inserted or reordered receipt is a problem, the removed tail included.
   A2  Every PERMIT has at most one outcome, or unknown and then reconciled; every outcome has its PERMIT.
   A3  A recorded input that is not the one its receipt names is a problem (audit_inputs.py says more).
@@ -22,6 +22,7 @@ tests/test_standing.py; A12: tests/test_bonds.py):
       same request, agent, rules and bundle.
   A12  A decision that is bound to a receipt whose executed outcome names no object is a problem, and so is an
       object that the ledger knows and that no such outcome bears out.
+  A13  A kept answer that is not the one that its outcome names is a problem (audit_inputs.py says more).
 
 It does not see: a roll-back of ledger and checkpoint together (keep an earlier checkpoint elsewhere
 and pass it as `earlier`), and what is in no receipt: when a claim expires, what was charged where an
@@ -37,7 +38,7 @@ from itertools import batched
 from typing import Any, Final
 
 from .audit_budgets import BudgetAudit, CounterRow
-from .audit_inputs import InputAudit
+from .audit_inputs import Decided, InputAudit
 from .audit_keys import KeyAudit
 from .audit_tiles import StoredTiles, TileAudit
 from .errors import Outcome, Reason
@@ -161,6 +162,7 @@ class _Permit:
     key_hash: str
     source: str
     row: PermitRow | None
+    decision: Decided
     found: OutcomeStatus = OutcomeStatus.EXECUTED  # by whoever reconciled it
 
     @property
@@ -233,6 +235,7 @@ class _Auditor:
             str, int
         ] = {}  # receipt of a DENY by the gate -> hash of what a repeat has in common
         self._produced: dict[str, str] = {}  # PERMIT -> key of the object that its answer named
+        self._names: dict[str, str] = {}  # agents and surfaces
         self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
         self.budgets = BudgetAudit()
         self._inputs = InputAudit(self.problem)
@@ -338,6 +341,7 @@ class _Auditor:
             key_hash=key["key_hash"],
             source=key["source"],
             row=record.permit,
+            decision=self._decided(record),
         )
         first = self._permits.get(self._by_key.get(permit.key_hash, ""))
         if first is not None and first.is_open and not self._settled_elsewhere(first):
@@ -348,6 +352,12 @@ class _Auditor:
         self._permits[permit.id] = permit
         charged = None if record.permit is None else (record.permit.charges, record.permit.lender)
         self.budgets.permit(record.index, statement, charged, inputs)
+
+    def _decided(self, record: LogRecord) -> Decided:
+        """A log has a million permits and a few agents: their names are held once."""
+        agent = self._names.setdefault(record.agent, record.agent)
+        surface = self._names.setdefault(record.surface, record.surface)
+        return record.index, record.id, agent, surface, record.iat_us
 
     def _denial(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         if statement["reason"] != Reason.DENY_RULE:
@@ -368,7 +378,8 @@ class _Auditor:
 
     def _after(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         """Anything but a decision."""
-        if record.permit is not None or record.inputs is not None or record.sealed is not None:
+        kept = record.sealed is not None and "kept" not in statement
+        if record.permit is not None or record.inputs is not None or kept:
             self._at(record, f"{statement['type']} receipt with a permit or input beside it")
         if statement["type"] == "outcome":
             self._outcome(record, statement)
@@ -384,6 +395,8 @@ class _Auditor:
         if permit is None:
             self._at(record, "the outcome of no earlier PERMIT")
             return
+        if record.sealed is not None and "kept" in statement:
+            self._inputs.answer(self.edge.size - 1, record, statement["kept"], permit.decision)
         status = OutcomeStatus(statement["status"])
         is_reconciled = status is OutcomeStatus.RECONCILED
         if (permit.status is OutcomeStatus.UNKNOWN) != is_reconciled or (permit.status and not is_reconciled):

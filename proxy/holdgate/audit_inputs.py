@@ -2,11 +2,14 @@
 
 Pure; read by audit.py, receipt by receipt, and asked for the rest at the end.
 
-Invariants (tests/test_audit.py has one test named after each):
+Invariants (tests/test_audit.py has one test named after each; AI4: tests/test_kept_answers.py):
   AI1  An input, key or salt that is missing is a problem, unless a later shred or retention covers it.
   AI2  A sealed input that does not open, or that is not what its receipt names, is a problem.
   AI3  What a retention receipt says was destroyed and is still there is a problem.
+  AI4  A kept answer that is not the one that its outcome names is a problem, and so is one that a later shred
+       or retention covers and that can still be opened.
 
+That an answer is not there is none: it is forgotten when its key expires, and no receipt says when that is.
 It cannot see whether a commitment is right: that needs the request (`holdgate receipts disclose`).
 """
 
@@ -16,11 +19,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from .erasure import RETENTION, SHRED, Erasure
-from .receipt import input_digest
+from .receipt import answer_digest, input_digest
 from .sealing import SealError, Stored, never_kept
 from .statement import parse_us
 
-__all__ = ["InputAudit"]
+__all__ = ["Decided", "InputAudit"]
 
 _ACTIONS: Final = (SHRED, RETENTION)
 
@@ -40,6 +43,7 @@ class _Record(Protocol):
     def sealed(self) -> Stored | None: ...
 
 
+type Decided = tuple[int, str, str, str, int]  # index, id, agent, surface, iat_us of a decision
 type _Missing = tuple[int, str, str, str, int, bool]  # index, id, agent, surface, iat_us, the salt too
 
 
@@ -52,6 +56,7 @@ class InputAudit:
         self._oldest_us: int | None = None  # of what is still there
         self._by_id: dict[str, int] = {}  # shredded by name -> index of the receipt that says so
         self._filters: list[tuple[int, Erasure]] = []
+        self._answers: list[tuple[int, Decided]] = []  # that can be opened: leaf of the outcome, the PERMIT
         self._before_us = 0  # of the furthest retention
         self.kept = self.destroyed = 0
 
@@ -67,6 +72,15 @@ class InputAudit:
         if record.inputs is not None and record.sealed is not None:
             self._at(index, record, "an input in clear beside a sealed one")
         return found
+
+    def answer(self, index: int, record: _Record, digest: str, permit: Decided) -> None:
+        """What is kept of the answer to a PERMIT, beside its outcome."""
+        stored = record.sealed
+        if stored is None or not stored.has_key:
+            return
+        self._answers.append((index, permit))
+        if stored.data is not None and answer_digest(stored.data) != digest:
+            self._at(index, record, "the kept answer is not the one that came")
 
     def erasure(self, index: int, statement: Mapping[str, Any]) -> None:
         """An admin receipt: the ones that speak of erasures are remembered."""
@@ -90,6 +104,11 @@ class InputAudit:
                 what = "salt" if salt else "input"
                 why = "is missing, and no receipt says that it was destroyed"
                 self._problem(f"leaf {index}: its {what} {why} ({receipt_id})")
+        for index, (_, receipt_id, agent, surface, iat_us) in self._answers:
+            # An answer that came after the order is none of its business, so its own leaf is what counts.
+            if iat_us < self._before_us or self._is_covered(index, receipt_id, agent, surface, iat_us, True):
+                why = "is still there, and a receipt says that it was destroyed"
+                self._problem(f"leaf {index}: the kept answer {why} ({receipt_id})")
         if self._oldest_us is not None and self._oldest_us < self._before_us:
             self._problem("an input is still there that a retention receipt says was destroyed")
 

@@ -20,72 +20,22 @@ Invariants (tests/test_envoy_config.py has one test named after each):
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from .config_values import Address
+from .envoy_plan import EnvoyPlan, Upstream
 from .ext_authz import PORT, SNI, SOURCE, TOKEN
 from .limits import Limits
 
-__all__ = ["EnvoyPlan", "GateSide", "Upstream", "bootstrap", "leaf_secret"]
+__all__ = ["bootstrap", "leaf_secret"]
 
-_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}\Z")  # no `%`: Envoy would read it as a command
 _TYPE: Final = "type.googleapis.com/envoy.extensions."
 _CONNECTIONS: Final = 16  # of agents, for each request that the gate takes at once
 _MORE_S: Final = 5  # how much longer Envoy waits than the gate holds
 # As H1 of headers.py: what an upstream may not say. Taken out on the upstream's side; the gate's come later.
 _NOT_THE_UPSTREAMS: Final = ({"prefix": "holdgate"}, {"prefix": "proxy"}, {"exact": "alt-svc"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upstream:
-    """One mapped https host on port 443, and where it is dialled."""
-
-    host: str  # lower-case name, no variable in it
-    body_bytes: int  # the largest body that its maps take
-    address: Address | None  # None: looked up by name, port 443
-    tls: bool = True  # False: only to a loopback address
-    ca_file: Path | None = None  # trust anchors in place of the public ones
-
-    def __post_init__(self) -> None:
-        if not self.tls and (self.address is None or not self.address.ip.is_loopback):
-            raise ValueError(f"{self.host}: no TLS, and not on loopback")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateSide:
-    """The gate's listener, as Envoy reaches it. Mutual TLS: all four, or none on loopback."""
-
-    address: Address
-    token: str
-    name: str = ""  # in its certificate
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-
-    def __post_init__(self) -> None:
-        if not _TOKEN.match(self.token):
-            raise ValueError("the token is not 16 to 256 letters, digits or characters out of . _ ~ + / = -")
-        given = [bool(each) for each in (self.name, self.ca_file, self.cert_file, self.key_file)]
-        if any(given) != all(given):
-            raise ValueError("TLS to the gate needs its name, its CA, and a certificate with its key")
-        if not any(given) and not self.address.ip.is_loopback:
-            raise ValueError("the gate is reached over a network: that needs TLS on both sides")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvoyPlan:
-    listen: Address  # where agents' TLS arrives
-    redirected: bool  # by REDIRECT or TPROXY: then the port that the agent dialled is 443, or it is closed
-    gate: GateSide
-    upstreams: Sequence[Upstream]
-    limits: Limits
-    secrets: Path  # folder with one file for each host, see leaf_secret()
-    roots: Path  # public trust anchors, PEM
-    admin: Address | None  # Envoy's own admin listener; None: it has none
 
 
 def bootstrap(plan: EnvoyPlan) -> dict[str, Any]:
@@ -230,27 +180,6 @@ def _routes(plan: EnvoyPlan, upstream: Upstream) -> dict[str, Any]:
 
 
 def _ask(plan: EnvoyPlan, upstream: Upstream) -> dict[str, Any]:
-    said = {
-        TOKEN: plan.gate.token,
-        SOURCE: "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
-        SNI: "%REQUESTED_SERVER_NAME%",
-        PORT: "443",
-    }
-    shown = ("holdgate-decision", "holdgate-receipt", "link")
-    service = {
-        "server_uri": {
-            "uri": "http://gate",
-            "cluster": _GATE,
-            "timeout": _seconds(plan.limits.hold_s + _MORE_S),
-        },
-        "authorization_request": {
-            # Over whatever an agent sent under these names.
-            "headers_to_add": [{"key": key, "value": value} for key, value in said.items()]
-        },
-        "authorization_response": {
-            "allowed_client_headers_on_success": {"patterns": [{"exact": name} for name in shown]}
-        },
-    }
     return {
         "name": "envoy.filters.http.ext_authz",
         "typed_config": _typed(
@@ -267,8 +196,32 @@ def _ask(plan: EnvoyPlan, upstream: Upstream) -> dict[str, Any]:
                 "allow_partial_message": False,
                 "pack_as_bytes": True,
             },
-            http_service=service,
+            http_service=_gate_service(plan),
         ),
+    }
+
+
+def _gate_service(plan: EnvoyPlan) -> dict[str, Any]:
+    said = {
+        TOKEN: plan.gate.token,
+        SOURCE: "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+        SNI: "%REQUESTED_SERVER_NAME%",
+        PORT: "443",
+    }
+    shown = ("holdgate-decision", "holdgate-receipt", "link")
+    return {
+        "server_uri": {
+            "uri": "http://gate",
+            "cluster": _GATE,
+            "timeout": _seconds(plan.limits.hold_s + _MORE_S),
+        },
+        "authorization_request": {
+            # Over whatever an agent sent under these names.
+            "headers_to_add": [{"key": key, "value": value} for key, value in said.items()]
+        },
+        "authorization_response": {
+            "allowed_client_headers_on_success": {"patterns": [{"exact": name} for name in shown]}
+        },
     }
 
 

@@ -69,7 +69,10 @@ def decision_headers(
     status: str = "",
     replay: bool = False,
 ) -> Headers:
-    """The receipt of one decision as response headers. `entry` is None only when none could be written."""
+    """The receipt of one decision as response headers. `entry` is None only when none could be written.
+
+    `replay`: they stand on the answer that the first request got, whose receipt is `entry.prior`.
+    """
     item = [outcome.value]
     if entry is not None:
         item.append(f'id="{entry.receipt_id}"')  # our own alphabet: nothing to escape
@@ -82,8 +85,8 @@ def decision_headers(
         item.append(f"policy={_string(entry.policy)}")
     if status:
         item.append(f"status={status}")
-    if replay:
-        item.append("replay")
+    if replay and entry is not None:
+        item.append(f'first="{entry.prior}";replay')
     headers = [(b"Holdgate-Decision", ";".join(item).encode("ascii"))]
     if entry is not None:
         if show.full and not sensitive and len(entry.jws) <= _FULL_RECEIPT_BYTES:
@@ -91,7 +94,7 @@ def decision_headers(
         if show.public_url is not None:
             link = f'<{show.public_url.rstrip("/")}/receipts/{entry.receipt_id}>; rel="describedby"'
             headers.append((b"Link", link.encode("ascii")))
-    if outcome is not Outcome.PERMIT:
+    if outcome is not Outcome.PERMIT and not replay:  # a kept answer is no error (RFC 9209)
         name = "".join(c for c in show.node if c.isalnum() or c in "-._") or "holdgate"
         headers.append((b"Proxy-Status", f"{name}; error=http_request_denied".encode("ascii")))
     return tuple(headers)

@@ -29,7 +29,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from .errors import BackendError, HoldgateError, Outcome, Reason
-from .sealing import Sealed
+from .sealing import KeptAnswer, Sealed
 from .standing import NOTHING_STANDS, Denial, Made, Prepared, Standing, Told
 
 __all__ = [
@@ -198,6 +198,7 @@ class Entry:
     told: Told = Told.NEW  # what its answer will be worth
     waits: bool = False  # refused as in flight; if the first is at another node, its answer is waited for
     would: str = ""  # outcome if shadow policies counted, for the figures; "": none applies
+    recalls: bool = False  # a repeat that may be given the answer to `prior`, if the store kept it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +208,7 @@ class Recorded:
     entry: Entry
     index: int  # leaf index in the log
     durable: bool
+    answer: KeptAnswer | None = None  # the kept answer to `entry.prior`, of an entry that recalls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,10 +318,12 @@ class Ledger(Protocol):
         *,
         delivered: bool,
         made: Made | None = None,
+        kept: KeptAnswer | None = None,
     ) -> None:
         """Queue the outcome receipt of a PERMIT; it shares the next commit. Idempotent per permit.
 
-        `made`: the object that its answer named. What is recorded after this call knows it.
+        `made`: the object that its answer named. `kept`: its answer, for repeats; as long as its key holds.
+        What is recorded after this call knows both.
         """
         ...
 

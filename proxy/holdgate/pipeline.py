@@ -14,6 +14,8 @@ Invariants (tests/test_pipeline.py has one test named after each):
   P5  Identical requests in flight share one dispatch, one receipt and one answer.
   P6  An identical request that is in flight at another node is waited for: its answer is shared, or, where it
       has none, this one is decided again; at the hold deadline it is `in_flight`.
+  P7  A kept answer goes only to a repeat that was recorded as already_executed and has the credential of the
+      first request; nothing leaves, and nobody shares it.
 """
 
 from __future__ import annotations
@@ -41,11 +43,13 @@ from .ledger import InFlightElsewhere, Ledger, OutcomeStatus, Recorded, Supersed
 from .limits import Limits
 from .message import Headers, Message, Origin, RequestHead, ResponseHead
 from .produced import object_id
+from .recall import asker_of, given_again, keep
 from .receipt import ReceiptError
 from .refusal import Refusal, refuse
-from .relay import Converged, Flight, Permit, Said, answer_exchange, failed_exchange, share
+from .relay import Converged, Flight, Permit, Said, answer_again, answer_exchange, failed_exchange, share
 from .release import Release
 from .remote_gate import Asked, Gatekeeper, Remote
+from .sealing import KeptAnswer
 from .standing import Made
 from .surface.model import Effect, Recognised
 
@@ -232,18 +236,17 @@ class Pipeline:
             return found
         recorded = found
         if recorded.entry.outcome is not Outcome.PERMIT:
-            answer = self.refusal(held, recorded, recorded.entry.reason)
-            share(self.flights, flight, answer)
+            again = self._again(held, recorded)
+            answer = again or self.refusal(held, recorded, recorded.entry.reason)
+            # Whoever waits may have another credential: he asks himself.
+            share(self.flights, flight, None if again else answer)
             return answer
         # From here on a PERMIT exists: every path below settles it.
         permit = Permit(
-            self.ledger,
-            recorded,
-            self.meter,
-            self.flights,
-            flight,
-            self._naming(held, recorded),
-            self.offer,
+            *(self.ledger, recorded, self.meter, self.flights, flight),
+            names=self._naming(held, recorded),
+            keeps=self._keeping(held, recorded),
+            offer=self.offer,
         )
         try:
             return await self._forward(held, recorded, permit)
@@ -267,6 +270,28 @@ class Pipeline:
             return Made(key=key, ttl_us=produces.ttl_s * 1_000_000, told=recorded.entry.told)
 
         return named
+
+    def _keeping(
+        self, held: Held, recorded: Recorded
+    ) -> Callable[[ResponseHead, bytes], KeptAnswer | None] | None:
+        """How to keep the vendor's answer for repeats; None where its map keeps none."""
+        asker = _asker(held)
+        if asker is None:
+            return None
+        return lambda head, body: keep(recorded.entry.receipt_id, asker, head, body, self.evidence.draw)
+
+    def _again(self, held: Held, recorded: Recorded) -> Answer | None:
+        """The kept answer to the request that this one repeats; None where it is not for this asker."""
+        entry = recorded.entry
+        if recorded.answer is None or entry.reason is not Reason.ALREADY_EXECUTED:
+            return None
+        asker = _asker(held)
+        found = given_again(entry.prior, recorded.answer, asker) if asker is not None else None
+        if found is None:
+            log.info("%s: the answer that is kept of %s is not for it", entry.receipt_id, entry.prior)
+            return None
+        sensitive = held.recognised is not None and held.recognised.sensitive
+        return answer_again(*found, entry, self.show, sensitive=sensitive)
 
     async def _decided(self, held: Held) -> tuple[Flight | None, Recorded | Answer]:
         """Steps 1 to 7, again when another bundle became active meanwhile; or an identical one's answer."""
@@ -539,3 +564,9 @@ class Pipeline:
         origin = held.message.origin
         host, port = claimed_host(origin, held.message.head)
         return held.bundle.index.refusal(host, port, "https" if origin.tls else "http")
+
+
+def _asker(held: Held) -> bytes | None:
+    if held.agent is None or held.request is None or held.recognised is None:
+        return None
+    return asker_of(held.agent, held.request, held.recognised)

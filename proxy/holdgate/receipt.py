@@ -39,6 +39,7 @@ __all__ = [
     "Verified",
     "actions_digest",
     "admin_statement",
+    "answer_digest",
     "decision_statement",
     "input_digest",
     "jws_prefix",
@@ -178,6 +179,7 @@ def outcome_statement(
     http_status: int,  # 0 when there was none
     finding: Finding | None = None,  # of `reconciled`
     produced: str = "",  # key of the object that its answer named
+    kept: str = "",  # answer_digest() of its answer, as it is kept for repeats
 ) -> dict[str, Any]:
     """The statement of what happened after the PERMIT `of`."""
     out: dict[str, Any] = {
@@ -194,6 +196,8 @@ def outcome_statement(
         out["http_status"] = http_status
     if produced:
         out["produced"] = produced
+    if kept:
+        out["kept"] = kept
     if finding is not None:
         out |= {"found": finding.found.value, "by": finding.by}
         if finding.note:
@@ -277,6 +281,11 @@ def input_digest(inputs: bytes, salt: bytes = b"") -> str:
     if salt:
         return "hmac-sha256:" + hmac.digest(salt, framed(_INPUT, [inputs]), "sha256").hex()
     return "sha256:" + hashlib.sha256(inputs).hexdigest()
+
+
+def answer_digest(data: bytes) -> str:
+    """What an outcome says of the answer that is kept with it: the digest of its sealed bytes."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 # --- JWS ---

@@ -5,8 +5,8 @@ Invariants (tests/test_relay.py):
   RY2  An answer that the upstream cut is cut for the agent: no final chunk, no short body that looks whole.
   RY3  Every answer after a PERMIT carries the decision headers, on every status.
   RY4  A Flight resolves for its followers whatever happens to its leader.
-  RY5  An object is named with an executed outcome only, from an answer that came whole; whatever the answer
-       is, nobody waits for that, and it fails nothing.
+  RY5  An object is named, and an answer kept, with an executed outcome only, from an answer that came whole;
+       whatever the answer is, nobody waits for that, and it fails nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Final, Protocol
 from .answer import Answer, DispatchError, Exchange, Stream
 from .errors import HoldgateError, Outcome, Reason
 from .headers import Verdicts, decision_headers, upstream_headers
-from .ledger import Ledger, OutcomeStatus, Recorded
+from .ledger import Entry, Ledger, OutcomeStatus, Recorded
 from .message import Headers, ResponseHead
 from .refusal import Refusal, refuse
+from .sealing import KeptAnswer
 from .standing import Made
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Flight",
     "Permit",
     "Said",
+    "answer_again",
     "answer_exchange",
     "failed_exchange",
     "outcome_of",
@@ -108,19 +110,26 @@ class Permit:
     flights: dict[str, Flight]
     flight: Flight | None
     names: Callable[[ResponseHead, bytes], Made | None] | None = None  # the object that an answer speaks of
+    keeps: Callable[[ResponseHead, bytes], KeptAnswer | None] | None = None  # the answer, for repeats
     offer: Callable[[str, Answer], None] | None = None  # to identical requests at other nodes
     _sending: bool = False
     _settled: bool = False
     _handed_over: bool = False
     status: OutcomeStatus = OutcomeStatus.NOT_SENT
     _made: Made | None = None
+    _kept: KeptAnswer | None = None
+
+    @property
+    def reads_answers(self) -> bool:
+        return self.names is not None or self.keeps is not None
 
     def answered(self, head: ResponseHead, body: bytes) -> None:
         """The answer came whole. Never raises."""
-        if self.names is None or self._settled:
+        if self._settled:
             return
         try:
-            self._made = self.names(head, body)
+            self._made = self.names(head, body) if self.names is not None else None
+            self._kept = self.keeps(head, body) if self.keeps is not None else None
         except Exception:  # the answer is the vendor's: it must never cost the agent its own
             log.exception("%s: the answer could not be read", self.recorded.entry.receipt_id)
 
@@ -139,12 +148,12 @@ class Permit:
             return
         self._settled = True
         self.status = status
-        made = self._made if status is OutcomeStatus.EXECUTED else None
+        made, kept = (self._made, self._kept) if status is OutcomeStatus.EXECUTED else (None, None)
         try:
             if answer is not None and self.offer is not None and self.flight is not None:
                 self.offer(self.recorded.entry.receipt_id, answer)
             self.ledger.record_outcome(
-                self.recorded.entry.receipt_id, status, http_status, delivered=delivered, made=made
+                self.recorded.entry.receipt_id, status, http_status, delivered=delivered, made=made, kept=kept
             )
             self.meter.outcome(status.value)
         finally:  # whoever waits must go on, whatever failed here
@@ -217,6 +226,16 @@ def _answer(
     )
 
 
+def answer_again(head: ResponseHead, body: bytes, entry: Entry, show: Verdicts, *, sensitive: bool) -> Answer:
+    """A kept answer, under the headers of the decision on the repeat."""
+    said = decision_headers(
+        entry, show, outcome=entry.outcome, reason=entry.reason, sensitive=sensitive, replay=True
+    )
+    bodiless = head.status == 204
+    length = None if bodiless else len(body)
+    return _answer(head, upstream_headers(head.headers) + said, body, None, length, bodiless=bodiless)
+
+
 def _announced(headers: Headers) -> int | None:
     for name, value in headers:
         if name.lower() == b"content-length":
@@ -232,7 +251,7 @@ class _Relayed:
     ) -> None:
         self._exchange, self._permit, self._client = exchange, permit, client
         self._status, self._headers = status, headers
-        self._copied = permit.flight is not None or permit.names is not None
+        self._copied = permit.flight is not None or permit.reads_answers
         self._kept: list[bytes] | None = [] if self._copied else None
         self._kept_bytes = 0
 

@@ -151,11 +151,13 @@ _OUTCOME: Final[Mapping[str, Shape]] = {
 _OUTCOME_OPTIONAL: Final[Mapping[str, Shape]] = {
     "http_status": lambda value: type(value) is int and 100 <= value <= 599,
     "produced": Text("[0-9a-f]{64}"),
+    "kept": Text("sha256:[0-9a-f]{64}"),
     "found": one_of(*FINDINGS),
     "by": _is_text,
     "note": Text(r"[^\x00-\x1f\x7f]{1,256}"),
 }
 _RECONCILED_ONLY: Final = frozenset({"found", "by", "note"})
+_EXECUTED_ONLY: Final = frozenset({"produced", "kept"})
 # What an operator's action may say about itself, by action: a new action is a new row here and in SPEC.md.
 _code: Final = Text(r"[a-z0-9_.]{1,48}")
 _names: Final = list_of(_code)
@@ -245,8 +247,8 @@ def check_statement(statement: Any) -> None:
         raise StatementError("an outcome cannot be its own")
     elif statement["status"] != OutcomeStatus.RECONCILED and not _RECONCILED_ONLY.isdisjoint(statement):
         raise StatementError("only a reconciled outcome says what was found")
-    elif "produced" in statement and statement["status"] != OutcomeStatus.EXECUTED:
-        raise StatementError("only what was executed has produced something")
+    elif statement["status"] != OutcomeStatus.EXECUTED and not _EXECUTED_ONLY.isdisjoint(statement):
+        raise StatementError("only what was executed has produced something, or an answer to keep")
 
 
 def check_finding(finding: Finding) -> None:

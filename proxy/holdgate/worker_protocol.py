@@ -42,6 +42,8 @@ from .jcs import JcsError, loads_accepted
 from .keys import unb64url
 from .ledger import Entry, OutcomeStatus, Recorded
 from .message import Headers
+from .recall import MAX_KEPT_BYTES
+from .sealing import KEY_BYTES, KeptAnswer
 from .standing import Made
 from .standing import Told as Worth
 from .statement import OUTCOME_OF, parse_us
@@ -65,14 +67,17 @@ __all__ = [
     "FrameReader",
     "Kind",
     "Told",
+    "ToldOutcome",
     "WireError",
     "encode",
     "plain_answer",
     "plain_case",
+    "plain_kept",
     "plain_made",
     "plain_told",
     "read_answer",
     "read_case",
+    "read_kept",
     "read_outcome",
     "read_recorded",
     "read_told",
@@ -115,22 +120,24 @@ _SHAPES: Final[Mapping[Kind, Mapping[str, type]]] = {
     Kind.READY: {"bundle": str},
     Kind.ASK: {"n": int, "bundle": str, "case": dict, "told": list},
     Kind.WITHDRAW: {"n": int},
-    Kind.OUTCOME: {"id": str, "status": str, "http_status": int, "delivered": bool, "made": list},
+    Kind.OUTCOME: {  # tail: a kept answer
+        **{"id": str, "status": str, "http_status": int, "delivered": bool, "made": list}
+    },
     Kind.OFFER: {"id": str, "answer": dict},  # tail: the body; before the outcome of that receipt
     Kind.END: {"flight": str, "answer": dict},  # tail: the body; answer {}: there is none to share
     Kind.FIGURES: {"figures": dict},
     Kind.WELCOME: {"bundle": str, "ca": str},
     Kind.ACTIVE: {"bundle": str, "ca": str},
-    Kind.RECORDED: {  # tail: the JWS
+    Kind.RECORDED: {  # tail: the JWS, then the kept answer that it recalls, of so many bytes
         **{"n": int, "index": int, "prior": str, "prior_status": int, "would": str},
-        **{"produces": bool, "worth": str},
+        **{"produces": bool, "worth": str, "answer": int},
     },
     Kind.SUPERSEDED: {"n": int},
     Kind.REFUSED: {"n": int, "reason": str, "detail": str},
     Kind.WAITING: {"n": int},
     Kind.CONVERGED: {"n": int, "answer": dict},  # tail: the body
 }
-_WITH_TAIL: Final = frozenset({Kind.OFFER, Kind.END, Kind.RECORDED, Kind.CONVERGED})
+_WITH_TAIL: Final = frozenset({Kind.OFFER, Kind.OUTCOME, Kind.END, Kind.RECORDED, Kind.CONVERGED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +256,7 @@ def _plain_recognised(recognised: Recognised) -> dict[str, Any]:
         ],
         "target": recognised.target,
         "principal": recognised.principal,
-        "keys": [[key.source.value, key.value, key.ttl_s, key.provider] for key in recognised.keys],
+        "keys": [[k.source.value, k.value, k.ttl_s, k.provider, k.keep] for k in recognised.keys],
         "require_key": recognised.require_key,
         "conflict_keys": recognised.conflict_keys,
         "digest": recognised.digest,
@@ -354,10 +361,16 @@ def _read_value(value: Any) -> Value:
 
 
 def _read_key(row: Any) -> KeyRule:
-    source, value, ttl_s, provider = row
+    source, value, ttl_s, provider, keeps = row
     if type(ttl_s) is not int:
         raise TypeError("ttl")
-    return KeyRule(source=KeySource(source), value=_is_text(value), ttl_s=ttl_s, provider=_flag(provider))
+    return KeyRule(
+        source=KeySource(source),
+        value=_is_text(value),
+        ttl_s=ttl_s,
+        provider=_flag(provider),
+        keep=_flag(keeps),
+    )
 
 
 def _is_text(value: Any) -> str:
@@ -422,7 +435,8 @@ def read_told(plain: list[Any]) -> Told | None:
 
 def read_recorded(frame: Frame, asked: Case, bundle: str) -> Recorded:
     """The answer to `asked`, which was recognised under the bundle of this digest. Raises WireError."""
-    head, jws = frame.head, frame.tail
+    head = frame.head
+    jws, again = _split(frame)
     try:
         # Its spelling is not checked again: who wrote it has signed it so.
         statement = loads_accepted(unb64url(jws.split(b".")[1]))
@@ -454,6 +468,7 @@ def read_recorded(frame: Frame, asked: Case, bundle: str) -> Recorded:
             ),
             index=head["index"],
             durable=True,
+            answer=read_kept(again),
         )
         decides = statement["type"] == "decision" and OUTCOME_OF[reason] is outcome
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, JcsError) as error:
@@ -464,7 +479,17 @@ def read_recorded(frame: Frame, asked: Case, bundle: str) -> Recorded:
         raise WireError("a PERMIT under another bundle, or of what was not recognised")
     if asked.refusal is not None and reason not in _NO_POLICY | {asked.refusal}:
         raise WireError("another reason than that of the refusal")
+    if recorded.answer is not None and reason is not Reason.ALREADY_EXECUTED:
+        raise WireError("the answer to another request than one that was executed")
     return recorded
+
+
+def _split(frame: Frame) -> tuple[bytes, bytes]:
+    """The JWS and the kept answer behind it."""
+    size, tail = frame.head["answer"], frame.tail
+    if not 0 <= size <= len(tail):
+        raise WireError("a kept answer that is not there")
+    return tail[: len(tail) - size], tail[len(tail) - size :]
 
 
 def _wanted(case: Case) -> tuple[str, str, str, str]:
@@ -481,14 +506,44 @@ def plain_made(made: Made | None) -> list[Any]:
     return [] if made is None else [made.key, made.ttl_us, made.told.value]
 
 
-def read_outcome(frame: Frame) -> tuple[str, OutcomeStatus, int, bool, Made | None]:
-    """(receipt, status, upstream status, delivered, the object that its answer named). Raises WireError."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToldOutcome:
+    receipt_id: str
+    status: OutcomeStatus
+    http_status: int
+    delivered: bool
+    made: Made | None  # the object that its answer named
+    kept: KeptAnswer | None  # its answer, for repeats
+
+
+def read_outcome(frame: Frame) -> ToldOutcome:
+    """Raises WireError."""
     head = frame.head
     try:
-        made = _read_made(head["made"]) if head["made"] else None
-        return head["id"], OutcomeStatus(head["status"]), head["http_status"], head["delivered"], made
+        return ToldOutcome(
+            receipt_id=head["id"],
+            status=OutcomeStatus(head["status"]),
+            http_status=head["http_status"],
+            delivered=head["delivered"],
+            made=_read_made(head["made"]) if head["made"] else None,
+            kept=read_kept(frame.tail),
+        )
     except (ValueError, TypeError) as error:
         raise WireError(f"not an outcome: {error}") from error
+
+
+def plain_kept(kept: KeptAnswer | None) -> bytes:
+    """A kept answer as (part of) a tail: its key, then what is sealed; nothing for none."""
+    return b"" if kept is None else kept.key + kept.data
+
+
+def read_kept(tail: bytes) -> KeptAnswer | None:
+    """Raises WireError."""
+    if not tail:
+        return None
+    if not KEY_BYTES < len(tail) <= KEY_BYTES + MAX_KEPT_BYTES:
+        raise WireError("not a kept answer")
+    return KeptAnswer(key=tail[:KEY_BYTES], data=tail[KEY_BYTES:])
 
 
 def _read_made(row: list[Any]) -> Made:

@@ -36,7 +36,8 @@ from holdgate.canonical import canonicalise
 from holdgate.config import Address, AdminToken
 from holdgate.config_ext_authz import ExtAuthz, MutualTls
 from holdgate.demo.instance import Instance
-from holdgate.envoy import EnvoyPlan, GateSide, Upstream, bootstrap, leaf_secret
+from holdgate.envoy import bootstrap, leaf_secret
+from holdgate.envoy_plan import EnvoyPlan, GateSide, Upstream
 from holdgate.files import packaged
 from holdgate.http1 import ServerReader
 from holdgate.limits import Limits

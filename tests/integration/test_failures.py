@@ -25,7 +25,8 @@ from typing import Any
 import pytest
 
 from byhand import MODEL, Answered, Gate, Peer, Port, asked, get, plain, tunnel
-from holdgate.adapters.server import Server, serve
+from holdgate.adapters.instance import Server
+from holdgate.adapters.server import serve
 from holdgate.config import load_config
 from holdgate.demo.instance import Instance, InstanceError
 from holdgate.demo.standins import StandIns

@@ -40,20 +40,30 @@ from ..ledger import (
     settle,
     settle_claim,
 )
-from ..receipt import MAX_BYTES, admin_statement, jws_prefix, new_receipt_id, outcome_statement, sign
-from ..sealing import Sealed
+from ..recall import MAX_KEPT_BYTES
+from ..receipt import (
+    MAX_BYTES,
+    admin_statement,
+    answer_digest,
+    jws_prefix,
+    new_receipt_id,
+    outcome_statement,
+    sign,
+)
+from ..sealing import KEY_BYTES, SALT_BYTES, KeptAnswer, Sealed
 from ..standing import Denial, Made, Prepared, Standing
 from ..tlog import leaf_hash
-from .store import Changes, Head, Node, OutcomeNote, Permit, ReceiptRow, Rows
+from .store import Changes, Head, KeptRow, Node, OutcomeNote, Permit, ReceiptRow, Rows
 
 _INT64: Final = 2**63
+_KEYED: Final = frozenset({"native", "natural"})
 _MAKING: Final = frozenset({State.EXECUTED, State.UNDELIVERED})  # nobody reads an id into another outcome
 
 __all__ = ["ACTIVATED", "Batch", "Fence", "Written"]
 
 ACTIVATED: Final = "policy_activated"
 
-type Written = tuple[Entry, int] | Noted  # in a transaction that is still open
+type Written = tuple[Entry, int, KeptAnswer | None] | Noted  # in a transaction that is still open
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +100,7 @@ class Batch:
         self._denials: dict[str, tuple[int, Denial]] = {}  # by key, with the index of the DENY
         self._made: dict[str, Prepared] = {}
         self._answers: list[tuple[Permit, Answer]] = []
+        self._kept: dict[str, tuple[KeptRow, KeptAnswer]] = {}  # by PERMIT
         self.permits: dict[str, Permit] = {}
         self.unknown = 0  # by how much the number of unknown outcomes changes
         self.erasing: list[tuple[int, Erasure]] = []  # orders, each under the index of its receipt
@@ -122,8 +133,9 @@ class Batch:
         except Exception as error:  # noqa: BLE001  (a judge is ours, but one bug must not stop the store)
             return BackendError(Reason.INTERNAL_ERROR, f"judge: {type(error).__name__}: {error}")
 
-    def judge(self, judge: Judge) -> tuple[Entry, int]:
-        """The entry that `judge` makes, and its leaf index. Whatever is raised concerns this request only."""
+    def judge(self, judge: Judge) -> tuple[Entry, int, KeptAnswer | None]:
+        """The entry that `judge` makes, its leaf index, and the kept answer that it recalls. Whatever is
+        raised concerns this request only."""
         claims = {key: row for key in judge.keys if (row := self._claim(_text(key))) is not None}
         now_us = self._now_us()
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
@@ -137,6 +149,7 @@ class Batch:
         lender = self._check_charges(entry, now_us)
         if entry.waits:
             self._wait_for(entry.prior)
+        answer = self._kept_answer(_text(entry.prior)) if entry.recalls else None
         # Past this line nothing raises but the store.
         index = self._append(
             entry.receipt_id,
@@ -161,7 +174,11 @@ class Batch:
                 charges=self._taken(entry, lender),
                 lender=lender.receipt_id if lender else "",
             )
-        return entry, index
+        return entry, index, answer
+
+    def _kept_answer(self, receipt_id: str) -> KeptAnswer | None:
+        pending = self._kept.get(receipt_id)
+        return pending[1] if pending is not None else self._rows.answer(receipt_id)
 
     def _wait_for(self, receipt_id: str) -> None:
         """Raises InFlightElsewhere where that PERMIT is another node's, which is told by its row."""
@@ -293,6 +310,8 @@ class Batch:
         http_status = note.http_status if 100 <= note.http_status <= 599 else 0
         now_us = self._now_us()
         made = note.made if state in _MAKING else None
+        kept_until_us = self._kept_until(permit) if note.kept and state in _MAKING else 0
+        kept = note.kept if kept_until_us > now_us and _is_sealed(note.kept) else None
         before_it = self._claim(_text(made.key)) if made else None
         receipt_id = new_receipt_id(now_us, self._node.nonce16())
         statement = outcome_statement(
@@ -305,9 +324,14 @@ class Batch:
             http_status=http_status,
             finding=finding,
             produced=made.key if made else "",
+            kept=answer_digest(kept.data) if kept else "",
         )
         jws = sign(statement, self._node.key)
-        self._append(receipt_id, ("outcome", "", note.status.value, "", ""), now_us, jws)
+        index = self._append(receipt_id, ("outcome", "", note.status.value, "", ""), now_us, jws)
+        if kept is not None:
+            self._sealed.append((index, Sealed(salt=bytes(SALT_BYTES), key=kept.key, data=kept.data)))
+            place = KeptRow(receipt_id=permit.receipt_id, index=index, expires_us=kept_until_us)
+            self._kept[permit.receipt_id] = place, kept
         before = permit.state
         if permit.charges and state in RELEASING:
             permit = self._release(permit, now_us)
@@ -324,6 +348,12 @@ class Batch:
             self._make(made, permit, before_it, now_us)
         self.unknown += (state is State.UNKNOWN) - (before is State.UNKNOWN)
         return receipt_id
+
+    def _kept_until(self, permit: Permit) -> int:
+        """When a repeat under its key gets no answer any more; 0: it holds no key."""
+        rows = (self._claim(key) for key in permit.claims)
+        held = (row for row in rows if row is not None and row.receipt_id == permit.receipt_id)
+        return max((row.expires_us for row in held if row.source in _KEYED), default=0)
 
     def note(self, note: AdminNote) -> Noted:
         """Write an admin receipt. Whatever is raised concerns this note only."""
@@ -357,6 +387,7 @@ class Batch:
             receipts=self._receipts,
             inputs=self._inputs,
             sealed=self._sealed,
+            kept=tuple(row for row, _ in self._kept.values()),
             erasing=self.erasing,
             permits=self.permits,
             charges=tuple(self._changes.values()),
@@ -442,6 +473,11 @@ def _check_denial(entry: Entry, denial: Denial) -> None:
         raise BackendError(Reason.INTERNAL_ERROR, "a denial without key, digest or rules")
     if not 0 <= denial.expires_us < _INT64:
         raise BackendError(Reason.INTERNAL_ERROR, "a denial that expires out of range")
+
+
+def _is_sealed(kept: KeptAnswer | None) -> bool:
+    """The store's own look at what it is given: nothing that it could choke on."""
+    return isinstance(kept, KeptAnswer) and len(kept.key) == KEY_BYTES and len(kept.data) <= MAX_KEPT_BYTES
 
 
 def _text(value: str) -> str:

@@ -13,11 +13,11 @@ from ..config_bundle import Signed
 from ..errors import ConfigError
 from ..subtrees import uncovered
 from .activation import read_mark
-from .bundle_store import load_kept
+from .bundle_store import keep_bundle, load_kept
 from .ca import CertificateAuthority
 from .open_reader import has_ledger, open_reader
 
-__all__ = ["active_bundle", "check_ca", "check_connect_to", "check_facts"]
+__all__ = ["active_bundle", "bundle_of_files", "check_ca", "check_connect_to", "check_facts", "check_fits"]
 
 log = logging.getLogger("holdgate")
 
@@ -33,6 +33,21 @@ def active_bundle(config: Config) -> Bundle:
     with open_reader(config) as reader:
         mark = read_mark(reader)
     return NO_BUNDLE if mark is None else load_kept(config.state_dir, mark.digest)
+
+
+def bundle_of_files(config: Config, authority: CertificateAuthority) -> Bundle:
+    """The configured folders as a bundle that fits here, kept for later replays. Raises ConfigError."""
+    bundle = load_bundle(config.surfaces, config.policies)
+    check_fits(config, authority, bundle)
+    keep_bundle(config.state_dir, bundle, surfaces=config.surfaces, policies=config.policies)
+    return bundle
+
+
+def check_fits(config: Config, authority: CertificateAuthority, bundle: Bundle) -> None:
+    """Whether this node can serve under the bundle. Raises ConfigError."""
+    check_connect_to(config, bundle)
+    check_facts(config, bundle)
+    check_ca(config, authority, bundle)
 
 
 def check_ca(config: Config, authority: CertificateAuthority, bundle: Bundle) -> None:

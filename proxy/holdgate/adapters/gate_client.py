@@ -24,6 +24,7 @@ from ..errors import BackendError, ConfigError, Outcome, Reason
 from ..keys import KeyDocumentError, KeySet, parse_jwks
 from ..ledger import Judge, Ledger, OutcomeStatus, Recorded
 from ..remote_gate import PATHS, Asked, Remote, RemoteError, Told, combine, engine, questions, read_answer
+from ..sealing import KeptAnswer
 from ..standing import Made
 
 __all__ = ["GateClient", "ReportingLedger"]
@@ -148,8 +149,9 @@ class ReportingLedger:
         *,
         delivered: bool,
         made: Made | None = None,
+        kept: KeptAnswer | None = None,
     ) -> None:
-        self.ledger.record_outcome(receipt_id, status, http_status, delivered=delivered, made=made)
+        self.ledger.record_outcome(receipt_id, status, http_status, delivered=delivered, made=made, kept=kept)
         self.client.report(receipt_id, status, http_status)
 
 

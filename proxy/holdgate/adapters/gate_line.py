@@ -38,6 +38,7 @@ from ..errors import BackendError, ConfigError, Reason
 from ..gate import ENGINE
 from ..ledger import NO_BUDGETS, Budgets, ClaimRow, Entry, Judge, OutcomeStatus, Recorded, Superseded
 from ..relay import Converged, Flight
+from ..sealing import KeptAnswer
 from ..standing import NOTHING_STANDS, Made, Standing
 from ..worker_protocol import (
     Frame,
@@ -48,6 +49,7 @@ from ..worker_protocol import (
     encode,
     plain_answer,
     plain_case,
+    plain_kept,
     plain_made,
     plain_told,
     read_answer,
@@ -182,21 +184,27 @@ class GateLine:
         *,
         delivered: bool,
         made: Made | None = None,
+        kept: KeptAnswer | None = None,
     ) -> None:
-        frame = encode(
-            Kind.OUTCOME,
-            id=receipt_id,
-            status=status.value,
-            http_status=http_status,
-            delivered=delivered,
-            made=plain_made(made),
-        )
+        def frame_with(tail: bytes) -> bytes:
+            return encode(
+                Kind.OUTCOME,
+                tail,
+                id=receipt_id,
+                status=status.value,
+                http_status=http_status,
+                delivered=delivered,
+                made=plain_made(made),
+            )
+
+        # What may have to be told again is told without the answer: a gate that was restarted keeps none.
+        frame = frame_with(b"")
         now = self.clock()
         while self._outcomes and (told := self._outcomes[0].told_s) is not None and now - told > _TOLD_S:
             self._outcomes.popleft()
         outcome = _Outcome(frame)
         self._outcomes.append(outcome)
-        if self._write_soon(frame):
+        if self._write_soon(frame_with(plain_kept(kept)) if kept else frame):
             outcome.told_s = now
 
     def offer(self, receipt_id: str, answer: Answer) -> None:

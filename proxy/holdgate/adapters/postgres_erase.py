@@ -1,11 +1,12 @@
-"""Destroying recorded inputs, keys and salts in a PostgreSQL ledger, a window of receipts at a time.
+"""Destroying inputs, kept answers, keys and salts in a PostgreSQL ledger, a window of receipts at a time.
 
 The order's admin receipt is committed first, with a row in `erasing` (sqlite_erase.py says more). Here an
 update leaves the old version of a row in its page until VACUUM, in the write-ahead log until that is
 recycled, and in every standby, archive and backup: so done() never says that it is out of the files.
 
 Invariants (tests/test_postgres.py has one test named after each):
-  PE1  After an erasure no row that a query can see holds the key, salt or clear input of what it covers.
+  PE1  After an erasure no row that a query can see holds the key, salt or clear input of what it covers,
+       nor the key of a kept answer.
   PE2  A crash at any step leaves an erasure that the next open() finishes.
 """
 
@@ -89,10 +90,28 @@ class PostgresEraser:
             else:
                 await conn.execute(f"DELETE FROM holdgate.inputs{mine}", self._id, rows)  # noqa: S608
             await conn.execute(f"DELETE FROM holdgate.sealed{mine}", self._id, rows)  # noqa: S608
+            await self._erase_answers(conn, rows)
             if end >= index:
                 await conn.execute(
                     "DELETE FROM holdgate.erasing WHERE node = $1 AND idx = $2", self._id, index
                 )
+
+    async def _erase_answers(self, conn: Any, decisions: list[int]) -> None:
+        """The answers that these decisions led to lie under the leaves of their outcomes."""
+        answers = await conn.fetch(
+            "SELECT a.idx, a.id FROM holdgate.answers a JOIN holdgate.receipts r ON r.id = a.id"
+            " WHERE r.node = $1 AND r.idx = ANY($2::bigint[])",
+            self._id,
+            decisions,
+        )
+        leaves = [row[0] for row in answers]
+        mine = " WHERE node = $1 AND idx = ANY($2::bigint[])"
+        zeros = "key = decode(repeat('00', 32), 'hex')"
+        await conn.execute(f"UPDATE holdgate.secrets SET {zeros}{mine}", self._id, leaves)  # noqa: S608
+        await conn.execute(f"DELETE FROM holdgate.sealed{mine}", self._id, leaves)  # noqa: S608
+        await conn.execute(
+            "DELETE FROM holdgate.answers WHERE id = ANY($1::text[])", [row[1] for row in answers]
+        )
 
 
 def erasure_filter(erasure: Erasure, first: int) -> tuple[str, list[Any]]:

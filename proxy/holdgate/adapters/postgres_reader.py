@@ -31,7 +31,7 @@ _WHERE: Final = "PostgreSQL"
 _PATIENCE_S: Final = 30.0  # for one query, and for one chunk of a long one
 _CHUNK: Final = 1000
 _TABLE: Final = re.compile(
-    r"\b(FROM|JOIN) (head|receipts|inputs|sealed|secrets|permits|claims|counters|prepared)\b"
+    r"\b(FROM|JOIN) (head|receipts|inputs|sealed|secrets|permits|claims|counters|prepared|answers)\b"
 )
 _JOIN: Final = re.compile(r"\b(\w)\.idx = (\w)\.idx\b")
 _OF_NODE: Final = frozenset({"receipts", "permits"})  # the others are joined to these
@@ -152,7 +152,8 @@ class PostgresReader(Reader):
         sql = (
             "SELECT count(*) FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"  # noqa: S608
             " LEFT JOIN secrets s ON s.idx = r.idx"
-            f" WHERE (substr(i.json, 1, 1) <> decode('00', 'hex') OR {secret} > 0) AND {where}"
+            f" WHERE (substr(i.json, 1, 1) <> decode('00', 'hex') OR {secret} > 0"
+            f" OR EXISTS (SELECT 1 FROM answers a WHERE a.id = r.id)) AND {where}"
         )
         return int(self._row(sql, values)[0])
 

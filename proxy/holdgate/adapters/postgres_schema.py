@@ -60,6 +60,13 @@ CREATE UNLOGGED TABLE holdgate.twins (node INTEGER NOT NULL, receipt_id TEXT NOT
   until_us BIGINT NOT NULL, data BYTEA NOT NULL, PRIMARY KEY (node, receipt_id));
 """
 
+# Which answer is kept of which PERMIT: under node and index of its outcome, in `sealed` and `secrets`.
+_ANSWERS: Final = """
+CREATE TABLE holdgate.answers (id TEXT PRIMARY KEY, node INTEGER NOT NULL, idx BIGINT NOT NULL,
+  expires_us BIGINT NOT NULL);
+CREATE INDEX answers_age ON holdgate.answers (expires_us);
+"""
+
 # STEPS[n] turns format n into n + 1; what was released is never edited (sqlite_schema.py says why).
-STEPS: Final = (_TABLES, _PREPARED, _TWINS)
+STEPS: Final = (_TABLES, _PREPARED, _TWINS, _ANSWERS)
 VERSION: Final = len(STEPS)

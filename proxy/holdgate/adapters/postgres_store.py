@@ -31,13 +31,14 @@ import asyncpg
 from ..answer import Answer
 from ..config_store import PostgresStore as Settings
 from ..ledger import Charge, ClaimRow, Finding, State, Total, is_free
+from ..sealing import KeptAnswer
 from ..standing import MAX_DENIALS, Denial, Prepared
 from ..tlog import TlogError
 from ..twins import TwinError, open_sealed, seal
 from .postgres_erase import PostgresEraser
 from .postgres_link import CHECKS, Link, check
 from .postgres_schema import LOCK_CLASS, charges_of, charges_text, claim_of, row_of
-from .sqlite_schema import denial_of, denial_row, kept_input, pack, unpack
+from .sqlite_schema import answer_of, denial_of, denial_row, kept_input, pack, unpack
 from .store import FORGET_EVERY, Changes, Conflict, Head, Node, OutcomeNote, Permit, StoreBroken, StoreLost
 
 __all__ = ["PostgresLeaves", "PostgresStore", "permit_of"]
@@ -109,6 +110,23 @@ _PUT_PREPARED: Final = """
 INSERT INTO holdgate.prepared SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])
 ON CONFLICT (key) DO UPDATE SET receipt_id = excluded.receipt_id, expires_us = excluded.expires_us
 """
+# A repeat may come to another node than its first request; the claims are the fleet's, and so are answers.
+_ANSWER: Final = """
+SELECT e.data, s.key FROM holdgate.answers a
+JOIN holdgate.sealed e ON e.node = a.node AND e.idx = a.idx
+JOIN holdgate.secrets s ON s.node = a.node AND s.idx = a.idx WHERE a.id = $1
+"""
+_PUT_ANSWERS: Final = """
+INSERT INTO holdgate.answers (node, id, idx, expires_us)
+SELECT $1::integer, u.* FROM unnest($2::text[], $3::bigint[], $4::bigint[]) u
+"""
+_FORGET_ANSWERS: Final = (
+    "UPDATE holdgate.secrets s SET key = decode(repeat('00', 32), 'hex') FROM holdgate.answers a"
+    " WHERE a.expires_us <= $1 AND s.node = a.node AND s.idx = a.idx",
+    "DELETE FROM holdgate.sealed e USING holdgate.answers a"
+    " WHERE a.expires_us <= $1 AND e.node = a.node AND e.idx = a.idx",
+    "DELETE FROM holdgate.answers WHERE expires_us <= $1",
+)
 _TWINS_S: Final = 600  # a request that waits longer than that has given up
 _PUT_TWINS: Final = """
 INSERT INTO holdgate.twins
@@ -307,6 +325,10 @@ class PostgresStore:
             else Prepared(key=row["key"], receipt_id=row["receipt_id"], expires_us=row["expires_us"])
         )
 
+    def answer(self, receipt_id: str) -> KeptAnswer | None:
+        row = self._ask(lambda conn: conn.fetchrow(_ANSWER, receipt_id), self._until)
+        return answer_of(row)
+
     def inputs(self, receipt_id: str) -> bytes | None:
         row = self._ask(lambda conn: conn.fetchrow(_INPUTS, receipt_id), self._until)
         return None if row is None else kept_input(receipt_id, *row)
@@ -446,6 +468,9 @@ class PostgresStore:
             await conn.execute(_PUT_PREPARED, *_turned(objects, 3))
         if changes.answers:
             await self._put_twins(conn, changes)
+        if changes.kept:
+            kept = [(one.receipt_id, one.index, one.expires_us) for one in changes.kept]
+            await conn.execute(_PUT_ANSWERS, self._id, *_turned(kept, 3))
         if self.head.tree.size // FORGET_EVERY != changes.head.tree.size // FORGET_EVERY:
             await self._forget(conn, changes.head.iat_us)
         if changes.charges:
@@ -495,6 +520,8 @@ class PostgresStore:
     async def _forget(self, conn: Any, now_us: int) -> None:
         await conn.execute("DELETE FROM holdgate.denials WHERE expires_us <= $1", now_us)
         await conn.execute("DELETE FROM holdgate.prepared WHERE expires_us <= $1", now_us)
+        for statement in _FORGET_ANSWERS:
+            await conn.execute(statement, now_us)
         await conn.execute("DELETE FROM holdgate.twins WHERE until_us <= $1", now_us)
         await conn.execute(
             "DELETE FROM holdgate.denials WHERE at_us <="

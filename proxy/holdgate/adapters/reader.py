@@ -132,7 +132,7 @@ class Reader(ABC):
 
     def input(self, receipt_id: str) -> bytes | None:
         """The recorded decision input of a receipt."""
-        row = self._row(f"{_INPUTS} WHERE r.id = ?", (receipt_id,))
+        row = self._row(f"{_INPUTS} WHERE r.id = ? AND r.type = 'decision'", (receipt_id,))
         return None if row is None else _opened(row)[1]
 
     def prepared(self, key: str) -> Prepared | None:
@@ -143,8 +143,8 @@ class Reader(ABC):
         return Prepared(key=key, receipt_id=row[0], expires_us=row[1], inputs=self.input(row[0]))
 
     def stored(self, receipt_id: str) -> Stored | None:
-        """What is kept sealed beside a receipt; None when nothing ever was."""
-        row = self._row(f"{_INPUTS} WHERE r.id = ?", (receipt_id,))
+        """What is kept sealed beside a decision; None when nothing ever was."""
+        row = self._row(f"{_INPUTS} WHERE r.id = ? AND r.type = 'decision'", (receipt_id,))
         return None if row is None else _sealed(*row[3:])
 
     def list(

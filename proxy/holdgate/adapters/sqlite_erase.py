@@ -1,4 +1,4 @@
-"""Destroying recorded inputs, keys and salts in a SQLite ledger, a few rows at a time between commits.
+"""Destroying inputs, kept answers, keys and salts in a SQLite ledger, a few rows at a time between commits.
 
 The order's admin receipt is committed first, with a row in `erasing`; a crash in between leaves that row,
 and the next run goes on. Secrets and inputs in clear are overwritten with zeros of their length: SQLite
@@ -8,7 +8,8 @@ log, which has older versions of the pages, is emptied; a reader that is in a sn
 What the file system, the disk's own remapping or a backup keeps is beyond this module.
 
 Invariants (tests/test_sqlite_erase.py has one test named after each):
-  SE1  After an erasure is done, no file of the ledger holds the key, salt or clear input of what it covers.
+  SE1  After an erasure is done, no file of the ledger holds the key, salt or clear input of what it covers,
+       nor the key of a kept answer.
   SE2  A crash at any step leaves an erasure that the next open() finishes; its receipt is there before.
   SE3  What is not covered is untouched.
 """
@@ -112,6 +113,13 @@ class SqliteEraser:
             db.executemany("UPDATE secrets SET key = zeroblob(32) WHERE idx = ?", rows)
             db.executemany("DELETE FROM inputs WHERE idx = ?", rows)
         db.executemany("DELETE FROM sealed WHERE idx = ?", rows)
+        # The answers that these decisions led to lie under the leaves of their outcomes.
+        find = "SELECT a.idx, a.id FROM answers a JOIN receipts r ON r.id = a.id WHERE r.idx = ?"
+        answers = [found for row in rows for found in db.execute(find, row).fetchall()]
+        leaves = [(index,) for index, _ in answers]
+        db.executemany("UPDATE secrets SET key = zeroblob(32) WHERE idx = ?", leaves)
+        db.executemany("DELETE FROM sealed WHERE idx = ?", leaves)
+        db.executemany("DELETE FROM answers WHERE id = ?", [(receipt_id,) for _, receipt_id in answers])
 
     def _truncate(self) -> bool:
         self._db.execute("PRAGMA busy_timeout=0")  # decisions must not wait for a reader
@@ -127,7 +135,8 @@ def count_kept(db: sqlite3.Connection, erasure: Erasure) -> int:
     secret = "s.salt != zeroblob(16)" if erasure.takes_salt else "s.key != zeroblob(32)"
     sql = (
         "SELECT count(*) FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"  # noqa: S608
-        f" LEFT JOIN secrets s ON s.idx = r.idx WHERE (substr(i.json, 1, 1) != x'00' OR {secret}) AND "
+        f" LEFT JOIN secrets s ON s.idx = r.idx WHERE (substr(i.json, 1, 1) != x'00' OR {secret}"
+        " OR EXISTS (SELECT 1 FROM answers a WHERE a.id = r.id)) AND "
     )
     if erasure.ids:
         marks = ",".join("?" * len(erasure.ids))

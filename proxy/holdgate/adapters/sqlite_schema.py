@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ..ledger import Charge, ClaimRow, State, Total
-from ..sealing import SealError, Stored
+from ..sealing import KeptAnswer, SealError, Stored
 from ..standing import Denial
 from ..tlog import Tree
 from .store import Permit
@@ -22,14 +22,17 @@ from .store import Permit
 __all__ = [
     "DB_NAME",
     "OPEN_PERMITS",
+    "PUT_ANSWER",
     "PUT_CLAIM",
     "PUT_COUNTER",
     "PUT_DENIAL",
     "PUT_PERMIT",
     "PUT_PREPARED",
     "PUT_RECEIPT",
+    "READ_ANSWER",
     "STEPS",
     "VERSION",
+    "answer_of",
     "charges_of",
     "charges_text",
     "claim_of",
@@ -98,9 +101,16 @@ CREATE TABLE prepared (key TEXT PRIMARY KEY, receipt_id TEXT NOT NULL, expires_u
 CREATE INDEX prepared_age ON prepared (expires_us);
 """
 
+# Which answer is kept of which PERMIT: under `idx`, its outcome's leaf, `sealed` and `secrets` have it.
+_ANSWERS = """
+CREATE TABLE answers (id TEXT PRIMARY KEY, idx INTEGER NOT NULL, expires_us INTEGER NOT NULL)
+  STRICT, WITHOUT ROWID;
+CREATE INDEX answers_age ON answers (expires_us);
+"""
+
 # STEPS[n] turns format n into format n + 1; a new ledger takes them all. What was released is never edited:
 # a change is one more step, so that an older state directory is brought up to date when it is opened.
-STEPS: Final = (_TABLES, _SEALED, _COUNTERS, _DENIALS, _PREPARED)
+STEPS: Final = (_TABLES, _SEALED, _COUNTERS, _DENIALS, _PREPARED, _ANSWERS)
 VERSION: Final = len(STEPS)
 
 PUT_RECEIPT = "INSERT INTO receipts VALUES (?,?,?,?,?,?,?,?,?)"
@@ -115,6 +125,11 @@ READ_COUNTER = (
 )
 PUT_DENIAL = "INSERT OR REPLACE INTO denials VALUES (?,?,?,?,?,?,?)"
 PUT_PREPARED = "INSERT OR REPLACE INTO prepared VALUES (?,?,?)"
+PUT_ANSWER = "INSERT OR REPLACE INTO answers VALUES (?,?,?)"
+READ_ANSWER = (
+    "SELECT e.data, s.key FROM answers a JOIN sealed e ON e.idx = a.idx JOIN secrets s ON s.idx = a.idx"
+    " WHERE a.id = ?"
+)
 # The first condition is the index's own, and lets it be used.
 OPEN_PERMITS = (
     "SELECT idx, id, http_status, claims, charges, lender FROM permits"
@@ -199,6 +214,11 @@ def kept_input(
     except SealError:
         return None  # damaged: `log audit` says so
     return None if kept is None else kept.inputs
+
+
+def answer_of(row: tuple[bytes, bytes] | None) -> KeptAnswer | None:
+    """What READ_ANSWER found; None also where its key was destroyed."""
+    return KeptAnswer(key=row[1], data=row[0]) if row is not None and any(row[1]) else None
 
 
 def permits_of(rows: Iterable[tuple[int, str, int, str, str, str]], state: State) -> tuple[Permit, ...]:

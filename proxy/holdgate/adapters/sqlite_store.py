@@ -17,17 +17,21 @@ from typing import Final
 
 from ..answer import Answer
 from ..ledger import Charge, ClaimRow, State, Total, is_free
+from ..sealing import KeptAnswer
 from ..standing import MAX_DENIALS, Denial, Prepared
 from .sqlite_erase import SqliteEraser
 from .sqlite_open import OpenFile, files_of, read_permits
 from .sqlite_schema import (
     DB_NAME,
+    PUT_ANSWER,
     PUT_CLAIM,
     PUT_COUNTER,
     PUT_DENIAL,
     PUT_PERMIT,
     PUT_PREPARED,
     PUT_RECEIPT,
+    READ_ANSWER,
+    answer_of,
     charges_of,
     charges_text,
     claim_of,
@@ -123,6 +127,9 @@ class SqliteStore:
         found = self._db.execute("SELECT * FROM prepared WHERE key = ?", (key,)).fetchone()
         return None if found is None else Prepared(key=found[0], receipt_id=found[1], expires_us=found[2])
 
+    def answer(self, receipt_id: str) -> KeptAnswer | None:
+        return answer_of(self._db.execute(READ_ANSWER, (receipt_id,)).fetchone())
+
     def inputs(self, receipt_id: str) -> bytes | None:
         return read_input(self._db, receipt_id)
 
@@ -171,6 +178,9 @@ class SqliteStore:
             db.executemany(
                 "INSERT INTO secrets VALUES (?,?,?)", [(i, item.salt, item.key) for i, item in changes.sealed]
             )
+        if changes.kept:
+            kept = [(one.receipt_id, one.index, one.expires_us) for one in changes.kept]
+            db.executemany(PUT_ANSWER, kept)
         if changes.denials:
             db.executemany(PUT_DENIAL, [denial_row(index, one) for index, one in changes.denials])
         if changes.prepared:
@@ -204,6 +214,11 @@ class SqliteStore:
     def _forget(self, now_us: int) -> None:
         self._db.execute("DELETE FROM denials WHERE expires_us <= ?", (now_us,))
         self._db.execute("DELETE FROM prepared WHERE expires_us <= ?", (now_us,))
+        expired = "(SELECT idx FROM answers WHERE expires_us <= ?)"
+        # Rows of `secrets` stay where they are (sqlite_schema.py says why).
+        self._db.execute(f"UPDATE secrets SET key = zeroblob(32) WHERE idx IN {expired}", (now_us,))  # noqa: S608
+        self._db.execute(f"DELETE FROM sealed WHERE idx IN {expired}", (now_us,))  # noqa: S608
+        self._db.execute("DELETE FROM answers WHERE expires_us <= ?", (now_us,))
         self._db.execute(
             "DELETE FROM denials WHERE idx <= (SELECT idx FROM denials ORDER BY idx DESC LIMIT 1 OFFSET ?)",
             (MAX_DENIALS,),

@@ -20,7 +20,7 @@ from ..erasure import Erasure
 from ..errors import BackendError, Reason
 from ..keys import Signer
 from ..ledger import Charge, ClaimRow, OutcomeStatus, State, Total
-from ..sealing import Sealed
+from ..sealing import KeptAnswer, Sealed
 from ..standing import Denial, Made, Prepared
 from ..tlog import Tree
 
@@ -30,6 +30,7 @@ __all__ = [
     "Conflict",
     "Eraser",
     "Head",
+    "KeptRow",
     "Leaves",
     "Node",
     "OutcomeNote",
@@ -106,17 +107,28 @@ class OutcomeNote:
     http_status: int
     delivered: bool
     made: Made | None = None
+    kept: KeptAnswer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRow:
+    """Where a kept answer is: sealed, under the index of the outcome that it came with."""
+
+    receipt_id: str  # the PERMIT that it answers
+    index: int
+    expires_us: int  # of the key that lets a repeat have it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """Everything that one group writes. Claims that are free (ledger.is_free) are to be forgotten; denials
-    and prepared objects that have expired, and the oldest denials above standing.MAX_DENIALS, within
-    FORGET_EVERY leaves."""
+    """Everything that one group writes. Claims that are free (ledger.is_free) are to be forgotten; denials,
+    prepared objects and kept answers that have expired, and the oldest denials above standing.MAX_DENIALS,
+    within FORGET_EVERY leaves."""
 
     receipts: Sequence[ReceiptRow]  # in log order
     inputs: Sequence[tuple[int, bytes]]  # under the index of their receipt
     sealed: Sequence[tuple[int, Sealed]]
+    kept: Sequence[KeptRow]
     erasing: Sequence[tuple[int, Erasure]]
     permits: Mapping[str, Permit]  # as they are now
     charges: Sequence[Charge]  # to add to the counters' rows; amounts may be negative
@@ -146,6 +158,10 @@ class Rows(Protocol):
 
     def prepared(self, key: str) -> Prepared | None:
         """Without its inputs."""
+        ...
+
+    def answer(self, receipt_id: str) -> KeptAnswer | None:
+        """The kept answer to a PERMIT; None where there is none, or where it was destroyed."""
         ...
 
     def inputs(self, receipt_id: str) -> bytes | None:

@@ -40,6 +40,7 @@ from ..keyhistory import ACTIONS
 from ..keys import PublicKey, Signer
 from ..ledger import AdminNote, Finding, Judge, Noted, OutcomeStatus, Recorded
 from ..note import vkey
+from ..sealing import KeptAnswer
 from ..standing import Made
 from ..statement import StatementError, check_admin, check_finding
 from ..tiles import Edge
@@ -323,6 +324,7 @@ class StoreLedger:
         *,
         delivered: bool,
         made: Made | None = None,
+        kept: KeptAnswer | None = None,
     ) -> None:
         self._queue.put(
             OutcomeNote(
@@ -331,6 +333,7 @@ class StoreLedger:
                 http_status=http_status,
                 delivered=delivered,
                 made=made,
+                kept=kept,
             )
         )
 
@@ -594,8 +597,8 @@ def _durable(written: Written) -> Recorded | Noted:
     """Called after the COMMIT."""
     if isinstance(written, Noted):
         return written
-    entry, index = written
-    return Recorded(entry=entry, index=index, durable=True)
+    entry, index, answer = written
+    return Recorded(entry=entry, index=index, durable=True, answer=answer)
 
 
 def _full() -> HoldgateError:

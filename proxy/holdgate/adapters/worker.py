@@ -47,10 +47,11 @@ from .exec_door import ExecDoor
 from .forced import build_door, build_stub, know_users, serve_handed
 from .gate_client import GateClient
 from .gate_line import GateLine, Petition, SharedFlights
+from .instance import SWEEP_S
 from .keyfiles import load_fleet_key
 from .metrics import Metrics
 from .mitm import HoldgateAddon
-from .server import SWEEP_S, ask_elsewhere, build_dispatcher, limit_process, listen_dns, verdicts, vouching
+from .parts import ask_elsewhere, build_dispatcher, limit_process, listen_dns, verdicts, vouching
 from .supervisor import divided
 
 __all__ = ["Worker", "serve_worker"]

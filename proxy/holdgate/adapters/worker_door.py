@@ -50,15 +50,18 @@ from ..ledger import (
     Superseded,
 )
 from ..relay import Converged
+from ..sealing import KeptAnswer
 from ..standing import Made
 from ..worker_protocol import (
     Frame,
     FrameReader,
     Kind,
     Told,
+    ToldOutcome,
     WireError,
     encode,
     plain_answer,
+    plain_kept,
     read_answer,
     read_case,
     read_outcome,
@@ -90,6 +93,7 @@ class _Ledger(Protocol):
         *,
         delivered: bool,
         made: Made | None = None,
+        kept: KeptAnswer | None = None,
     ) -> None: ...
 
 
@@ -232,7 +236,7 @@ class WorkerDoor:
                 if answer is not None and frame.head["id"] in line.permits:
                     self.ledger.offer(frame.head["id"], answer)
             case Kind.OUTCOME:
-                self._outcome(line, *read_outcome(frame))
+                self._outcome(line, read_outcome(frame))
             case Kind.END:
                 flight = self._flights.get(frame.head["flight"])
                 if flight is not None and flight.owner is line:
@@ -295,9 +299,10 @@ class WorkerDoor:
         entry = recorded.entry
         if entry.outcome is Outcome.PERMIT:
             line.permits[entry.receipt_id] = n
+        again = plain_kept(recorded.answer)  # opened by the worker, which has the request
         return encode(
             Kind.RECORDED,
-            entry.jws,
+            entry.jws + again,
             n=n,
             index=recorded.index,
             prior=entry.prior,
@@ -305,6 +310,7 @@ class WorkerDoor:
             would=entry.would,
             produces=entry.produces,
             worth=entry.told.value,
+            answer=len(again),
         )
 
     async def _record_or_wait(
@@ -378,19 +384,16 @@ class WorkerDoor:
 
     # -- outcomes ----------------------------------------------------------------------------------------
 
-    def _outcome(
-        self,
-        line: _Line,
-        receipt_id: str,
-        status: OutcomeStatus,
-        http_status: int,
-        delivered: bool,
-        made: Made | None,
-    ) -> None:
-        if line.permits.pop(receipt_id, None) is not None:
-            self.ledger.record_outcome(receipt_id, status, http_status, delivered=delivered, made=made)
-        elif status in FINDINGS:
-            task = asyncio.ensure_future(self._reconcile(line.role, receipt_id, status))
+    def _outcome(self, line: _Line, told: ToldOutcome) -> None:
+        if line.permits.pop(told.receipt_id, None) is not None:
+            self.ledger.record_outcome(
+                *(told.receipt_id, told.status, told.http_status),
+                delivered=told.delivered,
+                made=told.made,
+                kept=told.kept,
+            )
+        elif told.status in FINDINGS:
+            task = asyncio.ensure_future(self._reconcile(line.role, told.receipt_id, told.status))
             self._work.add(task)
             task.add_done_callback(self._work.discard)
 

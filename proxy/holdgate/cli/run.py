@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from .shared import Commands, add, config_of
 
 if TYPE_CHECKING:
-    from ..adapters.server import Server
+    from ..adapters.instance import Server
 
 __all__ = ["announce", "prepare", "register"]
 

@@ -107,6 +107,9 @@ def _check_query(plan: Plan, exchange: Exchange) -> None:
                 raise InputError(Reason.DUPLICATE_PARAMETER, f"query key {key!r} occurs more than once")
         elif not (key in plan.free_query or plan.any_query or key.startswith(plan.query_prefixes)):
             raise InputError(Reason.UNKNOWN_PARAMETER, f"query key {key!r} is not in the surface map")
+    if plan.merged and exchange.kind == "json" and exchange.body:
+        # Servers read a query and a form as one; beside JSON some leave the query out, some do not.
+        raise InputError(Reason.DUPLICATE_PARAMETER, "arguments in the query beside a JSON body")
 
 
 def check_body(plan: Plan, exchange: Exchange) -> None:

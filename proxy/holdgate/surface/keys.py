@@ -37,11 +37,15 @@ def idempotency(
     if effect is Effect.READ or effect is Effect.CHANNEL or op.spec.surface == _KEYLESS_SURFACE:
         return (), False
     if native is not None:
-        rule = KeyRule(source=KeySource.NATIVE, value=native, ttl_s=plan.ttl_s, provider=plan.provider)
+        rule = KeyRule(
+            source=KeySource.NATIVE, value=native, ttl_s=plan.ttl_s, provider=plan.provider, keep=plan.keep
+        )
         return (rule,), False
     natural = _natural(op, values)
     if natural is not None:
-        rule = KeyRule(source=KeySource.NATURAL, value=natural, ttl_s=plan.window_s, provider=False)
+        rule = KeyRule(
+            source=KeySource.NATURAL, value=natural, ttl_s=plan.window_s, provider=False, keep=plan.keep
+        )
         return (rule,), False
     if effect is not Effect.COMMIT:
         return (), plan.require_key

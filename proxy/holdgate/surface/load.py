@@ -218,7 +218,11 @@ def _dispatch(node: Node) -> Dispatch:
 
 
 def _defaults(node: Node) -> Settings:
-    return load_settings(node.mapping(optional=SETTINGS, what="defaults"))
+    keys = node.mapping(optional=SETTINGS, what="defaults")
+    settings = load_settings(keys)
+    if settings.idempotency is not None and settings.idempotency.keep:
+        raise keys["idempotency"].fail("response: keep is written on each operation that wants it")
+    return settings
 
 
 def load_settings(keys: dict[str, Node]) -> Settings:
@@ -322,8 +326,11 @@ def _idempotency(node: Node) -> IdempotencySpec:
     found = sources(keys["from"], "idempotency.from") if "from" in keys else ()
     if any(parse_source(item).kind not in ("header", "body") for item in found):
         raise keys["from"].fail("idempotency.from must be header.NAME or body.FIELD")
-    if "response" in keys and keys["response"].choice(("status_only", "keep"), "response") == "keep":
-        raise keys["response"].fail("response: keep is not built in this version; write status_only")
+    keep = "response" in keys and keys["response"].choice(("status_only", "keep"), "response") == "keep"
+    if keep and "from" not in keys and "natural" not in keys:
+        raise keys["response"].fail("response: keep needs a key: `from` or `natural`")
+    if keep and "provider" in keys and keys["provider"].value is True:
+        raise keys["response"].fail("response: keep: with provider: true the vendor answers repeats itself")
     missing = keys["on_missing"].choice(("allow", "require"), "on_missing") if "on_missing" in keys else ""
     return IdempotencySpec(
         sources=found,
@@ -332,6 +339,7 @@ def _idempotency(node: Node) -> IdempotencySpec:
         natural=names(keys["natural"], "natural") if "natural" in keys else (),
         window_s=duration(keys["window"], "window") if "window" in keys else None,
         require=missing == "require",
+        keep=keep,
     )
 
 

@@ -1,7 +1,9 @@
 """One entry of `operations`: match, surface, params, explode (YAML nodes) become an OperationSpec.
 
-Invariant (tests/test_surface_load.py):
+Invariants (tests/test_surface_load.py):
   SM8  An operation that has a surface has an effect, written out; nothing is inferred from a method.
+  SM37  No answer is kept of a read, a stream, a batch, a model's invocation, or a surface about secrets or
+      identities; elsewhere only where the operation itself says so.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ SETTINGS: Final = (
     *("in_clear", "sensitive", "idempotency", "deadlines"),
 )
 _MAX_ITEMS: Final = 10_000
+_SECRET_SURFACES: Final = ("secrets.", "identity.")  # their answers are keys, tokens, passwords
 
 
 def load_operation(
@@ -70,6 +73,9 @@ def load_operation(
         raise keys["effect"].fail(f"operation {identity!r} has an effect but no surface")
     if surface is not None and explode is not None:
         raise keys["surface"].fail("an exploded operation takes the surfaces of its items: remove `surface`")
+    settings = load_settings({key: value for key, value in keys.items() if key in SETTINGS})
+    if settings.idempotency is not None and settings.idempotency.keep:
+        _check_keep(keys["idempotency"], surface, effect)
     return OperationSpec(
         id=identity,
         line=node.line,
@@ -81,12 +87,20 @@ def load_operation(
         surface=surface,
         effect=effect,
         params=_params(keys["params"]) if "params" in keys else (),
-        settings=load_settings({key: value for key, value in keys.items() if key in SETTINGS}),
+        settings=settings,
         conflict_key=_conflict_key(keys["conflict_key"]) if "conflict_key" in keys else (),
         explode=explode,
         produces=_produces(keys["produces"]) if "produces" in keys else None,
         binds=_binds(keys["binds"]) if "binds" in keys else None,
     )
+
+
+def _check_keep(node: Node, surface: str | None, effect: str | None) -> None:
+    """What may be given again is nobody's key to anything. Raises ConfigError."""
+    if surface is None or effect not in (Effect.PREPARE, Effect.COMMIT):
+        raise node.fail("response: keep is for a prepare or a commit with a surface of its own")
+    if surface.startswith(_SECRET_SURFACES) or surface == "model.invoke":
+        raise node.fail(f"response: keep: answers on {surface} can hold secrets, and are never kept")
 
 
 def _match(node: Node, dispatch: Dispatch | None) -> tuple[tuple[str, ...], str, str | None]:

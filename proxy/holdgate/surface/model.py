@@ -92,6 +92,7 @@ class KeyRule:
     )
     ttl_s: int
     provider: bool  # the vendor answers a repeated key from its own store
+    keep: bool = False  # the answer is kept for repeats (`response: keep`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,7 @@ class Plan:
     free_query: frozenset[str]
     query_prefixes: tuple[str, ...]
     any_query: bool
+    merged: bool  # arguments may stand in the query or in the body
     presigned: bool  # SigV4: credentials in the query are refused
     digest_headers: frozenset[str]
     header_prefixes: tuple[str, ...]  # of headers that a map declares as a family: x-amz-meta-*
@@ -53,6 +54,7 @@ class Plan:
     ttl_s: int
     window_s: int
     provider: bool
+    keep: bool
     require_key: bool
     conflict: tuple[tuple[str, tuple[str, ...]], ...]
     produces: Produces | None

@@ -79,6 +79,7 @@ class IdempotencySpec:
     natural: tuple[str, ...] = ()
     window_s: int | None = None
     require: bool = False
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
