@@ -12,7 +12,7 @@ import pytest
 
 from fakes import NO_POLICIES
 from holdgate import gate
-from holdgate.adjudicate import Adjudication, Case, Evidence, decision_input
+from holdgate.adjudicate import PERMIT_USE_BY_US, Adjudication, Case, Evidence, decision_input
 from holdgate.agents import Agent
 from holdgate.bundle import NEVER_US, NO_BUNDLE, Bundle
 from holdgate.counters import Counter
@@ -322,3 +322,16 @@ def test_a_request_with_another_native_key_does_not_wait_for_its_natural_twin(sa
     row = replace(next(iter(held(State.DISPATCHING).values())), key=name, source="natural")
     entry = judge(given, {name: row})
     assert (entry.reason, entry.waits) == (Reason.IN_FLIGHT, False)
+
+
+def test_a12_the_last_replay_is_sent_while_the_vendor_still_has_the_key(says: Any) -> None:
+    says(PERMIT)
+    ends = {}
+    for provider in (True, False):
+        key = replace(NATIVE, ttl_s=86_400, provider=provider)
+        (bound,) = judge(case(recognised=recognised(key=key))).bindings
+        ends[provider] = bound.expires_us
+    day_us = 86_400 * 1_000_000
+    latest_permit = ends[True] - 1  # that would be a replay
+    assert latest_permit + PERMIT_USE_BY_US < NOW + day_us
+    assert ends == {True: NOW + day_us - PERMIT_USE_BY_US, False: NOW + day_us}

@@ -40,6 +40,7 @@ from holdgate.ledger import (
     Verdict,
 )
 from holdgate.receipt import verify
+from holdgate.sealing import KeptAnswer
 from pgserver import open_ledger
 from surface_requests import index_of
 from test_bonds import MAP as BONDS
@@ -660,6 +661,25 @@ async def test_a_permit_of_a_node_that_is_gone_can_be_reconciled_by_another_and_
 
 
 # --- erasing ---
+
+
+async def test_an_answer_that_one_node_had_kept_is_told_at_another_until_it_is_shredded(
+    server: pgserver.Server, tmp_path: Path
+) -> None:
+    settings, kept = server.database(), KeptAnswer(key=b"k" * 32, data=b"what is sealed")
+    with fleet_of(tmp_path, settings, "1 2") as (one, two):
+        first = (await one.record(RefundJudge("a", keeps=True))).entry.receipt_id
+        one.record_outcome(first, OutcomeStatus.EXECUTED, 200, delivered=True, kept=kept)
+        await one.record(RefundJudge("settled"))
+        for _ in range(2):
+            again = await two.record(RefundJudge("a", keeps=True))
+            assert (again.answer, again.entry.prior) == (kept, first)
+        erasure = Erasure(action=SHRED, ids=frozenset({first}))
+        await one.erase(EraseOrder(erasure=erasure, count=1, by="local"))
+        for ledger in (one, two):
+            gone = await ledger.record(RefundJudge("a", keeps=True))
+            assert (gone.answer, gone.entry.prior) == (None, first)
+    assert problems(tmp_path / "1", settings) == problems(tmp_path / "2", settings, "edge-2") == ()
 
 
 async def test_pe1_what_is_shredded_is_in_no_row(server: pgserver.Server, tmp_path: Path) -> None:

@@ -616,6 +616,7 @@ MAPS = [
     Wrong("effekt", "    effect:", "    ¦effekt:", "did you mean 'effect'?"),
     Wrong("endpoint", "  hosts:", "  ¦host:", "did you mean 'hosts'?"),
     Wrong("source misspelt", "body.amount", "¦boddy.amount", "is not a source"),
+    Wrong("list unquoted between braces", "{from: body.amount,", "¦{from: body.items[],", '"body.items[]"'),
     Wrong("type number", "type: int", "type: ¦number", "is not one of: int, minor_units"),
     Wrong("path without a slash", "path: /orders", "path: ¦orders", "/"),
     Wrong("zero width in a path", "path: /orders", "path: /ord¦\u200bers", "ZERO WIDTH SPACE"),

@@ -17,6 +17,8 @@ Invariants (tests/test_adjudicate.py; A9: tests/test_standing.py; A10: tests/tes
   A10  An action that is bound to an object is permitted only with what was decided of that object in the
       input, or where the map says `blind: allow`; one that acts once takes the object with its PERMIT.
   A11  A kept answer is recalled only with already_executed, for the very request that was executed.
+  A12  A replay is permitted only so long that it is sent while the vendor, by the map's `ttl`, has the key;
+      later a repeat is a new action: decided, charged, and told apart from what the vendor may answer.
 """
 
 from __future__ import annotations
@@ -512,10 +514,12 @@ class _Claim:
     bond: Bond | None = None  # of a claim on an object
 
     def binding(self, now_us: int) -> Binding:
+        # A PERMIT is used up to that much later, and the vendor counts from when the first one arrived.
+        early_us = min(PERMIT_USE_BY_US, self.ttl_s * 1_000_000) if self.provider else 0
         return Binding(
             key=self.key,
             digest=self.digest,
-            expires_us=now_us + self.ttl_s * 1_000_000,
+            expires_us=now_us + self.ttl_s * 1_000_000 - early_us,
             provider=self.provider,
             source=self.source,
         )

@@ -161,7 +161,10 @@ _ADVICE: Final = {
     "did not find expected <document start>": (
         "the indentation does not fit the lines above, or something stands before the first key"
     ),
-    "did not find expected ',' or '}'": "a `{` without its `}`, or a comma is missing between two entries",
+    "did not find expected ',' or '}'": (
+        "a `{` without its `}`, or a comma is missing between two entries; between braces a text that holds "
+        'a bracket or a comma needs quotes (`"body.items[]"`)'
+    ),
     "did not find expected ',' or ']'": "a `[` without its `]`, or a comma is missing between two items",
     "block sequence entries are not allowed in this context": "a list item (`- `) cannot begin in this line",
     "found unexpected end of stream": "a quote without its closing quote",

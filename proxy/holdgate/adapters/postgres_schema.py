@@ -64,7 +64,7 @@ CREATE UNLOGGED TABLE holdgate.twins (node INTEGER NOT NULL, receipt_id TEXT NOT
 _ANSWERS: Final = """
 CREATE TABLE holdgate.answers (id TEXT PRIMARY KEY, node INTEGER NOT NULL, idx BIGINT NOT NULL,
   expires_us BIGINT NOT NULL);
-CREATE INDEX answers_age ON holdgate.answers (expires_us);
+CREATE INDEX answers_age ON holdgate.answers (node, expires_us);
 """
 
 # STEPS[n] turns format n into n + 1; what was released is never edited (sqlite_schema.py says why).

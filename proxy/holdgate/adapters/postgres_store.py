@@ -120,12 +120,13 @@ _PUT_ANSWERS: Final = """
 INSERT INTO holdgate.answers (node, id, idx, expires_us)
 SELECT $1::integer, u.* FROM unnest($2::text[], $3::bigint[], $4::bigint[]) u
 """
+# Only this node's own: its eraser touches these rows outside the fleet's lock, in the same thread.
 _FORGET_ANSWERS: Final = (
     "UPDATE holdgate.secrets s SET key = decode(repeat('00', 32), 'hex') FROM holdgate.answers a"
-    " WHERE a.expires_us <= $1 AND s.node = a.node AND s.idx = a.idx",
+    " WHERE a.node = $1 AND a.expires_us <= $2 AND s.node = a.node AND s.idx = a.idx",
     "DELETE FROM holdgate.sealed e USING holdgate.answers a"
-    " WHERE a.expires_us <= $1 AND e.node = a.node AND e.idx = a.idx",
-    "DELETE FROM holdgate.answers WHERE expires_us <= $1",
+    " WHERE a.node = $1 AND a.expires_us <= $2 AND e.node = a.node AND e.idx = a.idx",
+    "DELETE FROM holdgate.answers WHERE node = $1 AND expires_us <= $2",
 )
 _TWINS_S: Final = 600  # a request that waits longer than that has given up
 _PUT_TWINS: Final = """
@@ -521,7 +522,7 @@ class PostgresStore:
         await conn.execute("DELETE FROM holdgate.denials WHERE expires_us <= $1", now_us)
         await conn.execute("DELETE FROM holdgate.prepared WHERE expires_us <= $1", now_us)
         for statement in _FORGET_ANSWERS:
-            await conn.execute(statement, now_us)
+            await conn.execute(statement, self._id, now_us)
         await conn.execute("DELETE FROM holdgate.twins WHERE until_us <= $1", now_us)
         await conn.execute(
             "DELETE FROM holdgate.denials WHERE at_us <="
