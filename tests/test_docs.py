@@ -211,6 +211,23 @@ def test_commands_in_shell_blocks_parse(path: Path) -> None:
             assert stop.code == 0, f"holdgate {words}"
 
 
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for below in choices(parser).values():
+        yield from parsers(below)
+
+
+def test_the_examples_that_help_shows_parse() -> None:
+    pages = [(each.epilog or "").replace("\n  ", "\n") for each in parsers(build_parser())]
+    shown = [words for page in pages for words in COMMAND.findall(page)]
+    assert len(shown) > 40
+    for words in shown:
+        try:
+            build_parser().parse_args(shlex.split(words))
+        except SystemExit as stop:
+            assert stop.code == 0, f"holdgate {words}"
+
+
 def is_built(words: str) -> bool:
     name, _, rest = words.partition(" ")
     below = commands().get(name)
@@ -257,6 +274,22 @@ def test_links_lead_somewhere(path: Path) -> None:
     targets = LINK.findall(path.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target and not target.startswith("mailto:")]
     assert [target for target in local if not (path.parent / target).exists()] == []
+
+
+def anchors(path: Path) -> set[str]:
+    """What a heading is called in a link, as forges make it of its text."""
+    heads = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=name_of)
+def test_links_into_a_page_name_one_of_its_headings(path: Path) -> None:
+    wrong = []
+    for page, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        target = path.parent / page if page else path
+        if "://" not in page and target.suffix == ".md" and anchor not in anchors(target):
+            wrong.append(f"{page}#{anchor}")
+    assert wrong == []
 
 
 @pytest.mark.parametrize("path", DOCS, ids=name_of)

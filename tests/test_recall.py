@@ -14,7 +14,7 @@ from factories import make_canonical, make_recognised
 from holdgate.agents import Agent
 from holdgate.message import Headers, ResponseHead
 from holdgate.recall import MAX_ANSWER_BYTES, MAX_KEPT_BYTES, asker_of, given_again, keep
-from holdgate.sealing import KeptAnswer
+from holdgate.sealing import KeptAnswer, seal_answer
 from holdgate.surface.model import KeyRule, KeySource, Recognised
 
 AGENT = Agent(id="bot", groups=(), attrs=())
@@ -114,6 +114,14 @@ def test_rc1_an_edited_answer_is_none(data: st.DataObject) -> None:
 @given(st.binary(max_size=80), st.binary(max_size=40))
 def test_rc1_any_other_bytes_are_none(data: bytes, key: bytes) -> None:
     assert given_again(RECEIPT, KeptAnswer(key=key, data=data), asker()) is None
+
+
+@given(
+    st.binary(max_size=60) | st.sampled_from([b"{}\n", b"[]\n", b'{"status":200}\n', b'{"status":null}\n'])
+)
+def test_rc1_what_opens_and_is_no_answer_is_none(text: bytes) -> None:
+    sealed = seal_answer(RECEIPT, text, asker(), secrets.token_bytes)
+    assert given_again(RECEIPT, sealed, asker()) is None
 
 
 def test_rc1_the_ledger_alone_does_not_hold_the_answer() -> None:

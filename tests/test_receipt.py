@@ -38,6 +38,7 @@ from holdgate.receipt import (
     TYP,
     ReceiptError,
     actions_digest,
+    answer_digest,
     new_receipt_id,
     outcome_statement,
     sign,
@@ -305,6 +306,32 @@ def test_an_outcome_receipt_verifies(status: OutcomeStatus) -> None:
     )
     assert "http_status" not in statement
     assert verify(sign(statement, RECEIPT_KEY), KEYS).statement["status"] == status
+
+
+@pytest.mark.parametrize("name", ["produced", "kept"])
+@pytest.mark.parametrize("status", OutcomeStatus)
+def test_r2_only_what_was_executed_made_something_or_has_an_answer_to_keep(
+    name: str, status: OutcomeStatus
+) -> None:
+    value = {"produced": "a" * 64, "kept": answer_digest(b"sealed")}[name]
+    statement = outcome_statement(
+        receipt_id=receipt_id(2),
+        issuer="holdgate.local/edge-1",
+        iat_us=T0,
+        node="edge-1",
+        of=receipt_id(1),
+        status=status,
+        http_status=200,
+        **{name: value},
+    )
+    if status is OutcomeStatus.EXECUTED:
+        assert verify(sign(statement, RECEIPT_KEY), KEYS).statement[name] == value
+        for other in ("", value.upper(), value[:-1], value + "a", "md5:" + "a" * 32):
+            with pytest.raises(ReceiptError):
+                verify(sign(statement | {name: other}, RECEIPT_KEY), KEYS)
+    else:
+        with pytest.raises(ReceiptError):
+            verify(sign(statement, RECEIPT_KEY), KEYS)
 
 
 # --- admin receipts ---

@@ -128,6 +128,24 @@ async def test_s1_receipts_are_leaves_in_commit_order_under_one_root(tmp_path: P
     assert (tmp_path / "log" / "key.vkey").read_text() == vkey(ORIGIN, LOG_KEY.public) + "\n"
 
 
+async def test_a_claim_is_read_from_the_file_once_from_decision_to_outcome(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    read: list[str] = []
+    judge = RefundJudge("once")
+    ledger._store._db.set_trace_callback(read.append)  # type: ignore[attr-defined]
+    (permit,) = await _recorded(ledger, judge)
+    ledger.record_outcome(permit.entry.receipt_id, EXECUTED, 200, delivered=True)
+    await ledger.note(AdminNote(action="coverage", by="local", details=coverage_details()))
+    assert len([each for each in read if each.startswith("SELECT * FROM claims")]) == len(judge.keys) > 0
+    # What is in memory is what is in the file: a repeat is told the same before and after a restart.
+    verdicts = [(await ledger.record(RefundJudge("once"))).entry.prior]
+    ledger.close()
+    ledger = open_ledger(tmp_path)
+    verdicts.append((await ledger.record(RefundJudge("once"))).entry.prior)
+    assert verdicts[0] == verdicts[1] != ""
+    ledger.close()
+
+
 async def test_s1_an_admin_receipt_is_a_leaf_like_the_others(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     note = AdminNote(action="coverage", by="local", details=coverage_details())

@@ -39,10 +39,13 @@ __all__ = [
 SAFE_INT: Final = 2**53 - 1
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
-# The same few names over and over: remembering which passed halves the cost of the walk.
-_RECEIPT_KEY: Final = lru_cache(maxsize=4096)(re.compile(r"[a-z0-9_]+\Z").match)
+_NAMES: Final = 1024  # objects have the same few sets of names over and over: which passed is remembered
+_RECEIPT_KEY: Final = re.compile(r"[a-z0-9_]+\Z").match
 # UTF-16 order (RFC 8785) and code point order (Python) agree as long as no key has an astral character.
-_INPUT_KEY: Final = lru_cache(maxsize=4096)(re.compile("[\u0000-\ud7ff\ue000-\uffff]*\\Z").match)
+_INPUT_KEY: Final = re.compile("[\u0000-\ud7ff\ue000-\uffff]*\\Z").match
+
+
+type _AreNames = Callable[[tuple[object, ...]], bool]
 
 
 class JcsError(HoldgateError):
@@ -51,12 +54,12 @@ class JcsError(HoldgateError):
 
 def dumps(value: object) -> bytes:
     """The canonical bytes of a receipt's value. Raises JcsError."""
-    return _dumps(value, _RECEIPT_KEY, -SAFE_INT, SAFE_INT)
+    return _dumps(value, _are_receipt_names, -SAFE_INT, SAFE_INT)
 
 
 def dumps_input(value: object) -> bytes:
     """The canonical bytes of a decision input: wider keys, int64. Raises JcsError."""
-    return _dumps(value, _INPUT_KEY, _INT64_MIN, _INT64_MAX)
+    return _dumps(value, _are_input_names, _INT64_MIN, _INT64_MAX)
 
 
 def loads_strict(data: bytes) -> Any:
@@ -85,7 +88,17 @@ def loads_sorted(data: bytes) -> Any:
 
 def is_receipt_name(name: str) -> bool:
     """Whether an object of the receipts' profile may have this key."""
-    return bool(_RECEIPT_KEY(name))
+    return _are_receipt_names((name,))
+
+
+@lru_cache(maxsize=_NAMES)
+def _are_receipt_names(names: tuple[object, ...]) -> bool:
+    return all(isinstance(name, str) and _RECEIPT_KEY(name) for name in names)
+
+
+@lru_cache(maxsize=_NAMES)
+def _are_input_names(names: tuple[object, ...]) -> bool:
+    return all(isinstance(name, str) and _INPUT_KEY(name) for name in names)
 
 
 def loads_accepted(data: bytes) -> Any:
@@ -101,9 +114,9 @@ def loads_input_strict(data: bytes) -> Any:
     return value
 
 
-def _dumps(value: object, key_ok: Callable[[str], object], low: int, high: int) -> bytes:
+def _dumps(value: object, are_names: _AreNames, low: int, high: int) -> bytes:
     try:
-        _check(value, key_ok, low, high)
+        _check(value, are_names, low, high)
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError as error:
         raise JcsError(f"no canonical form (a lone surrogate, or nested too deeply): {error}") from error
@@ -111,21 +124,23 @@ def _dumps(value: object, key_ok: Callable[[str], object], low: int, high: int) 
         raise JcsError("nested too deeply") from error
 
 
-def _check(value: object, key_ok: Callable[[str], object], low: int, high: int) -> None:
+def _check(value: object, are_names: _AreNames, low: int, high: int) -> None:
     # The encoder itself would take floats, null and any key, so the walk comes first.
     kind = type(value)
     if kind is bool or kind is str:
         return
     if kind is dict:
-        for key, item in value.items():  # type: ignore[attr-defined]  # dict by the line above
-            if not isinstance(key, str) or not key_ok(key):
-                raise JcsError(f"object key {key!r} is not allowed")
-            if type(item) is not str and not (type(item) is int and low <= item <= high):
-                _check(item, key_ok, low, high)
+        if not are_names(tuple(value)):  # type: ignore[arg-type]  # dict by the line above
+            key = next(key for key in value if not are_names((key,)))  # type: ignore[attr-defined]
+            raise JcsError(f"object key {key!r} is not allowed")
+        for item in value.values():  # type: ignore[attr-defined]
+            inner = type(item)
+            if inner is not str and not (inner is int and low <= item <= high):
+                _check(item, are_names, low, high)
     elif kind is list or kind is tuple:
         for item in value:  # type: ignore[attr-defined]
             if type(item) is not str:
-                _check(item, key_ok, low, high)
+                _check(item, are_names, low, high)
     elif isinstance(value, int):
         if not low <= value <= high:
             raise JcsError("an integer is out of range")

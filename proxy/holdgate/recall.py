@@ -57,6 +57,8 @@ _GIVEN: Final = frozenset(
 def asker_of(agent: Agent, request: Target, recognised: Recognised) -> bytes | None:
     """What seals and opens the answer to this request; None where none may be kept."""
     keys = recognised.keys
+    if not keys or not keys[0].keep or request.method == "HEAD":
+        return None
     credentials, chosen_by = list[bytes](), list[bytes]()
     for name, value in recognised.headers:
         low = name.lower()
@@ -64,8 +66,6 @@ def asker_of(agent: Agent, request: Target, recognised: Recognised) -> bytes | N
             credentials += [low, value]
         elif low in _NEGOTIATED:
             chosen_by += [low, value]
-    if not keys or not keys[0].keep or request.method == "HEAD":
-        return None
     if not credentials and recognised.principal is None:
         return None
     # The principal is in the flight's name: it may be a token in a body or query.
@@ -98,13 +98,12 @@ def keep(
 def given_again(receipt_id: str, kept: KeptAnswer, asker: bytes) -> tuple[ResponseHead, bytes] | None:
     """The answer to the PERMIT `receipt_id`; None where it does not open for this asker."""
     try:
-        text = open_answer(receipt_id, kept, asker)
-    except SealError:
-        return None
-    first, _, body = text.partition(b"\n")
-    said = json.loads(first)  # ours: nobody else could have sealed it
-    headers: Headers = tuple(
-        (name.encode("latin-1"), value.encode("latin-1")) for name, value in said["headers"]
-    )
-    head = ResponseHead(status=said["status"], reason=said["reason"].encode("latin-1"), headers=headers)
-    return head, body
+        first, _, body = open_answer(receipt_id, kept, asker).partition(b"\n")
+        said = json.loads(first)
+        status, reason = int(said["status"]), said["reason"].encode("latin-1")
+        headers: Headers = tuple(
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in said["headers"]
+        )
+    except (SealError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # the refusal needs nothing of it
+    return ResponseHead(status=status, reason=reason, headers=headers), body

@@ -145,7 +145,7 @@ class Batch:
         entry = judge(claims, now_us=now_us, receipt_id=receipt_id, budgets=budgets, standing=standing)
         if entry.outcome is Outcome.PERMIT and self.active not in ("", entry.policy):
             raise Superseded
-        bound = self._check(entry, claims, now_us, receipt_id)
+        bound = self._check(entry, judge.keys, claims, now_us, receipt_id)
         lender = self._check_charges(entry, now_us)
         if entry.waits:
             self._wait_for(entry.prior)
@@ -416,9 +416,17 @@ class Batch:
         return self._rows.denial(key)
 
     def _check(
-        self, entry: Entry, claims: Mapping[str, ClaimRow], now_us: int, receipt_id: str
+        self,
+        entry: Entry,
+        keys: tuple[str, ...],
+        claims: Mapping[str, ClaimRow],
+        now_us: int,
+        receipt_id: str,
     ) -> dict[str, ClaimRow]:
-        """The claims that the entry binds. A judge that breaks L2 or L3 gets no permit."""
+        """The claims that the entry binds. A judge that breaks L2 or L3 gets no permit.
+
+        `claims` are the rows there are of `keys`.
+        """
         if entry.receipt_id != receipt_id or entry.iat_us != now_us or len(entry.jws) > MAX_BYTES:
             raise BackendError(Reason.INTERNAL_ERROR, "the entry is not for this receipt id and time")
         if entry.outcome is not Outcome.PERMIT and entry.bindings:
@@ -442,7 +450,7 @@ class Batch:
                 raise BackendError(Reason.INTERNAL_ERROR, "a claim without key, digest or source")
             if not 0 <= binding.expires_us < _INT64:
                 raise BackendError(Reason.INTERNAL_ERROR, "a claim that expires out of range")
-            row = claims.get(binding.key) or self._claim(binding.key)
+            row = claims.get(binding.key) if binding.key in keys else self._claim(binding.key)
             if not may_bind(row, binding, prior=entry.prior, now_us=now_us):
                 raise BackendError(Reason.INTERNAL_ERROR, "a PERMIT over a claim that is held")
             bound[binding.key] = bind(row, binding, receipt_id=receipt_id, now_us=now_us)

@@ -63,7 +63,9 @@ class SqliteStore:
     def __init__(self, opened: OpenFile, state_dir: Path, owner: str) -> None:
         self._db, self._dir, self._owner = opened.db, state_dir, owner
         self.head = opened.head
+        # What is dispatching is asked for again soon, by its outcome: kept as it was committed.
         self._live: dict[str, Permit] = {}
+        self._taken: dict[str, ClaimRow] = {}
         self.unknown = len(read_permits(opened.db, State.UNKNOWN))
         self.eraser = SqliteEraser(opened.db)
         self._files = files_of(state_dir)
@@ -87,6 +89,11 @@ class SqliteStore:
                 self._live[permit.receipt_id] = permit
             else:
                 self._live.pop(permit.receipt_id, None)
+        for key, row in changes.claims.items():
+            if row.state is State.DISPATCHING:
+                self._taken[key] = row
+            else:
+                self._taken.pop(key, None)
 
     def heal(self) -> None:
         """Nothing heals here: every error ends the ledger."""
@@ -113,8 +120,7 @@ class SqliteStore:
     # --- rows ---
 
     def claim(self, key: str) -> ClaimRow | None:
-        found = self._db.execute("SELECT * FROM claims WHERE key = ?", (key,)).fetchone()
-        return None if found is None else claim_of(found)
+        return self._taken.get(key) or self._stored_claim(key)
 
     def permit(self, receipt_id: str) -> Permit | None:
         return self._live.get(receipt_id) or self._stored_permit(receipt_id)
@@ -138,6 +144,10 @@ class SqliteStore:
 
     def deserted(self, receipt_id: str) -> bool:
         return False  # they are all this process's own: open() has closed the others
+
+    def _stored_claim(self, key: str) -> ClaimRow | None:
+        found = self._db.execute("SELECT * FROM claims WHERE key = ?", (key,)).fetchone()
+        return None if found is None else claim_of(found)
 
     def _stored_permit(self, receipt_id: str) -> Permit | None:
         row = self._db.execute(
