@@ -142,10 +142,11 @@ class RefundJudge:
         keeps: bool = False,  # its map says `response: keep`
         meters: tuple[str, ...] = (),
         charge: Callable[[Budgets, int, bool], tuple[Charge, ...] | None] = lambda *_: (),
+        node: str = NODE,
     ) -> None:
         """`charge` takes budgets, time and whether this is a replay; None refuses."""
         self.meters, self._charge = meters, charge
-        self._signer = signer
+        self._signer, self._node = signer, node
         self._wanted = [(op_key("scope", value or digest), source)] if value or source == "implicit" else []
         if conflict:
             self._wanted.append((op_key("thing", conflict), CONFLICT_SOURCE))
@@ -201,6 +202,8 @@ class RefundJudge:
         keyed = [item for item in self._wanted if item[1] != CONFLICT_SOURCE]
         statement = permit_statement(
             receipt_id=receipt_id,
+            issuer=f"holdgate.local/{self._node}",
+            node=self._node,
             iat_us=now_us,
             outcome=outcome,
             reason=reason,

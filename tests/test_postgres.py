@@ -469,6 +469,7 @@ async def test_pg6_whoever_gives_up_or_closes_leaves_nothing_behind(
         assert told.value.reason is Reason.STORE_UNAVAILABLE
         with pytest.raises(BackendError):
             await two.first(made.entry.receipt_id)
+        assert problems(tmp_path / "2", settings, "edge-2") == (), "its head row has not moved"
         one.offer(made.entry.receipt_id, ANSWER)
         executed(one, made)
         await one.record(RefundJudge("flush"))

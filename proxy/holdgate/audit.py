@@ -33,7 +33,7 @@ answer, which run made a permit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import batched
 from typing import Any, Final
 
@@ -52,10 +52,13 @@ from .statement import parse_us
 from .tlog import TlogError
 
 __all__ = [
+    "STEP",
     "AuditInput",
     "AuditReport",
+    "Auditor",
     "Checked",
     "CounterRow",
+    "Facts",
     "HeadRow",
     "LogRecord",
     "PermitRow",
@@ -65,7 +68,7 @@ __all__ = [
 ]
 
 _MAX_PROBLEMS: Final = 1000
-_STEP: Final = 256  # leaves between two calls of `progress`
+STEP: Final = 256  # leaves between two calls of `progress`
 
 
 # These two are not frozen: a log has a million of them, and freezing costs more than reading the row.
@@ -107,6 +110,7 @@ class LogRecord:
     inputs: bytes | None  # in clear
     sealed: Stored | None
     permit: PermitRow | None  # None when the store has no permit here
+    node: str = ""  # whose log it is in; "" where there is one log
 
 
 type Checked = tuple[LogRecord, Verified | ReceiptError]  # what verify() says of the record's JWS
@@ -115,7 +119,7 @@ type Verifying = Callable[[Iterable[LogRecord], KeySet], Iterator[Checked]]  # r
 
 def verified_here(records: Iterable[LogRecord], keys: KeySet) -> Iterator[Checked]:
     """In this process."""
-    for batch in batched(records, _STEP):
+    for batch in batched(records, STEP):
         yield from zip(batch, verify_each([record.jws for record in batch], keys), strict=True)
 
 
@@ -154,7 +158,7 @@ class AuditReport:
 class _Permit:
     """What the receipts so far say of one PERMIT."""
 
-    index: int
+    name: str  # of its leaf, for problems
     id: str
     digest: str
     status: OutcomeStatus | None
@@ -180,6 +184,18 @@ class _Permit:
         return self.states <= RELEASING
 
 
+@dataclass(slots=True, kw_only=True)
+class Facts:
+    """What the receipts say together: of one log, or of all logs of a fleet in the order of time."""
+
+    permits: dict[str, _Permit] = field(default_factory=dict)
+    denied: dict[str, int] = field(default_factory=dict)  # DENY by the gate -> what a repeat has in common
+    produced: dict[str, str] = field(default_factory=dict)  # PERMIT -> key of the object its answer named
+    by_key: dict[str, str] = field(default_factory=dict)  # key hash -> the newest PERMIT under it
+    budgets: BudgetAudit = field(default_factory=BudgetAudit)
+    problems: list[str] = field(default_factory=list)
+
+
 def audit(
     given: AuditInput,
     *,
@@ -191,59 +207,50 @@ def audit(
     verifying: Verifying = verified_here,
 ) -> AuditReport:
     """Verify everything; problems are found, never raised. `progress` is told how many leaves were read."""
-    auditor = _Auditor(origin, receipt_keys, log_keys, given.tiles, given.is_shared)
-    checkpoints = list(earlier)
-    try:
-        checkpoint = verify_log(given.checkpoint, origin, log_keys)
-        checkpoints.append(checkpoint)
-        auditor.tiles.signed = checkpoint.size
-    except TlogError as error:
-        auditor.problem(f"checkpoint: {error}")
-    checkpoints.sort(key=lambda each: each.size, reverse=True)  # the smallest is compared first
+    auditor = Auditor(origin, receipt_keys, log_keys, given.tiles, is_shared=given.is_shared)
+    auditor.signed(given.checkpoint, earlier)
     for record, found in verifying(given.records, receipt_keys):
-        auditor.compare(checkpoints)
         auditor.leaf(record, found)
-        if not auditor.edge.size % _STEP:
+        if not auditor.edge.size % STEP:
             progress(auditor.edge.size)
-    auditor.compare(checkpoints)
-    auditor.tiles.end()
-    for left in checkpoints:
-        auditor.problem(f"the log ends at {auditor.edge.size}, but {left.size} leaves were signed")
-    auditor.keys.end()
-    auditor.head(given.head)
-    auditor.inputs_end()
+    auditor.end(given.head)
     auditor.claims(given.claims)
     auditor.prepared(given.prepared)
     if not given.is_shared:
-        for text in auditor.budgets.problems(given.counters, given.head.iat_us):
-            auditor.problem(text)
+        auditor.counters(given.counters, given.head.iat_us)
     return auditor.report()
 
 
-class _Auditor:
+class Auditor:
+    """Reads one log, leaf by leaf. The logs of a fleet share `facts`, and have names (audit_fleet.py)."""
+
     def __init__(
-        self, origin: str, keys: KeySet, log_keys: KeySet, tiles: StoredTiles, is_shared: bool
+        self,
+        origin: str,
+        keys: KeySet,
+        log_keys: KeySet,
+        tiles: StoredTiles,
+        *,
+        is_shared: bool,
+        facts: Facts | None = None,
+        name: str = "",
     ) -> None:
-        self._is_shared = is_shared
-        self._problems: list[str] = []
-        self.keys = KeyAudit(keys, log_keys, self.problem)
-        self.tiles = TileAudit(tiles, self.problem)
-        self.edge = self.tiles.edge
+        """Without `keys` nothing is said about them, without `log_keys` nothing about where they sign."""
+        self._is_shared, self._name = is_shared, name
+        self._facts = facts or Facts()
+        self._keys = KeyAudit(keys, log_keys, self.problem) if keys and log_keys else None
+        self._receipt_keys, self._log_keys = keys, log_keys
+        self._tiles = TileAudit(tiles, self.problem)
+        self.edge = self._tiles.edge
         self._origin = origin
-        self._permits: dict[str, _Permit] = {}
-        self._denied: dict[
-            str, int
-        ] = {}  # receipt of a DENY by the gate -> hash of what a repeat has in common
-        self._produced: dict[str, str] = {}  # PERMIT -> key of the object that its answer named
         self._names: dict[str, str] = {}  # agents and surfaces
-        self._by_key: dict[str, str] = {}  # key hash -> the newest PERMIT under it
-        self.budgets = BudgetAudit()
         self._inputs = InputAudit(self.problem)
+        self._checkpoints: list[Checkpoint] = []  # to compare with, the smallest last
         self._outcomes = self._admin = self._iat_us = 0
 
     def problem(self, text: str) -> None:
-        if len(self._problems) < _MAX_PROBLEMS:
-            self._problems.append(text)
+        if len(self._facts.problems) < _MAX_PROBLEMS:
+            self._facts.problems.append(self._name + text)
 
     def _at(self, record: LogRecord, text: str) -> None:
         self.problem(f"leaf {self.edge.size - 1}: {text} ({record.id})")
@@ -251,32 +258,55 @@ class _Auditor:
     def report(self) -> AuditReport:
         return AuditReport(
             size=self.edge.size,
-            signed=self.tiles.signed,
+            signed=self._tiles.signed,
             root=self.edge.tree.root().hex(),
-            permits=len(self._permits),
+            permits=len(self._facts.permits),
             outcomes=self._outcomes,
             admin=self._admin,
             inputs=self._inputs.kept,
             destroyed=self._inputs.destroyed,
-            problems=tuple(self._problems),
+            problems=tuple(self._facts.problems),
         )
 
-    def compare(self, checkpoints: list[Checkpoint]) -> None:
-        """Compare with every checkpoint of this size, and forget it; the smallest is the last of the list."""
-        while checkpoints and checkpoints[-1].size == self.edge.size:
-            checkpoint = checkpoints.pop()
+    def signed(self, note: bytes, earlier: Iterable[Checkpoint] = ()) -> None:
+        """Before the first leaf: the checkpoint, and others that the log must agree with."""
+        self._checkpoints += earlier
+        try:
+            checkpoint = verify_log(note, self._origin, self._log_keys)
+            self._checkpoints.append(checkpoint)
+            self._tiles.signed = checkpoint.size
+        except TlogError as error:
+            self.problem(f"checkpoint: {error}")
+        self._checkpoints.sort(key=lambda each: each.size, reverse=True)
+
+    def end(self, row: HeadRow) -> None:
+        """All leaves were read."""
+        self._compare()
+        self._tiles.end()
+        for left in self._checkpoints:
+            self.problem(f"the log ends at {self.edge.size}, but {left.size} leaves were signed")
+        if self._keys is not None:
+            self._keys.end()
+        self._head(row)
+        self._inputs.end()
+
+    def _compare(self) -> None:
+        """Compare with every checkpoint of this size, and forget it."""
+        while self._checkpoints and self._checkpoints[-1].size == self.edge.size:
+            checkpoint = self._checkpoints.pop()
             if checkpoint.root != self.edge.tree.root():
                 self.problem(f"the first {checkpoint.size} leaves are not those that were signed")
 
     def leaf(self, record: LogRecord, found: Verified | ReceiptError) -> None:
+        self._compare()
         index = self.edge.size
-        self.tiles.append(record.jws, record.id)
+        self._tiles.append(record.jws, record.id)
         if record.index != index:
             self._at(record, f"missing, the next one is {record.index}")
         if isinstance(found, ReceiptError):
             self._at(record, str(found))
             return
-        if refusal := self.keys.leaf(index, found):
+        if self._receipt_keys and (refusal := self._refusal(index, found)):
             self._at(record, refusal)
         statement = found.statement
         if statement["type"] == "decision":
@@ -286,6 +316,13 @@ class _Auditor:
             what = statement.get("status") or statement.get("action", "")
             self._columns(record, statement, "", what, "")
             self._after(record, statement)
+
+    def _refusal(self, index: int, found: Verified) -> str:
+        """Why a receipt does not count, as far as keys are concerned; "" when it does."""
+        key = self._receipt_keys.get(found.kid)
+        if key is None:
+            return "signed with another node's key"
+        return key.refuses(index) if self._keys is None else self._keys.leaf(index, found)
 
     def _columns(
         self, record: LogRecord, statement: Mapping[str, Any], outcome: str, reason: str, agent: str
@@ -307,10 +344,12 @@ class _Auditor:
             self._at(record, "not later than the leaf before it")
         self._iat_us = iat_us
 
-    def inputs_end(self) -> None:
-        self._inputs.end()
+    def counters(self, rows: Iterable[CounterRow], now_us: int) -> None:
+        """Compare the counters with what the permits charged. `now_us`: of the newest receipt."""
+        for text in self._facts.budgets.problems(rows, now_us):
+            self.problem(text)
 
-    def head(self, row: HeadRow) -> None:
+    def _head(self, row: HeadRow) -> None:
         tree = self.edge.tree
         if row != HeadRow(
             origin=self._origin, size=tree.size, iat_us=self._iat_us, hashes=b"".join(tree.hashes)
@@ -323,8 +362,8 @@ class _Auditor:
         inputs = self._inputs.decision(self.edge.size - 1, record, statement)
         is_permit = statement["outcome"] == Outcome.PERMIT
         for bound in statement.get("binds", ()):
-            elsewhere = self._is_shared and bound not in self._permits  # in another node's log
-            if bound not in self._produced and not elsewhere:
+            elsewhere = self._is_shared and bound not in self._facts.permits  # in another node's log
+            if bound not in self._facts.produced and not elsewhere:
                 self._at(record, f"it is bound to {bound}, which made nothing that is known")
         if is_permit != (record.permit is not None):
             self._at(record, "the ledger and the receipt disagree whether this is a permit")
@@ -333,7 +372,7 @@ class _Auditor:
             return
         key = statement.get("idempotency", {"key_hash": "", "source": ""})
         permit = _Permit(
-            index=record.index,
+            name=f"{self._name}leaf {record.index}",
             id=statement["id"],
             digest=statement["request"]["digest"],
             status=None,
@@ -343,15 +382,15 @@ class _Auditor:
             row=record.permit,
             decision=self._decided(record),
         )
-        first = self._permits.get(self._by_key.get(permit.key_hash, ""))
+        first = self._facts.permits.get(self._facts.by_key.get(permit.key_hash, ""))
         if first is not None and first.is_open and not self._settled_elsewhere(first):
             if first.status is None or "replay_of" not in statement:
-                self._at(record, f"a second PERMIT under a key that leaf {first.index} still holds")
+                self._at(record, f"a second PERMIT under a key that {first.name} still holds")
         if permit.key_hash:
-            self._by_key[permit.key_hash] = permit.id
-        self._permits[permit.id] = permit
+            self._facts.by_key[permit.key_hash] = permit.id
+        self._facts.permits[permit.id] = permit
         charged = None if record.permit is None else (record.permit.charges, record.permit.lender)
-        self.budgets.permit(record.index, statement, charged, inputs)
+        self._facts.budgets.permit(permit.name, statement, charged, inputs)
 
     def _decided(self, record: LogRecord) -> Decided:
         """A log has a million permits and a few agents: their names are held once."""
@@ -372,8 +411,8 @@ class _Auditor:
         known = hash((*common, *statement["rules"]))
         first = statement.get("replay_of")
         if first is None:
-            self._denied[statement["id"]] = known
-        elif self._denied.get(first, known if self._is_shared else None) != known:
+            self._facts.denied[statement["id"]] = known
+        elif self._facts.denied.get(first, known if self._is_shared else None) != known:
             self._at(record, f"it repeats {first}, which is no earlier DENY of this request")
 
     def _after(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
@@ -389,7 +428,7 @@ class _Auditor:
 
     def _outcome(self, record: LogRecord, statement: Mapping[str, Any]) -> None:
         self._outcomes += 1
-        permit = self._permits.get(statement["of"])
+        permit = self._facts.permits.get(statement["of"])
         if permit is None and self._is_shared:
             return  # of another node's PERMIT, which that node could not settle
         if permit is None:
@@ -401,37 +440,37 @@ class _Auditor:
         is_reconciled = status is OutcomeStatus.RECONCILED
         if (permit.status is OutcomeStatus.UNKNOWN) != is_reconciled or (permit.status and not is_reconciled):
             before = permit.status or "a PERMIT"
-            self._at(record, f"{status} cannot follow {before} of leaf {permit.index}")
+            self._at(record, f"{status} cannot follow {before} of {permit.name}")
         if "produced" in statement:
-            self._produced[permit.id] = statement["produced"]
+            self._facts.produced[permit.id] = statement["produced"]
         if is_reconciled:
             permit.found = OutcomeStatus(statement.get("found", OutcomeStatus.EXECUTED))
         permit.status = status
-        self.budgets.outcome(permit.id, permit.without_effect)
+        self._facts.budgets.outcome(permit.id, permit.without_effect)
         permit.http_status = statement.get("http_status", 0)
 
     def claims(self, rows: Iterable[ClaimRow]) -> None:
         """Compare the claims, and the permits' rows, with what the receipts add up to."""
-        for permit in self._permits.values():
+        for permit in self._facts.permits.values():
             if permit.row is not None:
                 self._permit_row(permit, permit.row)
         held = set()
         for row in rows:
             held.add(row.key)
             self._claim(row)
-        for key, receipt_id in self._by_key.items():
-            permit = self._permits[receipt_id]
+        for key, receipt_id in self._facts.by_key.items():
+            permit = self._facts.permits[receipt_id]
             missing = key not in held and (permit.is_open or permit.source != "implicit")
             if missing and not self._is_shared:
-                self.problem(f"leaf {permit.index}: its claim {key[:16]} is missing ({permit.id})")
+                self.problem(f"{permit.name}: its claim {key[:16]} is missing ({permit.id})")
 
     def prepared(self, rows: Iterable[Prepared]) -> None:
         for row in rows:
-            if self._produced.get(row.receipt_id) != row.key:
+            if self._facts.produced.get(row.receipt_id) != row.key:
                 self.problem(f"object {row.key[:16]}: {row.receipt_id} did not make it")
 
     def _permit_row(self, permit: _Permit, row: PermitRow) -> None:
-        name = f"leaf {permit.index}: the ledger's permit"
+        name = f"{permit.name}: the ledger's permit"
         elsewhere = self._settled_elsewhere(permit)
         if row.state not in permit.states and not elsewhere:
             self.problem(f"{name} state is not what its outcomes say ({permit.id})")
@@ -444,24 +483,24 @@ class _Auditor:
 
     def _claim(self, row: ClaimRow) -> None:
         name = f"claim {row.key[:16]}"
-        permit = self._permits.get(row.receipt_id)
+        permit = self._facts.permits.get(row.receipt_id)
         if permit is None:
             self.problem(f"{name}: held by no PERMIT of this log")
             return
         if row.digest != permit.digest:
-            self.problem(f"{name}: not for the request of leaf {permit.index}")
+            self.problem(f"{name}: not for the request of {permit.name}")
         elsewhere = self._settled_elsewhere(permit)
         if row.state not in permit.states and not elsewhere:
-            self.problem(f"{name}: {row.state}, which leaf {permit.index} and its outcome do not say")
+            self.problem(f"{name}: {row.state}, which {permit.name} and its outcome do not say")
         if row.source == permit.source and permit.key_hash and row.key != permit.key_hash:
-            self.problem(f"{name}: not the key of leaf {permit.index}")
+            self.problem(f"{name}: not the key of {permit.name}")
         if row.source not in SOURCES or (row.key == permit.key_hash and row.source != permit.source):
-            self.problem(f"{name}: its source is not that of leaf {permit.index}")
+            self.problem(f"{name}: its source is not that of {permit.name}")
         if permit.row is not None and row.key not in permit.row.claims:
-            self.problem(f"{name}: not among what leaf {permit.index} holds")
+            self.problem(f"{name}: not among what {permit.name} holds")
         if row.http_status != permit.http_status and not elsewhere:
-            self.problem(f"{name}: http_status is not that of leaf {permit.index}'s outcome")
-        newest = self._by_key.get(row.key)
+            self.problem(f"{name}: http_status is not that of {permit.name}'s outcome")
+        newest = self._facts.by_key.get(row.key)
         if newest not in (None, row.receipt_id) and not self._fell_back(row, newest):
             self.problem(f"{name}: a later PERMIT holds it")
 
@@ -473,7 +512,7 @@ class _Auditor:
 
     def _fell_back(self, row: ClaimRow, newest: str | None) -> bool:
         """Whether the newest PERMIT was a replay without effect, so that the first one stands again."""
-        later = self._permits[newest] if newest else None
+        later = self._facts.permits[newest] if newest else None
         return later is not None and later.without_effect and later.digest == row.digest
 
 

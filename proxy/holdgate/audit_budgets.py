@@ -40,7 +40,7 @@ class _Holder:
 
 
 class BudgetAudit:
-    """Told of every PERMIT and outcome in log order; then asked for problems."""
+    """Told of every PERMIT and outcome in the order of time; then asked for problems. `name`: of a leaf."""
 
     def __init__(self) -> None:
         self._holders: dict[str, _Holder] = {}
@@ -50,12 +50,12 @@ class BudgetAudit:
 
     def permit(
         self,
-        index: int,
+        name: str,
         statement: Mapping[str, Any],
         row: tuple[tuple[Charge, ...], str] | None,
         inputs: bytes | None,
     ) -> None:
-        receipt, name = statement["id"], f"leaf {index}"
+        receipt = statement["id"]
         source, lender = "", ""
         if "budget" in statement:
             source, self._ids[receipt] = receipt, tuple(statement["budget"])

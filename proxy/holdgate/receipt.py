@@ -46,6 +46,7 @@ __all__ = [
     "new_receipt_id",
     "outcome_statement",
     "read_accepted",
+    "read_unsigned",
     "sign",
     "trigguard_view",
     "verify",
@@ -327,6 +328,17 @@ def verify_each(batch: Sequence[bytes], keys: KeySet) -> list[Verified | Receipt
 
 def _read(jws: bytes, keys: KeySet) -> tuple[PublicKey, bytes, bytes, Any] | ReceiptError:
     """Key, signing input, signature and value."""
+    parsed = _parsed(jws)
+    if isinstance(parsed, ReceiptError):
+        return parsed
+    key = keys.get(parsed[0])
+    if key is None:
+        return ReceiptError("signed with a key that is not in the key set")
+    return key, *parsed[1:]
+
+
+def _parsed(jws: bytes) -> tuple[str, bytes, bytes, Any] | ReceiptError:
+    """Key id, signing input, signature and value."""
     if len(jws) > MAX_BYTES:
         return ReceiptError(f"larger than {MAX_BYTES} bytes")
     parts = jws.split(b".")
@@ -340,10 +352,7 @@ def _read(jws: bytes, keys: KeySet) -> tuple[PublicKey, bytes, bytes, Any] | Rec
         return error
     except (ValueError, JcsError) as error:
         return ReceiptError(str(error))
-    key = keys.get(kid)
-    if key is None:
-        return ReceiptError("signed with a key that is not in the key set")
-    return key, jws[: len(parts[0]) + 1 + len(parts[1])], signature, value
+    return kid, jws[: len(parts[0]) + 1 + len(parts[1])], signature, value
 
 
 def _signed(key: PublicKey, message: bytes, signature: bytes, value: Any) -> tuple[str, Any] | ReceiptError:
@@ -369,6 +378,12 @@ def read_accepted(jws: bytes) -> Verified:
     """What verify() said of a JWS that it accepted in another process. Nothing is verified here."""
     header, payload, _ = jws.split(b".")
     return Verified(kid=_kid_of(header), statement=loads_accepted(unb64url(payload)))
+
+
+def read_unsigned(jws: bytes) -> Verified | ReceiptError:
+    """What a receipt says whose key is not at hand. Its form is checked, its signature is not."""
+    read = _parsed(jws)
+    return read if isinstance(read, ReceiptError) else _checked(read[0], read[3])
 
 
 @lru_cache(maxsize=64)  # a log has a handful of headers and a million receipts

@@ -23,6 +23,7 @@ from urllib.parse import urlencode
 import pytest
 
 import pgserver
+from holdgate.audit_fleet import NO_DIRECTORY
 from holdgate.demo.instance import Instance
 from holdgate.demo.standins import StandIns
 
@@ -224,6 +225,15 @@ def test_a_node_that_dies_is_settled_by_another_and_then_by_itself(
     for gate in fleet:
         audit = command(gate, "log", "audit")
         assert audit.returncode == 0, audit.stdout + audit.stderr
+    given = (f"--state=edge-3={three.state_dir}", f"--keys=edge-1=http://{one.admin}/.well-known/jwks.json")
+    whole = command(two, "log", "audit", "--fleet", *given, "--json")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    notes = {node["node"]: node["notes"] for node in json.loads(whole.stdout)["nodes"]}
+    assert notes == {"edge-1": [NO_DIRECTORY], "edge-2": [], "edge-3": []}
+    assert "no keys of it" in command(two, "log", "audit", "--fleet").stdout
+    wrong = command(two, "log", "audit", "--fleet", f"--state=edge-1={three.state_dir}")
+    assert (wrong.returncode, "not in the key set" in wrong.stdout) == (1, True)
+    assert command(two, "log", "audit", "--fleet", "--state=nobody=/tmp").returncode == 2
 
 
 def test_the_commands_see_the_whole_store(fleet: list[Instance]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..config import Config
 from ..errors import ConfigError
@@ -10,7 +11,10 @@ from .reader import Reader
 from .sqlite_reader import SqliteReader
 from .sqlite_schema import DB_NAME
 
-__all__ = ["fleet_reader", "has_ledger", "nodes", "open_reader"]
+__all__ = ["fleet_reader", "has_ledger", "nodes", "open_reader", "whole_fleet"]
+
+if TYPE_CHECKING:  # asyncpg is an extra
+    from .postgres_reader import PostgresReader
 
 
 def open_reader(config: Config, node: str = "") -> Reader:
@@ -27,6 +31,15 @@ def fleet_reader(config: Config, node: str = "") -> Reader:
     """Of everything that is in the store, or of one node there. Only for what goes by id, and for list()."""
     if config.store is None or node:
         return open_reader(config, node)
+    from .postgres_reader import PostgresReader
+
+    return PostgresReader(config.state_dir, config.store, None)
+
+
+def whole_fleet(config: Config) -> PostgresReader:
+    """Of everything that is in a shared store. Raises ConfigError."""
+    if config.store is None:
+        raise ConfigError(f"--fleet: `store: sqlite` has this node, {config.node}, alone")
     from .postgres_reader import PostgresReader
 
     return PostgresReader(config.state_dir, config.store, None)

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import asyncpg
 
+from ..audit import HeadRow
+from ..audit_fleet import FleetInput
 from ..config_store import PostgresStore as Settings
 from ..erasure import Erasure
 from ..errors import ConfigError
@@ -80,6 +82,24 @@ class PostgresReader(Reader):
         )
         found = [self.get(row[0]) for row in self._rows(sql)]
         return [stored for stored in found if stored is not None]
+
+    def fleet_input(self) -> FleetInput:
+        """Everything that audit_fleet() looks at, in one snapshot: of a reader of the whole fleet. Read
+        `records` to the end before the others; then call end_audit(). Raises ConfigError."""
+        self._snapshot()
+        heads = self._rows("SELECT name, origin, size, iat_us, hashes FROM holdgate.nodes ORDER BY id")
+        return FleetInput(
+            heads=tuple(
+                (row[0], HeadRow(origin=row[1], size=row[2], iat_us=row[3], hashes=row[4])) for row in heads
+            ),
+            fleet_us=int(self._row("SELECT iat_us FROM holdgate.fleet")[0]),
+            records=self._records(
+                "(SELECT n.name FROM holdgate.nodes n WHERE n.id = r.node)", "r.iat_us, r.node"
+            ),
+            claims=self.claims(),
+            counters=self.counters(),
+            prepared=self._prepared(),
+        )
 
     # --- reader.Reader ---
 

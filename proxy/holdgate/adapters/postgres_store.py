@@ -86,7 +86,7 @@ w_claims AS (
     provider = excluded.provider, source = excluded.source, b_state = excluded.b_state,
     b_receipt = excluded.b_receipt, b_status = excluded.b_status),
 w_fleet AS (UPDATE holdgate.fleet SET iat_us = $37::bigint WHERE one = 1)
-UPDATE holdgate.nodes SET size = $38, iat_us = $37, hashes = $39 WHERE id = $1 AND owner = $18
+UPDATE holdgate.nodes SET size = $38, iat_us = $41, hashes = $39 WHERE id = $1 AND owner = $18
 """
 _UNKNOWN: Final = (
     "SELECT count(*) FROM holdgate.permits WHERE node = $1 AND state = 'unknown'"
@@ -231,7 +231,9 @@ class PostgresStore:
             raise
         self._in_doubt = False
         self.head = changes.head
-        self._log_iat_us = self._fleet_us = changes.head.iat_us
+        self._fleet_us = changes.head.iat_us
+        if changes.receipts:
+            self._log_iat_us = changes.head.iat_us
         self.unknown += changes.unknown
         for permit in changes.permits.values():
             if permit.state is State.DISPATCHING and permit.receipt_id not in self._permits:
@@ -505,6 +507,7 @@ class PostgresStore:
             head.tree.size,
             pack(head.tree),
             [" ".join(permit.waiting) for permit in changes.permits.values()],
+            head.iat_us if changes.receipts else self._log_iat_us,
         ]
 
     async def _put_twins(self, conn: Any, changes: Changes) -> None:

@@ -299,15 +299,17 @@ class Reader(ABC):
         for row in self._rows("SELECT key, receipt_id, expires_us FROM prepared ORDER BY key"):
             yield Prepared(key=row[0], receipt_id=row[1], expires_us=row[2])
 
-    def _records(self) -> Iterator[LogRecord]:
+    def _records(self, node: str = "''", by: str = "r.idx") -> Iterator[LogRecord]:
+        """`node`: what names the log of a row; `by`: in which order. Both are SQL."""
         sql = (
-            "SELECT r.idx, r.id, r.type, r.outcome, r.reason, r.agent, r.surface, r.iat_us, r.jws,"
+            f"SELECT {node}, r.idx, r.id, r.type, r.outcome, r.reason, r.agent, r.surface,"  # noqa: S608
+            " r.iat_us, r.jws,"
             " i.json, e.data, s.salt, s.key, p.id, p.state, p.http_status, p.claims, p.charges, p.lender"
             " FROM receipts r LEFT JOIN inputs i ON i.idx = r.idx"
             " LEFT JOIN sealed e ON e.idx = r.idx LEFT JOIN secrets s ON s.idx = r.idx"
-            " LEFT JOIN permits p ON p.idx = r.idx ORDER BY r.idx"
+            f" LEFT JOIN permits p ON p.idx = r.idx ORDER BY {by}"
         )
-        for row in self._rows(sql):
+        for name, *row in self._rows(sql):
             index, receipt_id, kind, outcome, reason, agent, surface, iat_us, jws, clear, *sealed = row[:13]
             yield LogRecord(
                 index=index,
@@ -322,6 +324,7 @@ class Reader(ABC):
                 inputs=None if clear is None else _clear(clear),
                 sealed=_sealed(*sealed),
                 permit=None if row[13] is None else self._permit_row(*row[13:]),
+                node=name or "",
             )
 
     def _permit_row(

@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from ..keys import NEVER, KeySet
 from ..note import Checkpoint, verify_log
 from ..tlog import TlogError
+from .fleet_audit import audit_all
 from .progress import Progress
 from .shared import Commands, add, config_of, group, print_json
 
@@ -31,7 +32,7 @@ _COVERED_S = 2.0
 _SETTLED_S = 2.0  # in which a change of keys has written all its files
 _UNSEEN = "no earlier checkpoint was given (--since-checkpoint): a roll-back of everything cannot be seen"
 
-_FLEET = "one node's log: counters, and what other nodes did to its permits and claims, are not compared"
+_FLEET = "one node's log: counters, and what other nodes did to its permits and claims, need --fleet"
 
 
 def register(commands: Commands) -> None:
@@ -51,11 +52,8 @@ def register(commands: Commands) -> None:
         example="holdgate log prove rcpt_01JC... > refund.tlog-proof",
     )
     what = proving.add_mutually_exclusive_group(required=True)
-    proving.add_argument(
-        "--witnessed",
-        action="store_true",
-        help="under the checkpoint that witnesses cosigned last",
-    )
+    witnessed = "under the checkpoint that witnesses cosigned last"
+    proving.add_argument("--witnessed", action="store_true", help=witnessed)
     what.add_argument("id", nargs="?", metavar="ID", help="a receipt: prints a c2sp.org/tlog-proof")
     what.add_argument(
         "--since-checkpoint",
@@ -75,6 +73,25 @@ def register(commands: Commands) -> None:
         "--timestamps", type=Path, metavar="ROOTS", help="verify the time stamps under these roots (PEM) too"
     )
     auditing.add_argument("--since-checkpoint", type=Path, metavar="FILE", help="an earlier checkpoint")
+    auditing.add_argument(
+        "--fleet",
+        action="store_true",
+        help="all nodes of a PostgreSQL store together: claims, counters, and what they did to each other's",
+    )
+    auditing.add_argument(
+        "--state",
+        action="append",
+        default=[],
+        metavar="NODE=DIR",
+        help="with --fleet: the state directory of another node, or a copy: keys, checkpoint and tiles",
+    )
+    auditing.add_argument(
+        "--keys",
+        action="append",
+        default=[],
+        metavar="NODE=JWKS",
+        help="with --fleet: a file or URL with the receipt keys of a node whose state directory is elsewhere",
+    )
 
 
 def _checkpoint(args: argparse.Namespace) -> int:
@@ -114,6 +131,15 @@ def _when_covered(state_dir: Path, index: int, jws: bytes, note: Path) -> bytes:
 def _audit(args: argparse.Namespace) -> int:
     config = config_of(args)
     origin = config.issuer
+    if args.fleet:
+        if args.timestamps:
+            raise ConfigError("--timestamps is of one node's log: leave --fleet out")
+        since = args.since_checkpoint
+        return audit_all(
+            args, config, (_earlier(since, origin, load_log_keys(config.state_dir)),) if since else ()
+        )
+    if args.state or args.keys:
+        raise ConfigError("--state and --keys go with --fleet")
     gc.disable()  # a million receipts have no cycles, and looking for some is a tenth of the work
     with open_reader(config) as reader, Progress("audit", reader.size, "receipts") as progress:
         given, keys, log_keys, published = _begun(reader, config.state_dir, origin)

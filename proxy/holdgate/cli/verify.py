@@ -27,7 +27,7 @@ from ..verification import Finding, Trust, judge
 from .disclosure import Disclosure, read_disclosure
 from .shared import Commands, add, config_of, print_json, read_bytes
 
-__all__ = ["register"]
+__all__ = ["read_keys", "register"]
 
 _MAX_KEYS_BYTES: Final = 1_048_576
 _TIMEOUT_S: Final = 10
@@ -71,6 +71,10 @@ def register(commands: Commands) -> None:
     )
     parser.add_argument("--body", type=Path, metavar="FILE", help="the request's body; without it, none")
     parser.add_argument("--target", metavar="TEXT", help="path and query, where the disclosure has none")
+    _register_log(parser)
+
+
+def _register_log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-key", metavar="VKEY|FILE", help="the log's key (default: log/key.vkey in the state directory)"
     )
@@ -89,7 +93,7 @@ def register(commands: Commands) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    keys = _keys(args.keys) if args.keys else load_public_keys(config_of(args).state_dir)
+    keys = read_keys(args.keys) if args.keys else load_public_keys(config_of(args).state_dir)
     receipts = [found for name in args.receipts for found in _read(name)]
     if (args.proof or args.disclosure) and len(receipts) != 1:
         raise ConfigError(f"--proof and --disclosure are of one receipt, and here are {len(receipts)}")
@@ -231,7 +235,8 @@ def _jws_of(line: bytes) -> bytes:
         return line
 
 
-def _keys(place: str) -> KeySet:
+def read_keys(place: str) -> KeySet:
+    """A JWKS from a file or URL. Raises ConfigError."""
     try:
         if place.startswith(("https://", "http://")):
             with urllib.request.urlopen(place, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - scheme checked
