@@ -568,7 +568,7 @@ def test_receipts_export_sends_the_rest_on_the_next_call(run, recorded, shop):
 
 def test_receipts_before_the_first_run_say_so(run, shop):
     said = run("receipts", "list")
-    assert said.code == 2 and "ledger" in said.err
+    assert said.code == 2 and "there is no ledger yet: `holdgate run`" in said.err
 
 
 def test_verify_takes_files_exports_arguments_and_keys(run, recorded, shop):

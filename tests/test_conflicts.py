@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ SIGV4 = (
     "AWS4-HMAC-SHA256 Credential=AKIA{who}/20260301/eu-west-1/x/aws4_request,"
     " SignedHeaders=host, Signature=00"
 )
+RECEIPT = re.compile(rb"rcpt_[0-9A-Z]{26}")
 SET = "arn:aws:cloudformation:eu-west-1:1:changeSet/c/9f"
 SURFACES = [
     *("payments.charge", "payments.refund", "payments.cancel", "payments.payout", "payments.instrument"),
@@ -182,6 +184,7 @@ async def test_of_two_requests_about_one_thing_one_is_open(shop: Shop, one: Ask,
         await asyncio.sleep(0)
     second = await two.of(shop, "BB")
     assert (second.status, second.outcome, second.reason) == (409, "SILENCE", "conflict")
+    assert set(RECEIPT.findall(second.body)) == {second.receipt.encode()}  # and not that of the other agent
     assert len(shop.upstream.seen) == before + 1
     shop.upstream.gate.set()
     assert (await first).outcome == "PERMIT"

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -29,13 +29,16 @@ LIE = NOTE | {"details": coverage_details(closed=False)}
 
 
 @asynccontextmanager
-async def serving(folder: Path, ledger: Any) -> AsyncIterator[list[tuple[AdminNote, Noted]]]:
+async def serving(
+    folder: Path, ledger: Any, reconciled: Callable[[], None] = lambda: None
+) -> AsyncIterator[list[tuple[AdminNote, Noted]]]:
     noted: list[tuple[AdminNote, Noted]] = []
     server = ControlServer(
         folder,
         ledger=ledger,
         status=lambda: {"admin": "127.0.0.1:1"},
         noted=lambda *pair: noted.append(pair),
+        reconciled=reconciled,
         forget=partial(Forgetter(lambda: SqliteReader(folder), ledger).forget, by="local"),
     )
     await server.start()
@@ -187,14 +190,15 @@ async def test_ct3_a_finding_is_answered_when_its_receipt_is_durable(tmp_path: P
     permit = (await ledger.record(RefundJudge("a"))).entry.receipt_id
     ledger.record_outcome(permit, OutcomeStatus.UNKNOWN, 0, delivered=False)
     finding = {"ask": "reconcile", "of": permit, "found": "not_sent", "note": ""}
-    async with serving(tmp_path, ledger):
+    counted: list[int] = []
+    async with serving(tmp_path, ledger, lambda: counted.append(ledger.size)):
         with pytest.raises(BackendError, match="not a question"):
             await asked(tmp_path, finding | {"found": "gone"})
         answer = await asked(tmp_path, finding)
         assert (answer["index"], ledger.size) == (2, 3)
         with pytest.raises(BackendError, match="is not_sent, not unknown"):
             await asked(tmp_path, finding)
-        assert ledger.size == 3
+        assert (ledger.size, counted) == (3, [3])
 
 
 @pytest.mark.parametrize("purpose", ["receipt", "log"])

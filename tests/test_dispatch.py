@@ -1167,6 +1167,8 @@ ALLOWED = {
     "adapters/signer_server.py": {"socketserver"},
     # Tries to get out where an agent stands: sent there by `holdgate doctor`, never imported by `run`.
     "adapters/doctor/probe.py": {"create_connection"},
+    # `reconcile ask`: an agent of its own, which speaks to the proxy's listener alone, never part of `run`.
+    "adapters/asking.py": {"create_connection"},
     # `receipts export --syslog|--http`: run by an operator, in a process of its own, never by `run`.
     "adapters/exporting.py": {"create_connection", "urllib.request"},
     "cli/verify.py": {

@@ -211,6 +211,23 @@ def test_commands_in_shell_blocks_parse(path: Path) -> None:
             assert stop.code == 0, f"holdgate {words}"
 
 
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for below in choices(parser).values():
+        yield from parsers(below)
+
+
+def test_the_examples_that_help_shows_parse() -> None:
+    pages = [(each.epilog or "").replace("\n  ", "\n") for each in parsers(build_parser())]
+    shown = [words for page in pages for words in COMMAND.findall(page)]
+    assert len(shown) > 40
+    for words in shown:
+        try:
+            build_parser().parse_args(shlex.split(words))
+        except SystemExit as stop:
+            assert stop.code == 0, f"holdgate {words}"
+
+
 def is_built(words: str) -> bool:
     name, _, rest = words.partition(" ")
     below = commands().get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 
@@ -301,3 +302,50 @@ def test_a_dispatch_map_has_a_target_in_every_operation() -> None:
 def test_another_kind_is_none_when_it_is_not_required() -> None:
     text = "apiVersion: holdgate/v1\nkind: Bundle\nmetadata: {name: b}\nspec: {}\n"
     assert load_map(load(text), required=False) is None
+
+
+RECONCILE = """\
+    reconcile:
+      read: B
+      by: key
+      with: {query.type: const.made, path.a: params.x}
+      whole: {const.false: more}
+      each: data
+      at: created
+      where: {key: request.key, params.x: [a, b.c]}
+"""
+
+
+def test_sm39_a_rule_that_says_how_to_ask_is_loaded() -> None:
+    spec = map_of(GOOD + RECONCILE).operations[0].reconcile
+    assert spec is not None
+    assert (spec.read, spec.by, spec.each, spec.at) == ("B", "key", "data", "created")
+    assert spec.request == (("query.type", "const.made"), ("path.a", "params.x"))
+    assert spec.whole == (("const.false", "more"),)
+    assert spec.where == (("key", ("request.key",)), ("params.x", ("a", "b.c")))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        pytest.param("      by: key\n", "", 14, "needs the key 'by'", id="not by what"),
+        pytest.param("      at: created\n", "", 14, "needs the key 'at'", id="not since when"),
+        pytest.param("by: key", "by: amount", 15, "params.NAME", id="by something else"),
+        pytest.param("query.type", "body.type", 16, "is not path.NAME, query.NAME", id="a body"),
+        pytest.param("const.made", "made", 16, "is not params.NAME, const.TEXT", id="a bare text"),
+        pytest.param("const.made", "key", 16, "is not params.NAME, const.TEXT", id="the key"),
+        pytest.param("query.type", "query", 16, "can only be params.NAME", id="a whole query of the map's"),
+        pytest.param("{const.false: more}", "{}", 17, "must not be empty", id="whole by nothing"),
+        pytest.param("{const.false: more}", "{key: more}", 17, "'key' is not params.NAME", id="whole by key"),
+        pytest.param("data", "data[]", 18, "names joined by dots", id="a list in a path"),
+        pytest.param("at: created", "at: ''", 19, "names joined by dots", id="an empty path"),
+        pytest.param("key: request.key", "time.from: t", 20, "nor `key`", id="a comparison with a time"),
+        pytest.param("[a, b.c]", "[]", 20, "empty list", id="compared with nothing"),
+        pytest.param("where: {key: request.key, params.x: [a, b.c]}", "where: {}", 20, "empty", id="any"),
+    ],
+)
+def test_sm39_an_answer_is_no_proof_by_its_looks(old: str, new: str, line: int, message: str) -> None:
+    assert old in RECONCILE
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        map_of(GOOD + RECONCILE.replace(old, new))
+    assert (caught.value.file, caught.value.line) == ("own.yaml", line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from holdgate.errors import ConfigError
@@ -200,3 +202,65 @@ def test_sm16_deadlines_merge_and_idempotency_replaces() -> None:
     deadlines, key = found.deadlines, found.idempotency  # type: ignore[attr-defined]
     assert (deadlines.connect_s, deadlines.first_byte_s, deadlines.total_s) == (1, None, 120)
     assert (key.sources, key.provider, key.require) == ((), False, True)
+
+
+ASKED = """\
+hosts: [a.test]
+operations:
+  - id: A
+    match: {method: POST, path: '/a'}
+    surface: data.write
+    effect: commit
+    body: {decode: json}
+    idempotency: {from: header.x-key, provider: true}
+    params: {x: {from: query.x, type: string}, many: {from: query.m, type: list<string>, repeat: true}}
+    reconcile:
+      read: B
+      by: key
+      with: {query.type: const.made, path.of: params.x}
+      at: created
+      where: {key: request.key, params.x: a}
+  - id: B
+    match: {method: GET, path: '/b/{of}'}
+    surface: data.read
+    effect: read
+    params: {of: {from: path.of, type: string}, type: {from: query.type, type: string}}
+  - id: C
+    match: {method: POST, path: '/c/{of}'}
+    surface: data.read
+    effect: read
+    ignore: [path.of]
+"""
+
+
+def test_sm38_a_rule_that_fits_is_compiled() -> None:
+    spec = index_of(ASKED).operation("data.write", "m0.A").spec.reconcile
+    assert spec is not None and spec.by == "key"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        pytest.param("read: B", "read: D", "'D' is no operation", id="no such read"),
+        pytest.param("read: B", "read: A", "not a GET with the effect read", id="itself"),
+        pytest.param("read: B", "read: C", "not a GET with the effect read", id="a POST"),
+        pytest.param(
+            "{from: header.x-key, provider: true}", "{natural: [x]}", "needs `idempotency", id="no key"
+        ),
+        pytest.param("key: request.key, ", "", "'key' must be used", id="the key is compared with nothing"),
+        pytest.param("by: key", "by: params.x", "`key` only", id="a key that does not count"),
+        pytest.param("params.x: a", "params.y: a", "'y', which is not a parameter", id="no such parameter"),
+        pytest.param("params.x: a", "params.many: a", "which is a list", id="a list"),
+        pytest.param("query.type: const", "query.kind: const", "is nothing that 'B' takes", id="a query"),
+        pytest.param(", path.of: params.x", "", "has the path variables ['of']", id="no variable"),
+        pytest.param("path.of", "path.off", "has the path variables ['of']", id="another variable"),
+        pytest.param("query.type: const", "header.authorization: const", "is a credential", id="a secret"),
+        pytest.param("effect: commit\n", "effect: commit\n    sensitive: true\n", "too", id="in clear"),
+        pytest.param("effect: commit\n", "effect: read\n", "only a prepare or a commit", id="of a read"),
+    ],
+)
+def test_sm38_a_rule_asks_what_the_map_has(old: str, new: str, message: str) -> None:
+    assert old in ASKED
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        index_of(ASKED.replace(old, new, 1))
+    assert (caught.value.file, caught.value.line) == ("own.yaml", 7)

@@ -54,6 +54,7 @@ from .ledger import (
     appraise,
     is_free,
     op_key,
+    scoped_key,
     told_by,
 )
 from .policy import PolicySet
@@ -254,6 +255,8 @@ class Adjudication:
         refused = _REFUSED.get(verdict)
         if refused is not None:
             twin = self._is_twin(claims, prior)
+            if verdict is Verdict.CONFLICT:  # with whose request is nobody else's business
+                prior, prior_status = "", 0
             keeps = bool(case.recognised.keys) and case.recognised.keys[0].keep
             return self._entry(
                 *(now_us, receipt_id, *refused),
@@ -537,7 +540,7 @@ def _claims(case: Case, fleet_key: bytes) -> tuple[_Claim, ...]:
     scope = (agent.id, request.destination, recognised.actions[0].surface, recognised.principal or "")
     keys = [
         _Claim(
-            key=op_key(rule.source.value, *scope, rule.value, secret=fleet_key),
+            key=scoped_key(rule.source.value, *scope, rule.value, secret=fleet_key),
             digest=recognised.digest,
             source=rule.source.value,
             ttl_s=rule.ttl_s,

@@ -139,7 +139,7 @@ class Config:
 
 
 def load_config(path: Path) -> Config:
-    """Read holdgate.yaml. Raises ConfigError."""
+    """Read holdgate.yaml. Raises ConfigError. Over 40 lines: one for each key, as they stand in Config."""
     if not path.is_file():
         raise ConfigError("no such file; `holdgate init` writes one, `-c FILE` names another", file=str(path))
     root = load_file(path, excerpts=False)

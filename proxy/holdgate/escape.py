@@ -4,6 +4,7 @@
 
 A *probe* is tried where the agent stands, by adapters/doctor/probe.py, which knows how and nothing else.
 The *witness* stands where the internet is and writes down every token that reaches it. coverage.py judges.
+Over 400 lines, and two functions over 40: most of it is the table, one entry a row.
 
 Invariants (tests/test_escape.py has one test named after each):
   EM1  The matrix has one row per id, and no two rows of one run share a token.

@@ -71,6 +71,7 @@ __all__ = [
     "may_bind",
     "op_key",
     "remade",
+    "scoped_key",
     "settle",
     "settle_claim",
     "settle_row",
@@ -444,6 +445,13 @@ def op_key(*parts: str, secret: bytes | None = None) -> str:
     framed = b"holdgate-claim-v1" + b"".join([len(part).to_bytes(8, "big") + part for part in encoded])
     # BLAKE2b has a keyed mode of its own (RFC 7693): one pass, a quarter of HMAC's cost.
     return hashlib.blake2b(framed, key=secret or b"", digest_size=32).hexdigest()
+
+
+def scoped_key(
+    source: str, agent: str, destination: str, surface: str, principal: str, value: str, *, secret: bytes
+) -> str:
+    """The stored name of an idempotency key, as receipts carry it."""
+    return op_key(source, agent, destination, surface, principal, value, secret=secret)
 
 
 def attempt(row: ClaimRow | None, *, digest: str, now_us: int, source: str) -> Attempt:

@@ -60,7 +60,7 @@ class _Ledger(Protocol):
 
 
 class ControlServer:
-    """`noted` is called with every note that became a receipt."""
+    """`noted` is called with every note that became a receipt, `reconciled` at every finding that did."""
 
     def __init__(
         self,
@@ -69,12 +69,13 @@ class ControlServer:
         ledger: _Ledger,
         status: Callable[[], Mapping[str, Any]],
         noted: Callable[[AdminNote, Noted], None],
+        reconciled: Callable[[], None],
         forget: Callable[[Erasure], Awaitable[Forgotten]],
         reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
     ) -> None:
         self._reload = reload
         self._dir, self._ledger, self._status, self._noted = state_dir, ledger, status, noted
-        self._forget = forget
+        self._forget, self._reconciled = forget, reconciled
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -135,6 +136,7 @@ class ControlServer:
                     return {"id": noted.receipt_id, "index": noted.index}
                 case "reconcile":
                     noted = await self._ledger.reconcile(_finding(asked))
+                    self._reconciled()
                     return {"id": noted.receipt_id, "index": noted.index}
                 case "rotate" | "revoke":
                     noted = await self._ledger.change_key(_change(asked))

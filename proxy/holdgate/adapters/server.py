@@ -32,6 +32,7 @@ from ..config import Config, Listen
 from ..config_bundle import Signed
 from ..errors import ConfigError
 from ..gate import ENGINE
+from ..ledger import OutcomeStatus
 from ..pipeline import Pipeline
 from ..remote_gate import engine as engine_of
 from .activation import Activator
@@ -89,6 +90,7 @@ async def serve(
         ledger=server.ledger,
         status=server.status,
         noted=server.boundary.noted,
+        reconciled=partial(server.metrics.outcome, OutcomeStatus.RECONCILED.value),
         forget=partial(forgetter.forget, by="local"),
         reload=server.reload,
     )

@@ -22,6 +22,8 @@ class SqliteReader(Reader):
     def __init__(self, state_dir: Path) -> None:
         super().__init__(state_dir)
         path = state_dir / DB_NAME
+        if not path.exists():
+            raise ConfigError("there is no ledger yet: `holdgate run` makes it", file=str(path))
         try:
             self._db = connect_reader(path)
             version = self._db.execute("PRAGMA user_version").fetchone()[0]

@@ -7,9 +7,9 @@ Invariants (tests/test_cli.py has one test named after each):
   Q1  A ConfigError is shown as `file:line: message` on standard error, without a traceback, exit code 2.
   Q2  Every command has --help with an example, and only commands that work are there.
   Q3  Only `init`, `demo`, `trust`, `ca`, `keys`, `run`, `gate`, `exec`, `bundle`, `signer`, `doctor --prove`,
-      `reconcile resolve` and `receipts export --output` or `--cursor` write files; only `demo`, `run`,
-      `gate`, `doctor`, `verify` and `log audit --fleet` with `--keys` of a URL, and `receipts export
-      --syslog` or `--http` use the network.
+      `reconcile resolve|ask` and `receipts export --output` or `--cursor` write files; only `demo`, `run`,
+      `gate`, `doctor`, `reconcile ask`, `verify` and `log audit --fleet` with `--keys` of a URL, and
+      `receipts export --syslog` or `--http` use the network.
 """
 
 from __future__ import annotations

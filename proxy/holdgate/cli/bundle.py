@@ -57,6 +57,11 @@ def register(commands: Commands) -> None:
         example="holdgate bundle build --out release-7 && holdgate bundle sign release-7 --key me.key",
     )
     _register_keys(bundle)
+    _register_making(bundle)
+    _register_use(bundle)
+
+
+def _register_making(bundle: Commands) -> None:
     building = add(
         bundle,
         "build",
@@ -79,6 +84,9 @@ def register(commands: Commands) -> None:
     )
     signing.add_argument("dir", type=Path, metavar="DIR")
     signing.add_argument("--key", type=Path, action="append", required=True, metavar="FILE")
+
+
+def _register_use(bundle: Commands) -> None:
     verifying = add(
         bundle,
         "verify",

@@ -52,11 +52,8 @@ def register(commands: Commands) -> None:
         example="holdgate log prove rcpt_01JC... > refund.tlog-proof",
     )
     what = proving.add_mutually_exclusive_group(required=True)
-    proving.add_argument(
-        "--witnessed",
-        action="store_true",
-        help="under the checkpoint that witnesses cosigned last",
-    )
+    witnessed = "under the checkpoint that witnesses cosigned last"
+    proving.add_argument("--witnessed", action="store_true", help=witnessed)
     what.add_argument("id", nargs="?", metavar="ID", help="a receipt: prints a c2sp.org/tlog-proof")
     what.add_argument(
         "--since-checkpoint",

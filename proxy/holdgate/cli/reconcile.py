@@ -15,6 +15,7 @@ from ..adapters.open_reader import fleet_reader
 from ..config import Config
 from ..errors import BackendError
 from ..ledger import FINDINGS, Finding, OutcomeStatus, State
+from . import ask as asking
 from .shared import Commands, add, add_node, config_of, group, print_json, print_table
 
 __all__ = ["register"]
@@ -57,6 +58,7 @@ def register(commands: Commands) -> None:
         action="store_true",
         help="the permit's node, which is not connected to the database, does not run any more",
     )
+    asking.register(reconcile, _record)
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -71,6 +71,10 @@ def register(commands: Commands) -> None:
     )
     parser.add_argument("--body", type=Path, metavar="FILE", help="the request's body; without it, none")
     parser.add_argument("--target", metavar="TEXT", help="path and query, where the disclosure has none")
+    _register_log(parser)
+
+
+def _register_log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-key", metavar="VKEY|FILE", help="the log's key (default: log/key.vkey in the state directory)"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -22,6 +23,7 @@ class FhirApi:
         self.resources: dict[str, Json] = {}
         self._base = base.rstrip("/")
         self._numbers = itertools.count(1)
+        self.cuts = False  # the answer to the next POST is lost on its way
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -37,6 +39,8 @@ class FhirApi:
             status, answer = 200, self._transaction(resource)
         else:
             status, answer = self._run(request.method, path, dict(request.query), resource)
+        if self.cuts and request.method == "POST" and request.transport is not None:
+            request.transport.abort()
         headers = {"ETag": 'W/"1"'}
         if status == 201 and answer is not None:
             headers["Location"] = f"{self._base}/{answer['resourceType']}/{answer['id']}/_history/1"
@@ -69,7 +73,10 @@ class FhirApi:
                 return 400, _problem("not-supported")
 
     def _store(self, resource: Json, identifier: str) -> Json:
-        stored = resource | {"id": identifier, "meta": {"versionId": "1"}}
+        stored = resource | {
+            "id": identifier,
+            "meta": {"versionId": "1", "lastUpdated": datetime.now(UTC).isoformat(timespec="milliseconds")},
+        }
         self.resources[f"{stored['resourceType']}/{identifier}"] = stored
         return stored
 
@@ -96,7 +103,10 @@ class FhirApi:
 
 
 def _matches(resource: Json, name: str, value: str) -> bool:
-    """Equality on a field, or on a reference under it (`patient=Patient/1`, `subject=...`)."""
+    """Equality on a field, on a reference under it (`patient=Patient/1`, `subject=...`), or an identifier."""
+    if name == "identifier":
+        found = resource.get(name, ())
+        return value in [f"{each.get('system', '')}|{each.get('value', '')}" for each in found]
     field = resource.get("subject" if name == "patient" else name)
     if isinstance(field, dict):
         return field.get("reference") in (value, f"Patient/{value}")

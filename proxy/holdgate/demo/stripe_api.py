@@ -1,6 +1,7 @@
 """A stand-in for the part of Stripe's API that moves money: stateful, with Stripe's idempotency rules.
 
-Payment intents, refunds, transfers, payouts, customers. A refund beyond what was charged fails as at Stripe;
+Payment intents, refunds, transfers, payouts, customers, and the events of what was made, with the key of the
+request that made it. A refund beyond what was charged fails as at Stripe;
 a repeated Idempotency-Key answers from the first call (`Idempotent-Replayed: true`), and the same key with
 other parameters is an idempotency_error.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import time
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -18,6 +20,15 @@ from aiohttp import web
 __all__ = ["StripeApi"]
 
 type Json = dict[str, Any]
+
+
+# What an object is when its request was executed, and the event that says so.
+_EVENTS = {
+    ("refund", "succeeded"): "refund.created",
+    ("transfer", ""): "transfer.created",
+    ("payout", ""): "payout.created",
+    ("payment_intent", "succeeded"): "payment_intent.succeeded",
+}
 
 
 class _Problem(Exception):
@@ -33,7 +44,9 @@ class StripeApi:
         self.objects: dict[str, Json] = {}
         self._numbers = itertools.count(1)
         self._keys: dict[str, tuple[str, int, Json]] = {}
+        self.events: list[Json] = []  # oldest first
         self.delay_s = 0.0  # how long every answer takes
+        self.cuts = ""  # "before": the next POST is lost on its way; "after": its answer is
 
     def charged(self, amount: int) -> str:
         """Make a payment intent that succeeded, without a request; its id."""
@@ -53,6 +66,10 @@ class StripeApi:
         await asyncio.sleep(self.delay_s)
         parts = request.match_info["path"].split("/")
         key = request.headers.get("Idempotency-Key") if request.method == "POST" else None
+        cuts = self.cuts if request.method == "POST" else ""
+        if cuts == "before" and request.transport is not None:
+            request.transport.abort()
+            return web.Response()
         seen = hashlib.sha256(request.path_qs.encode() + b"\0" + body).hexdigest()
         headers = {"Request-Id": f"req_{next(self._numbers)}", "Stripe-Version": "2024-06-20"}
         if key is not None and key in self._keys:
@@ -66,15 +83,22 @@ class StripeApi:
             if not request.headers.get("Authorization", "").startswith(("Bearer sk_", "Bearer rk_")):
                 raise _Problem(401, "api_key_missing", "You did not provide an API key.")
             form = dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True))
-            status, answer = 200, self._run(request.method, parts, form)
+            asked = form if request.method == "POST" else dict(request.query)
+            status, answer = 200, self._run(request.method, parts, asked)
+            if request.method == "POST":
+                self._note(answer, key)
         except _Problem as problem:
             status, answer = problem.status, problem.body
         if key is not None and status < 500:
             self._keys[key] = (seen, status, answer)
+        if cuts and request.transport is not None:
+            request.transport.abort()
         return web.json_response(answer, status=status, headers=headers)
 
     def _run(self, method: str, parts: list[str], form: dict[str, str]) -> Json:
         match method, parts:
+            case "GET", ["events"]:
+                return self._listed(form)
             case "GET", [kind]:
                 data = [o for o in self.objects.values() if f"{o['object']}s" == kind]
                 return {"object": "list", "url": f"/v1/{kind}", "has_more": False, "data": data}
@@ -95,6 +119,31 @@ class StripeApi:
                 raise _Problem(
                     404, "resource_missing", f"Unrecognized request URL ({method}: /v1/{'/'.join(parts)})."
                 )
+
+    def _note(self, thing: Json, key: str | None) -> None:
+        name = _EVENTS.get((thing["object"], thing.get("status", "")))
+        if name is not None:
+            self.events.append(
+                {
+                    "id": f"evt_{next(self._numbers):06d}",
+                    "object": "event",
+                    "type": name,
+                    "created": int(time.time()),
+                    "data": {"object": dict(thing)},
+                    "request": {"id": f"req_{next(self._numbers)}", "idempotency_key": key},
+                }
+            )
+
+    def _listed(self, query: dict[str, str]) -> Json:
+        """Newest first, at most `limit`."""
+        low, high = int(query.get("created[gte]", "0")), int(query.get("created[lte]", str(2**40)))
+        data = [
+            event
+            for event in reversed(self.events)
+            if query.get("type", event["type"]) == event["type"] and low <= event["created"] <= high
+        ]
+        limit = int(query.get("limit", "10"))
+        return {"object": "list", "url": "/v1/events", "has_more": len(data) > limit, "data": data[:limit]}
 
     def _intent(self, form: dict[str, str]) -> Json:
         status = "succeeded" if form.get("confirm") == "true" else "requires_confirmation"

@@ -15,6 +15,7 @@ from .exchange import BODILESS_METHODS, BodyPlan
 from .model import Effect, Produces
 from .plan import Operation, Plan
 from .read import ParamPlan, compile_param, reader_of
+from .reconcilable import check_reconcile
 from .settings import Effective, effective
 from .sources import Cover, Pattern, Source, parse_pattern, parse_source
 from .spec import ParamSpec
@@ -27,6 +28,7 @@ _FROM_ENCLOSING: Final = frozenset({"header", "query", "path"})
 # Parts of a SigV4 signature: a retry signs again, and means the same.
 _SIGNING: Final = frozenset({"x-amz-date", "x-amz-content-sha256", "x-amz-security-token"})
 _SIGV4: Final = "sigv4-access-key"
+_KEYED: Final = frozenset({"query", "body", "args"})
 
 
 def compile_plan(op: Operation) -> Plan:
@@ -50,6 +52,7 @@ def compile_plan(op: Operation) -> Plan:
     _check_names(op, "idempotency.natural", use.idempotency.natural, declared)
     _check_conflicts(op, declared)
     _check_binds(op, use.sensitive)
+    check_reconcile(op, sensitive=use.sensitive, has_native_key=bool(keys))
     _check_names(op, "in_clear", [name for name, _ in spec.settings.in_clear], declared)
     _check_variables(op, reads + inherited, ignored)
     queries = _query_rules(params, selectors, ignored + volatile)
@@ -79,6 +82,7 @@ def compile_plan(op: Operation) -> Plan:
         query_prefixes=queries.prefixes,
         any_query=queries.everything,
         merged=use.merge,
+        read_keys=frozenset(s.name for each in params for s in each.sources if s.kind in _KEYED),
         presigned=sigv4,
         digest_headers=frozenset(digested),
         header_prefixes=tuple(sorted({name[:-1] for name in families})),

@@ -51,6 +51,7 @@ def evaluate(op: Operation, exchange: Exchange) -> tuple[dict[str, Value], list[
     if exchange.query:
         _check_query(plan, exchange)
     check_body(plan, exchange)
+    _check_modifiers(plan, exchange)
     values = {}
     for param in plan.params:
         value = read_param(param, exchange)
@@ -110,6 +111,16 @@ def _check_query(plan: Plan, exchange: Exchange) -> None:
     if plan.merged and exchange.kind == "json" and exchange.body:
         # Servers read a query and a form as one; beside JSON some leave the query out, some do not.
         raise InputError(Reason.DUPLICATE_PARAMETER, "arguments in the query beside a JSON body")
+
+
+def _check_modifiers(plan: Plan, exchange: Exchange) -> None:
+    """A parameter's name with a modifier (FHIR's `_include:iterate`) is the parameter to some servers, so
+    `ignore: [query.*]` does not speak of it. Raises InputError."""
+    keys = (*exchange.query, *exchange.body) if exchange.kind == "form" else exchange.query
+    for key in keys:
+        name, colon, _ = key.partition(":")
+        if colon and name in plan.read_keys and key not in plan.read_keys:
+            raise InputError(Reason.UNKNOWN_PARAMETER, f"{key!r} is not in the surface map, and {name!r} is")
 
 
 def check_body(plan: Plan, exchange: Exchange) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..strictyaml import Node
+from .load_reconcile import load_reconcile
 from .load_values import duration, literal, names, one_or_more
 from .model import CelType, Effect
 from .sources import EACH, Source, parse_source
@@ -52,6 +53,7 @@ def load_operation(
         required=("id", "match"),
         optional=(
             *("prefer", "surface", "effect", "params", "conflict_key", "explode", "produces", "binds"),
+            "reconcile",
             *SETTINGS,
         ),
         what="operation",
@@ -92,6 +94,7 @@ def load_operation(
         explode=explode,
         produces=_produces(keys["produces"]) if "produces" in keys else None,
         binds=_binds(keys["binds"]) if "binds" in keys else None,
+        reconcile=load_reconcile(keys["reconcile"]) if "reconcile" in keys else None,
     )
 
 

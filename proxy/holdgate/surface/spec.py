@@ -29,6 +29,7 @@ __all__ = [
     "ParamSpec",
     "PrincipalSpec",
     "ProducesSpec",
+    "ReconcileSpec",
     "Settings",
     "SurfaceMap",
     "pack",
@@ -171,6 +172,23 @@ class BindsSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcileSpec:
+    """Which read of the same map shows that an operation was executed, and by what it is recognised there.
+
+    `request`, `whole` and `where` begin with what is known of the permit: `params.NAME`, `const.TEXT`, `key`,
+    `time.from`, `time.until`; paths in the answer are names joined by dots.
+    """
+
+    read: str  # id of the read
+    by: str  # "key": the vendor names our idempotency key; else the parameter that allows one effect only
+    request: tuple[tuple[str, str], ...]  # part of the read's request, and where its value comes from
+    at: str  # path in an item of when it was made
+    where: tuple[tuple[str, tuple[str, ...]], ...]  # what is known, and the paths of which one must equal it
+    whole: tuple[tuple[str, str], ...] = ()  # the same of the answer itself: that it is complete
+    each: str = ""  # path of the list of items; "": the answer is the only item
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OperationSpec:
     id: str
     line: int
@@ -188,6 +206,7 @@ class OperationSpec:
     explode: ExplodeSpec | None = None
     produces: ProducesSpec | None = None
     binds: BindsSpec | None = None
+    reconcile: ReconcileSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +242,7 @@ _NESTED: Final[Mapping[type, Mapping[str, type]]] = {
         "explode": ExplodeSpec,
         "produces": ProducesSpec,
         "binds": BindsSpec,
+        "reconcile": ReconcileSpec,
     },
     Settings: {"body": BodySpec, "idempotency": IdempotencySpec, "deadlines": DeadlineSpec},
     ExplodeSpec: {"request": AsRequest},
