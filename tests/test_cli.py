@@ -19,6 +19,7 @@ import pytest
 from holdgate.adapters.keyfiles import load_keys
 from holdgate.adapters.sqlite import SqliteLedger
 from holdgate.cli import build_parser, main
+from holdgate.cli.ask import _Told
 from holdgate.cli.progress import Progress
 from holdgate.config import load_config
 from holdgate.errors import Outcome, Reason
@@ -1048,3 +1049,45 @@ def test_receipts_disclose_shows_nothing_that_is_not_recorded_first(shop, run):
     rows = [json.loads(row)["receipt"] for row in run("receipts", "export").out.splitlines()]
     (noted,) = [row for row in rows if row.get("action") == "disclose"]
     assert (noted["by"], noted["details"]) == ("local", {"of": receipt}) and noted["id"] in said.err
+
+
+def test_reconcile_ask_says_what_it_needs(run, shop):
+    file = shop / "reconciler.yaml"
+    file.write_text("hosts: {shop.test: {authorization: Bearer secret}}\n")
+    file.chmod(0o640)
+    words = ("reconcile", "ask", "--credentials", file)
+    said = run(*words)
+    assert (said.code, said.out, "others can read the credentials" in said.err) == (2, "", True)
+    file.chmod(0o600)
+    for proxy in ("nowhere", ":8080", "127.0.0.1:", "127.0.0.1:x"):
+        said = run(*words, "--proxy", proxy)
+        assert (said.code, "write HOST:PORT" in said.err) == (2, True)
+    config = shop / "holdgate.yaml"
+    config.write_text(config.read_text().replace("explicit: 127.0.0.1:8080", "explicit: 127.0.0.1:0"))
+    said = run(*words)
+    assert (said.code, "say --proxy HOST:PORT" in said.err) == (2, True)
+    assert "secret" not in said.out + said.err
+
+
+def test_reconcile_ask_watch_asks_each_less_often_and_forgets_what_is_settled(run, shop, monkeypatch):
+    file = shop / "reconciler.yaml"
+    file.write_text("hosts: {}\n")
+    file.chmod(0o600)
+    clock = iter([0.0, 60.0, 120.0, 180.0, 240.0])
+    waiting = iter([["a", "b"], ["b"], ["b"], ["b"], ["a", "b"]])
+    pauses = []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("holdgate.cli.ask.time", types.SimpleNamespace(monotonic=clock.__next__, sleep=pause))
+    monkeypatch.setattr("holdgate.cli.ask._in_doubt", lambda *_, **__: next(waiting))
+    monkeypatch.setattr(
+        "holdgate.cli.ask._about", lambda _, permit: _Told(of=permit, status="unknown", because="not there")
+    )
+    said = run("reconcile", "ask", "--credentials", file, "--watch", "60")
+    assert said.code == 130
+    assert [line.split(":")[0] for line in said.out.splitlines()] == ["a", "b", "b", "b", "a", "b"]
+    assert pauses == [60] * 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from holdgate.inquiry import (
     InquiryError,
     Question,
     Seen,
+    is_due,
     question,
     request_digest,
     see,
@@ -186,6 +188,12 @@ def test_iq2_what_repeats_an_earlier_permit_is_found_since_that_one(stripe: Surf
     early = listed(event(created=NOW_S - 7200))
     assert seen(put(stripe), early) is Seen.ABSENT
     assert seen(put(stripe, first_s=NOW_S - 7200), early) is Seen.EXECUTED
+
+
+def test_iq2_a_truth_is_no_number(stripe: SurfaceIndex) -> None:
+    asked = put(stripe, {"reference": "pi_1", "amount": 1})
+    assert seen(asked, listed(event(amount=True))) is Seen.ABSENT
+    assert seen(asked, listed(event(amount=1))) is Seen.EXECUTED
 
 
 def test_iq2_a_full_refund_is_found_by_its_key_whatever_was_left(stripe: SurfaceIndex) -> None:
@@ -403,3 +411,115 @@ def test_iq5_the_key_is_known_by_its_hash_alone(stripe: SurfaceIndex) -> None:
 def test_times_are_seconds_or_rfc_3339(text: str, result: Seen) -> None:
     asked = own({"kind": "a", "absent": "x=1", "live": True})
     assert seen(asked, json.dumps({"kind": "a", "alive": True, "made": {"at": text}}).encode()) is result
+
+
+def test_a_permit_that_stays_in_doubt_is_asked_about_less_and_less_often() -> None:
+    asked, last = [0.0], 0.0
+    for now_s in range(60, 5 * 86_400, 60):
+        if is_due(0.0, last, float(now_s)):
+            last = float(now_s)
+            asked.append(last)
+    assert asked[:6] == [0, 60, 120, 240, 480, 960]
+    assert {later - earlier for earlier, later in pairwise(asked[-3:])} == {86_400}
+
+
+# One executed action of each operation of Stripe's map that has a rule, as its event names it.
+STRIPE: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "PostRefunds": (
+        {"amount": 700, "reference": "ch_1"},
+        "refund.created",
+        {"amount": 700, "charge": "ch_1", "payment_intent": "pi_1"},
+    ),
+    "PostTransfers": (
+        {"amount": 5, "currency": "eur", "destination": "acct_1"},
+        "transfer.created",
+        {"amount": 5, "currency": "eur", "destination": "acct_1"},
+    ),
+    "PostPayouts": (
+        {"amount": 5, "currency": "eur"},
+        "payout.created",
+        {"amount": 5, "currency": "eur", "destination": "ba_1"},
+    ),
+    "PostPaymentIntents": (
+        {"amount": 5, "currency": "eur", "customer": "cus_1"},
+        "payment_intent.succeeded",
+        {"amount": 5, "currency": "eur", "id": "pi_1"},
+    ),
+    "PostPaymentIntentsIntentConfirm": (
+        {"payment_intent": "pi_1"},
+        "payment_intent.succeeded",
+        {"amount": 5, "id": "pi_1"},
+    ),
+    "PostPaymentIntentsIntentCapture": (
+        {"payment_intent": "pi_1", "amount": 3},
+        "payment_intent.succeeded",
+        {"amount": 5, "amount_received": 3, "id": "pi_1"},
+    ),
+    "PostPaymentIntentsIntentCancel": (
+        {"id": "pi_1", "object": "payment_intent"},
+        "payment_intent.canceled",
+        {"id": "pi_1"},
+    ),
+    "PostCharges": ({"amount": 5, "currency": "eur"}, "charge.succeeded", {"amount": 5, "currency": "eur"}),
+}
+
+
+def operations_with_a_rule(index: SurfaceIndex) -> set[str]:
+    names = [(surface, name) for surface in index.surfaces() for name in index.operations(surface)]
+    return {name for surface, name in names if index.operation(surface, name).spec.reconcile is not None}
+
+
+def test_every_rule_of_stripes_map_is_tried_here(stripe: SurfaceIndex) -> None:
+    assert operations_with_a_rule(stripe) == {f"stripe.{name}" for name in STRIPE}
+
+
+@pytest.mark.parametrize("name", STRIPE)
+def test_each_rule_of_stripes_map_finds_its_own_event_and_no_other(stripe: SurfaceIndex, name: str) -> None:
+    params, kind, thing = STRIPE[name]
+    surface = next(each for each in stripe.surfaces() if f"stripe.{name}" in stripe.operations(each))
+    scope = (SCOPE[0], SCOPE[1], surface, SCOPE[3])
+    key_hash = scoped_key("native", *scope, "k-1", secret=FLEET_KEY)
+    statement, inputs = permit(params, idempotency={"source": "native", "key_hash": key_hash})
+    action = inputs["actions"][0] | {"operation": f"stripe.{name}", "surface": surface}
+    inputs = inputs | {"actions": [action]}
+    asked = question(statement, inputs, stripe, first_s=NOW_S, fleet_key=FLEET_KEY)
+    raw = asked.request(((b"authorization", b"Bearer rk"),))
+    assert f"type={kind}&limit=100&".encode() in raw
+    assert request_digest(asked, raw, stripe, Limits(), fleet_key=FLEET_KEY)
+    own_event = event(type=kind, data={"object": thing})
+    assert seen(asked, listed(event("k-2", type=kind, data={"object": thing}), own_event)) is Seen.EXECUTED
+    others = [event("k-2", type=kind, data={"object": thing}), own_event | {"type": "other.created"}]
+    for path, value in thing.items():
+        changed = value + 1 if isinstance(value, int) else f"{value}x"
+        if path in params or params.get("payment_intent", params.get("id")) == value:
+            others.append(own_event | {"data": {"object": thing | {path: changed}}})
+    if name == "PostPaymentIntentsIntentCapture":  # the event has what was authorised beside what was taken
+        others = others[:2]
+    assert seen(asked, listed(*others)) is Seen.ABSENT
+
+
+def test_a_conditional_create_is_searched_for_under_its_condition() -> None:
+    index = SurfaceIndex.compile(load_maps([SURFACES / "fhir-r4"]))
+    assert operations_with_a_rule(index) == {"fhir.r4.create"}
+    params = {"resource_type": "Task", "if_none_exist": "identifier=urn:a|7"}
+    action = {"surface": "ehr.write", "operation": "fhir.r4.create", "params": params}
+    statement = {"id": "rcpt_1", "agent": "a", "destination": "fhir.example.org:443"}
+    inputs = {"actions": [action], "clock": {"now_s": NOW_S}}
+    asked = question(statement, inputs, index, first_s=NOW_S, fleet_key=FLEET_KEY)
+    assert asked.target == "/fhir/R4/Task?identifier=urn%3Aa%7C7&_total=accurate"
+    raw = asked.request(((b"authorization", b"Bearer x"),))
+    assert request_digest(asked, raw, index, Limits(), fleet_key=FLEET_KEY).startswith("hmac-sha256:")
+
+    def bundle(total: object, *found: tuple[str, str]) -> Seen:
+        entry = [{"resource": {"resourceType": kind, "meta": {"lastUpdated": at}}} for kind, at in found]
+        body = {"resourceType": "Bundle", "type": "searchset", "total": total, "entry": entry}
+        return seen(asked, json.dumps(body).encode(), ((b"content-type", b"application/fhir+json"),))
+
+    now, before = "2027-01-15T08:00:01Z", "2027-01-14T08:00:00Z"
+    assert bundle(1, ("Task", now)) is Seen.EXECUTED
+    assert bundle(1, ("Task", now), ("OperationOutcome", now)) is Seen.EXECUTED
+    assert bundle(1, ("Task", before)) is Seen.ABSENT
+    assert bundle(0) is Seen.PART
+    assert bundle(2, ("Task", now)) is Seen.PART
+    assert bundle(None, ("Task", now)) is Seen.PART
+    assert bundle(1, ("Patient", now)) is Seen.ABSENT

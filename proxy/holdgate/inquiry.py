@@ -41,12 +41,22 @@ from .surface.model import KeySource
 from .surface.plan import Operation
 from .surface.spec import ReconcileSpec
 
-__all__ = ["MAX_ANSWER_BYTES", "InquiryError", "Question", "Seen", "question", "request_digest", "see"]
+__all__ = [
+    "MAX_ANSWER_BYTES",
+    "InquiryError",
+    "Question",
+    "Seen",
+    "is_due",
+    "question",
+    "request_digest",
+    "see",
+]
 
 MAX_ANSWER_BYTES: Final = 4 << 20
 SKEW_S: Final = 300  # how far the vendor's clock may be behind ours
 WITHIN_S: Final = 3600  # after this long nothing of the permit's exchange is under way
 _MAX_NODES: Final = 400_000
+_DAY_S: Final = 86_400.0
 _LINE: Final = re.compile(r"[\x20-\x7e]{1,1024}\Z")
 _QUERY_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9:._-]{0,63}\Z")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -227,6 +237,12 @@ def request_digest(
     if names != [asked.read] or found["actions"][0]["host"] != asked.host:
         raise InquiryError(f"it would be recognised as something else than {asked.read}")
     return str(found["request"]["digest"])
+
+
+def is_due(first_s: float, last_s: float, now_s: float) -> bool:
+    """Whether to ask again about a permit that was first asked about at `first_s` and last at `last_s`: when
+    it has waited twice as long, at least daily."""
+    return now_s - last_s >= min((now_s - first_s) / 2, _DAY_S)
 
 
 # --- the answer ---

@@ -28,6 +28,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
+from .digest import framed
 from .errors import BackendError, HoldgateError, Outcome, Reason
 from .sealing import KeptAnswer, Sealed
 from .standing import NOTHING_STANDS, Denial, Made, Prepared, Standing, Told
@@ -436,15 +437,17 @@ SOURCES: Final = frozenset(_SOURCE_RANK)
 type Attempt = tuple[Verdict, str, int]
 
 
+_CLAIM: Final = b"holdgate-claim-v1"
+
+
 def op_key(*parts: str, secret: bytes | None = None) -> str:
     """The stored name of a claim: a hash over its scope and value, 64 hex digits.
 
     Keys can name people ("refund-mrs-smith"), so pass the fleet key as `secret` wherever there is one.
     """
-    encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
-    framed = b"holdgate-claim-v1" + b"".join([len(part).to_bytes(8, "big") + part for part in encoded])
+    preimage = framed(_CLAIM, [part.encode("utf-8", "surrogatepass") for part in parts])
     # BLAKE2b has a keyed mode of its own (RFC 7693): one pass, a quarter of HMAC's cost.
-    return hashlib.blake2b(framed, key=secret or b"", digest_size=32).hexdigest()
+    return hashlib.blake2b(preimage, key=secret or b"", digest_size=32).hexdigest()
 
 
 def scoped_key(

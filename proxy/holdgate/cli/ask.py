@@ -26,7 +26,7 @@ from ..adapters.open_reader import fleet_reader
 from ..adapters.reader import Reader
 from ..config import Config
 from ..errors import BackendError, ConfigError
-from ..inquiry import InquiryError, Question, Seen, question, request_digest, see
+from ..inquiry import InquiryError, Question, Seen, is_due, question, request_digest, see
 from ..ledger import Finding, OutcomeStatus, State
 from ..surface.index import SurfaceIndex
 from .shared import Commands, add, config_of, print_json, whole_number
@@ -109,17 +109,13 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _watch(desk: _Desk, args: argparse.Namespace) -> None:
-    """Rounds without end; a permit that stays in doubt is asked about again when it is twice as old."""
-    asked_s: dict[str, float] = {}
-    first_s: dict[str, float] = {}
+    """Rounds without end; a permit that stays in doubt is asked about less and less often."""
+    times: dict[str, tuple[float, float]] = {}  # permit -> when first and last asked about
     while True:
-        now_s = time.monotonic()
-        due = []
-        for permit in _in_doubt(desk, args.ids, strict=False):
-            age_s = now_s - first_s.setdefault(permit, now_s)
-            if permit not in asked_s or now_s - asked_s[permit] >= min(age_s / 2, 86_400):
-                asked_s[permit] = now_s
-                due.append(permit)
+        now_s, waiting = time.monotonic(), _in_doubt(desk, args.ids, strict=False)
+        times = {each: times[each] for each in waiting if each in times}
+        due = [each for each in waiting if each not in times or is_due(*times[each], now_s)]
+        times |= {each: (times.get(each, (now_s, now_s))[0], now_s) for each in due}
         if due:
             _print([_about(desk, permit) for permit in due], as_json=args.json)
         time.sleep(args.watch)
