@@ -126,6 +126,53 @@ def test_constants_of_every_kind_can_be_used(tmp_path: Path) -> None:
     assert decide(policies, decision_input()).outcome is Outcome.PERMIT
 
 
+TEXTS = {
+    "a date": "2026-01-01",
+    "yes": "yes",
+    "on": "on",
+    "off": "off",
+    "Norway": "No",
+    "sexagesimal": "12:30",
+    "a time": "2026-01-01T10:00:00Z",
+}
+NO_NUMBERS = {
+    "octal": "010",
+    "hexadecimal": "0x1F",
+    "an exponent": "1e3",
+    "a version": "1.10",
+    "grouped": "1_000",
+}
+
+
+def with_word(word: str) -> str:
+    """A policy with this word, unquoted, as a constant."""
+    return policy_text(
+        rule("a", "permit", "params.currency != constants.c"), extra=f"constants: {{c: {word}}}"
+    )
+
+
+@pytest.mark.parametrize("word", TEXTS.values(), ids=TEXTS)
+def test_o2_what_yaml_1_1_takes_for_dates_and_truth_values_is_text(tmp_path: Path, word: str) -> None:
+    assert load_texts(tmp_path, with_word(word)).policies[0].constants == {"c": word}
+
+
+@pytest.mark.parametrize("word", NO_NUMBERS.values(), ids=NO_NUMBERS)
+def test_o2_what_yaml_1_1_takes_for_other_numbers_is_an_error_until_it_is_quoted(
+    tmp_path: Path, word: str
+) -> None:
+    error = error_of(tmp_path / "plain", with_word(word))
+    assert f"constants.c: {word} is a text here" in error.message and error.line > 0
+    made = load_texts(tmp_path / "quoted", with_word(f"'{word}'"))
+    assert made.policies[0].constants == {"c": word}
+
+
+@pytest.mark.parametrize("word", ["2026-01-01", "yes", "No", "010", "1_000", "1.10", "1e3"])
+def test_o2_ids_and_reasons_are_the_words_as_they_are_written(tmp_path: Path, word: str) -> None:
+    text = policy_text(rule(word, "deny", "params.amount > 5")).replace("because", word)
+    (made,) = load_texts(tmp_path, text).rules
+    assert (made.name, made.reason) == (f"p/{word}", word)
+
+
 def test_o2_folders_are_read_completely_and_tests_left_alone(tmp_path: Path) -> None:
     load_texts(tmp_path / "deep" / "er", policy_text(PERMIT, name="deep"))
     (tmp_path / "top.yaml").write_text(policy_text(PERMIT, name="top"), encoding="utf-8")
