@@ -190,6 +190,12 @@ def test_iq2_what_repeats_an_earlier_permit_is_found_since_that_one(stripe: Surf
     assert seen(put(stripe, first_s=NOW_S - 7200), early) is Seen.EXECUTED
 
 
+def test_iq2_a_truth_is_no_number(stripe: SurfaceIndex) -> None:
+    asked = put(stripe, {"reference": "pi_1", "amount": 1})
+    assert seen(asked, listed(event(amount=True))) is Seen.ABSENT
+    assert seen(asked, listed(event(amount=1))) is Seen.EXECUTED
+
+
 def test_iq2_a_full_refund_is_found_by_its_key_whatever_was_left(stripe: SurfaceIndex) -> None:
     asked = put(stripe, {"reference": "ch_1"})
     assert seen(asked, listed(event(amount=123))) is Seen.EXECUTED

@@ -186,6 +186,25 @@ def test_pl1_without_a_synchronous_standby_that_is_required_nothing_starts(
         pass
 
 
+@pytest.mark.parametrize(
+    "version",
+    ["CockroachDB CCL v26.1.0 (x86_64-pc-linux-gnu)", "PostgreSQL 11.2-YB-2.20.1.0-b0 on x86_64"],
+    ids=["CockroachDB", "YugabyteDB"],
+)
+def test_pl1_what_only_speaks_the_protocol_is_refused_by_name(
+    server: pgserver.Server, tmp_path: Path, version: str
+) -> None:
+    settings = server.database()
+    name = settings.urls[0].rpartition("/")[2].partition("?")[0]
+    server.sql(
+        f"CREATE FUNCTION public.version() RETURNS text LANGUAGE sql AS $$ SELECT '{version}' $$", name
+    )
+    server.sql(f"ALTER DATABASE {name} SET search_path = public, pg_catalog", name)
+    with pytest.raises(ConfigError, match=f"no PostgreSQL but '{version[:20]}"), opened(tmp_path, settings):
+        pass
+    assert server.sql("SELECT count(*) FROM pg_namespace WHERE nspname = 'holdgate'", name) == "0"
+
+
 async def test_pl1_fsync_that_is_switched_off_later_is_noticed_and_heals(
     server: pgserver.Server, tmp_path: Path
 ) -> None:

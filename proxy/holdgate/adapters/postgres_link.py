@@ -8,7 +8,7 @@ warning only. So nothing here cancels: past the deadline the socket is dropped, 
 
 Invariants (tests/test_postgres.py has one test named after each):
   PL1  A server that can lose what it has committed is not used: fsync, full_page_writes or
-       synchronous_commit off, a standby, or no synchronous standby where one is required.
+       synchronous_commit off, a standby, no synchronous standby where one is required, or no PostgreSQL.
   PL2  No call takes longer than its deadline, and nothing is sent to a server that did not answer.
 """
 
@@ -199,6 +199,9 @@ class Link:
 
     async def _set_up(self, conn: Any) -> str:
         """Settings of the session; why this server must not be used, "" when it may."""
+        # Before anything else: what only speaks the protocol lacks settings that are asked for below.
+        if foreign := check_kind(await conn.fetchval("SELECT version()")):
+            return foreign
         row = await conn.fetchrow(f"SELECT {CHECKS}")
         problem = check(row, require_sync=self._settings.require_sync, writes=self._writes)
         if problem:
@@ -222,6 +225,16 @@ class Link:
     def _noticed(self, _: Any, message: Any) -> None:
         if message.severity_en in (None, "WARNING"):
             self._warning = str(message)
+
+
+def check_kind(version: str) -> str:
+    """Why a server that speaks PostgreSQL's protocol is none; "" when it is one."""
+    if version.startswith("PostgreSQL ") and "-YB-" not in version:
+        return ""
+    return (
+        f"this server is no PostgreSQL but {version[:60]!r}: what it promises about locks of a session and"
+        " about durability is not known, so permits are not kept there"
+    )
 
 
 def check(row: Any, *, require_sync: bool, writes: bool = True) -> str:
