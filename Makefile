@@ -17,9 +17,9 @@ help: ## these lines
 demo: venv ## see it work: stand-in vendors, real clients, no root, no internet
 	@$(VENV)/bin/holdgate demo
 
-# Three processes for all of them, since they wait more than they work: a file is one process's, since its tests share instances and namespaces.
+# Four processes for all of them, since they wait more than they work: a file is one process's, since its tests share instances and namespaces.
 test: venv ## all tests, against the editable install (TESTS=tests/test_gate.py for one file)
-	@$(PY) -m pytest -q $(if $(filter tests,$(TESTS)),-n 3 --dist loadfile --no-loadscope-reorder) $(TESTS)
+	@$(PY) -m pytest -q $(if $(filter tests,$(TESTS)),-n 4 --dist loadfile --no-loadscope-reorder) $(TESTS)
 
 lint: venv ## ruff, formatting, mypy --strict
 	@$(PY) -m ruff check .

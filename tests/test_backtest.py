@@ -156,6 +156,27 @@ def test_bt1_a_record_that_does_not_replay_ends_it(old: Bundle, change: dict[str
         run([record(old, 50, **change)], old, old)
 
 
+def test_bt1_the_first_of_the_log_is_named(old: Bundle) -> None:
+    """Whatever is wrong with those behind it, and whichever step finds it."""
+    otherwise, damaged = {"outcome": "DENY"}, {"inputs": b"{}"}
+    for first, second in ((otherwise, damaged), (damaged, otherwise)):
+        logged = [record(old, 50), record(old, 50, number=1, **first), record(old, 50, number=2, **second)]
+        with pytest.raises(NotReplayed, match="rcpt_1"):
+            run(logged, old, old)
+
+
+def test_bt3_many_records_are_counted_as_few_are(tmp_path: Path, old: Bundle) -> None:
+    """More than are looked at together, against one record at a time."""
+    new = load(tmp_path / "new", POLICY.replace("<= 100", "<= 500"))
+    logged = amounts(old, *(each * 7 % 601 for each in range(150)))
+    shown: list[int] = []
+    report = run(logged, old, new, progress=shown.append)
+    alone = [run([each], old, new) for each in logged]
+    assert shown[-1] == report.records == report.replayed == 150
+    for change in Change:
+        assert report.count(change) == sum(each.count(change) for each in alone)
+
+
 OTHER_PARAMS = MAP.replace("currency: {from: body.currency", "money: {from: body.currency")
 OTHER_TYPE = MAP.replace("body.currency, type: string", "body.currency, type: int")
 OTHER_NAME = MAP.replace("id: refund", "id: give_back")

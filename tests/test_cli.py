@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 import types
 from xml.etree import ElementTree
@@ -215,6 +216,16 @@ def test_q2_only_what_is_built_is_there():
 def test_wrong_usage_is_exit_2(run, argv):
     said = run(*argv)
     assert said.code == 2 and said.out == "" and "usage: holdgate" in said.err
+
+
+def test_no_command_waits_for_the_proxy_engine_or_the_http_server():
+    """Importing them would be half of the time of a command: what serves imports them later."""
+    asked = "import sys; from holdgate.cli import build_parser; build_parser(); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, timeout=60, check=True
+    )
+    imported = set(done.stdout.split())
+    assert "holdgate.config" in imported and not imported & {"aiohttp", "mitmproxy", "asyncpg"}
 
 
 def test_q1_a_configuration_error_names_file_and_line(run, shop):

@@ -1038,7 +1038,7 @@ async def test_an_upstream_that_does_not_read_meets_the_total_deadline() -> None
 
     done = asyncio.Event()
     request = make_canonical(body=b"x" * 20_000_000)
-    deadlines = Deadlines(connect_s=None, first_byte_s=None, total_s=0.2)
+    deadlines = Deadlines(connect_s=None, first_byte_s=None, total_s=1.0)
     release = make_release(request, make_recognised(request, deadlines=deadlines))
     async with upstream(script) as served, dispatcher(served) as door:
         with pytest.raises(DispatchError) as caught:

@@ -78,6 +78,17 @@ async def test_its_outcome_names_what_is_kept(tmp_path: Path) -> None:
     assert [each.get("kept") for each in said] == [answer_digest(KEPT.data), None]
 
 
+async def test_it_is_no_input_of_its_outcome(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    await executed(ledger)
+    await ask(ledger)
+    ledger.close()
+    with SqliteReader(tmp_path) as reader:
+        (outcome,) = [row.id for row in reader.export() if row.type == "outcome"]
+        assert (reader.input(outcome), reader.stored(outcome), reader.decided(outcome)) == (None, None, None)
+        assert len(list(reader.decisions())) == 2
+
+
 async def test_an_outcome_and_the_repeat_of_one_group_know_each_other(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     first = await ask(ledger)

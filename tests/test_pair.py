@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,25 @@ from hypothesis import strategies as st
 
 from holdgate import gate
 from holdgate.bundle import Bundle
+from holdgate.errors import Reason
 from holdgate.pair import Pair
 from test_backtest import CAPPED, MAP, POLICY, load
 
 MORE = POLICY + "  - {id: odd, effect: review, when: params.amount / (params.amount - 7) == 1}\n"
+SEVERAL = """
+apiVersion: holdgate/v1
+kind: Policy
+metadata: {name: refunds, owner: a@example.com}
+spec:
+  surface: payments.refund
+  rules:
+  - {id: small, effect: permit, when: "params.amount <= 100 && params.currency == 'eur' && params.amount > 0"}
+  - id: never
+    effect: deny
+    reason: too much
+    when: params.amount > 1000 && 7 / (params.amount - 7) != 3 && agent.id != "x"
+"""
+COUNTED = "  counters: {day: {key: [agent.id], window: 24h, measure: sum(params.amount)}}\n"
 # Every policy against every other one: what they read alike, what is theirs alone, and loops.
 POLICIES = {
     "plain": (POLICY, MAP),
@@ -36,6 +52,17 @@ POLICIES = {
     "a counter that denies": (
         CAPPED
         + "  - {id: spent, effect: deny, reason: r, when: 'counters.day.sum > 9 && params.amount > 7'}\n",
+        MAP,
+    ),
+    "several conditions": (SEVERAL, MAP),
+    "several, others": (
+        SEVERAL.replace("<= 100", "<= 60").replace("1000", "900").replace("!= 3", "!= 4"),
+        MAP,
+    ),
+    "several, a counter that fails": (
+        SEVERAL.replace("  rules:", COUNTED + "  rules:").replace(
+            "== 'eur'", "== 'eur' && counters.day.sum / (params.amount - 60) < 2"
+        ),
         MAP,
     ),
     "a loop": (
@@ -93,7 +120,7 @@ def pairs(bundles: dict[str, Bundle]) -> dict[tuple[str, str], Pair]:
 
 
 @given(said=inputs)
-@settings(max_examples=60, deadline=None)  # 144 pairs each
+@settings(max_examples=60, deadline=None)  # 225 pairs each
 def test_pr1_both_decisions_are_the_gates(
     bundles: dict[str, Bundle], pairs: dict[tuple[str, str], Pair], said: dict[str, Any]
 ) -> None:
@@ -123,6 +150,24 @@ def test_pr3_other_counters_are_decided_as_by_the_gate(
         assert both is None or both.new == alone[new], (old, new)
 
 
+def test_pr3_the_steps_of_all_loops_come_from_one_budget(tmp_path: Path) -> None:
+    """A loop that is reached only with the other counters, behind one that left it too few steps."""
+    looping = CAPPED + (
+        "  - {id: a, effect: review, when: 'agent.groups.exists(g, g == \"barred\")'}\n"
+        "  - {id: b, effect: review, when: 'counters.day.sum < 9 && agent.groups.all(g, g != \"z\")'}\n"
+    )
+    policies = load(tmp_path / "x", looping).policies
+    said = asked([action(50, 100)], ["x"] * 600)
+    pair = Pair(policies, policies)
+    _, heard = pair.decide(said)
+    assert heard is not None
+    other = {**said["actions"][0], "counters": {"day": {"sum": 0, "count": 0}}}
+    alone = gate.decide(policies, {**said, "actions": [other]})
+    assert alone.rules == ("refunds/b",) and alone.reason is Reason.RULE_ERROR
+    both = Pair.recounted(heard, other)
+    assert both is None or both.new == alone
+
+
 def test_pr3_rules_without_counters_are_not_evaluated_again(bundles: dict[str, Bundle]) -> None:
     said = asked([action(50, 100)], [])
     pair = Pair(bundles["plain"].policies, bundles["a counter"].policies)
@@ -130,6 +175,17 @@ def test_pr3_rules_without_counters_are_not_evaluated_again(bundles: dict[str, B
     assert heard is not None and len(heard.plan.parts) == 3 and len(heard.plan.counting) == 1
     # Nor at all where they are missing: nothing but a deny rule could count then.
     assert len(heard.plan.sighted) == 2
+
+
+def test_what_two_rules_have_in_common_is_one_part_and_the_rest_is_behind_it(
+    bundles: dict[str, Bundle],
+) -> None:
+    pair = Pair(bundles["several conditions"].policies, bundles["several, others"].policies)
+    _, heard = pair.decide(asked([action(7)], []))
+    assert heard is not None
+    assert [len(part.behind) for part in heard.plan.parts] == [2, 2]
+    # Both can be read; the first rule is true for both; the second is false in what is each one's own.
+    assert heard.mask.bit_count() == 2 + 3 + 1
 
 
 def test_pr2_one_object_where_no_rule_differs(bundles: dict[str, Bundle]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +187,10 @@ def test_rp4_a_sealed_input_is_decided_again_until_it_is_destroyed(bundle: Bundl
     salt, request = b"s" * 16, {"digest": "hmac-sha256:" + "ab" * 32}
     data = dumps_input(inputs(50))
     made = record(bundle, 50, request=request, input_digest=input_digest(data, salt))
-    assert one(bundle, replace(made, salt=salt)).verdict is Verdict.IDENTICAL
-    assert one(bundle, replace(made, salt=b"t" * 16)).verdict is Verdict.DIFFERENT
-    assert one(bundle, replace(made, salt=salt, inputs=b"")).verdict is Verdict.DIFFERENT
-    assert one(bundle, replace(made, salt=salt, inputs=None)).verdict is Verdict.UNDECIDABLE
+    assert one(bundle, made._replace(salt=salt)).verdict is Verdict.IDENTICAL
+    assert one(bundle, made._replace(salt=b"t" * 16)).verdict is Verdict.DIFFERENT
+    assert one(bundle, made._replace(salt=salt, inputs=b"")).verdict is Verdict.DIFFERENT
+    assert one(bundle, made._replace(salt=salt, inputs=None)).verdict is Verdict.UNDECIDABLE
 
 
 # --- after upgrades ---

@@ -37,6 +37,7 @@ from test_kept_answers import (  # noqa: F401
     test_an_outcome_and_the_repeat_of_one_group_know_each_other,
     test_it_is_destroyed_with_the_input_of_its_permit,
     test_it_is_forgotten_when_its_key_is_over,
+    test_it_is_no_input_of_its_outcome,
     test_it_is_there_after_a_restart,
     test_its_outcome_names_what_is_kept,
     test_what_is_not_to_be_kept_is_not,

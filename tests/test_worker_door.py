@@ -20,7 +20,7 @@ from holdgate.ledger import InFlightElsewhere, OutcomeStatus, Superseded
 from holdgate.recall import MAX_KEPT_BYTES
 from holdgate.relay import Converged, Flight
 from holdgate.sealing import KeptAnswer
-from holdgate.worker_protocol import FrameReader, Kind, encode, plain_case
+from holdgate.worker_protocol import FrameReader, Kind, WireError, encode, plain_case
 from test_adjudicate import BUNDLE, PERMIT, case
 from workers import Gate, keyed, petition, running, until, worker
 
@@ -178,6 +178,25 @@ async def test_wd3_a_withdrawn_question_that_was_permitted_is_not_sent(house: Ga
     assert (await raw.next()).kind is Kind.RECORDED  # the key is free again, and nothing was settled twice
     assert house.said()[2:] == [("decision", "PERMIT")]
     raw.writer.close()
+    await until(lambda: house.said()[2:] == [("decision", "PERMIT"), ("outcome", "unknown")])
+
+
+async def test_wd3_a_permit_that_cannot_be_told_is_not_sent(
+    house: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_form(kind: Kind, tail: bytes = b"", **head: Any) -> bytes:
+        if kind is Kind.RECORDED:
+            raise WireError("recorded: too large")
+        return encode(kind, tail, **head)
+
+    async with worker(house.folder) as one:
+        with monkeypatch.context() as broken:
+            broken.setattr(worker_door, "encode", no_form)
+            with pytest.raises(BackendError) as caught:
+                await one.record(keyed(1))
+        assert caught.value.reason is Reason.INTERNAL_ERROR  # without a PERMIT, nothing is sent
+        await until(lambda: house.said() == [("decision", "PERMIT"), ("outcome", "not_sent")])
+        assert (await one.record(keyed(1))).entry.outcome is Outcome.PERMIT  # the key is free again
     await until(lambda: house.said()[2:] == [("decision", "PERMIT"), ("outcome", "unknown")])
 
 

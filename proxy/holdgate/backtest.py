@@ -22,6 +22,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import batched
 from typing import Any, Final
 
 import orjson
@@ -101,16 +102,15 @@ class _Verdict:
 class _Tally:
     """One of the two ways to decide again."""
 
-    same: int = 0  # by far the most
+    same: int = 0
     classes: Tally[Change] = field(default_factory=Tally)
     undecidable: Tally[str] = field(default_factory=Tally)
     groups: dict[tuple[Change, str, str, str], _Group] = field(default_factory=dict)
 
     def add(self, record: Record, inputs: Mapping[str, Any], verdict: _Verdict) -> None:
+        """What is not the same."""
         change = verdict.change
-        if change is Change.SAME:
-            self.same += 1
-        elif change is Change.UNDECIDABLE:
+        if change is Change.UNDECIDABLE:
             self.undecidable[verdict.why] += 1
         else:
             self.classes[change] += 1
@@ -186,35 +186,34 @@ def backtest(
     frozen, simulated = _Tally(), _Tally()
     counting = any(each.counters for each in new.policies.table.values())
     again = _Again(new, without_effect()) if counting else None
-    olds: dict[str, _Old] = {}
+    olds = _Olds(policies_of, new)
     seen = replayed = not_asked = 0
-    for record in records:
-        seen += 1
-        if not seen & 255:
-            progress(seen)
-        said = record.statement
-        if "input_digest" not in said:
-            not_asked += 1
-            continue
-        why = _undecidable(record)
-        if why:
-            frozen.undecidable[why] += 1
-            simulated.undecidable[why] += 1
-            continue
-        digest = said["policy"]["digest"]
-        old = olds.get(digest)
-        if old is None:
-            old = olds[digest] = _Old(said, policies_of, new)
-        inputs = orjson.loads(record.inputs or b"")  # its digest is signed: its spelling is not in question
-        verdict, heard = old.judged(inputs)
-        if said["outcome"] != verdict.outcome or said["reason"] != verdict.reason:
-            raise _otherwise(said, verdict)
-        if said.get("rules", _NO_RULES) != verdict.rules:
-            raise _otherwise(said, verdict)
-        replayed += 1
-        frozen.add(record, inputs, verdict)
-        if again is not None:
-            simulated.add(record, inputs, again.judged(old, verdict, heard, inputs, said))
+    # Step by step over a few records each, not record by record: what a step runs stays near the processor.
+    for some in batched(records, _TOGETHER):
+        seen += len(some)
+        progress(seen)
+        asked = [record for record in some if "input_digest" in record.statement]
+        not_asked += len(some) - len(asked)
+        whole, whys, broken = _whole(asked)
+        frozen.undecidable.update(whys)
+        simulated.undecidable.update(whys)
+        # The digest of an input is signed: its spelling is not in question.
+        inputs = [orjson.loads(record.inputs or b"") for record in whole]
+        judged = [olds.judged(record.statement, each) for record, each in zip(whole, inputs, strict=True)]
+        if broken is not None:
+            raise broken
+        replayed += len(judged)
+        for record, each, (old, verdict, heard) in zip(whole, inputs, judged, strict=True):
+            if verdict.change is Change.SAME:  # by far the most
+                frozen.same += 1
+            else:
+                frozen.add(record, each, verdict)
+            if again is not None:
+                verdict = again.judged(old, verdict, heard, each, record.statement)
+                if verdict.change is Change.SAME:
+                    simulated.same += 1
+                else:
+                    simulated.add(record, each, verdict)
     found = frozen.document()
     return Report(
         records=seen,
@@ -226,6 +225,24 @@ def backtest(
     )
 
 
+def _whole(records: Iterable[Record]) -> tuple[list[Record], list[str], NotReplayed | None]:
+    """The records that can be decided again; why others cannot; and the first that ends it, which is the last
+    one looked at: what is wrong with those before it is said first."""
+    whole: list[Record] = []
+    whys: list[str] = []
+    for record in records:
+        try:
+            why = _undecidable(record)
+        except NotReplayed as error:
+            return whole, whys, error
+        if why:
+            whys.append(why)
+        else:
+            whole.append(record)
+    return whole, whys, None
+
+
+_TOGETHER: Final = 64  # records: some 10 KB each once they are decoded
 _NO_RULES: Final[list[str]] = []
 _TOO_LATE: Final = Reason.GATE_TIMEOUT.value
 
@@ -244,9 +261,30 @@ def _undecidable(record: Record) -> str:
     return ""
 
 
-def _otherwise(said: Mapping[str, Any], verdict: _Verdict) -> NotReplayed:
-    """BT1."""
-    return NotReplayed(f"{said['id']}: recorded {said['outcome']} {said['reason']}, now {verdict.outcome}")
+class _Olds:
+    """The bundles of the log."""
+
+    def __init__(self, policies_of: Callable[[str], PolicySet | None], new: Bundle) -> None:
+        self._policies_of, self._new = policies_of, new
+        self._known: dict[str, _Old] = {}
+
+    def judged(
+        self, said: Mapping[str, Any], inputs: Mapping[str, Any]
+    ) -> tuple[_Old, _Verdict, Heard | None]:
+        """A record under its own bundle and the new one. Raises NotReplayed. BT1."""
+        digest = said["policy"]["digest"]
+        old = self._known.get(digest)
+        if old is None:
+            old = self._known[digest] = _Old(said, self._policies_of, self._new)
+        verdict, heard = old.judged(inputs)
+        if (
+            said["outcome"] != verdict.outcome
+            or said["reason"] != verdict.reason
+            or said.get("rules", _NO_RULES) != verdict.rules
+        ):
+            outcome = f"recorded {said['outcome']} {said['reason']}, now {verdict.outcome}"
+            raise NotReplayed(f"{said['id']}: {outcome}")
+        return old, verdict, heard
 
 
 class _Old:

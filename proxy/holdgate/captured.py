@@ -7,6 +7,7 @@ http:// URL; the reading is the proxy's own, byte for byte.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from .errors import InputError, Reason
@@ -15,7 +16,7 @@ from .limits import Limits
 from .message import Listener, Message, Origin, RequestHead
 from .surface.index import SurfaceIndex
 
-__all__ = ["SOURCE", "read_captured"]
+__all__ = ["SOURCE", "nowhere", "read_captured"]
 
 SOURCE: Final = "127.0.0.1"
 
@@ -46,13 +47,23 @@ def _origin(head: RequestHead) -> Origin:
     name, _, port = host.decode("latin-1").partition(":")
     plain = head.target[:7].lower() == b"http://"
     number = int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 443
-    return Origin(
-        listener=Listener.EXPLICIT,
+    return replace(
+        nowhere(Listener.EXPLICIT),
         tls=not plain,
-        source=SOURCE,
-        source_port=0,
         connect=None if plain else (name, number),
         sni=None if plain else name,
+    )
+
+
+def nowhere(listener: Listener) -> Origin:
+    """The origin of a message that came over no connection of ours, or says too little to have another."""
+    return Origin(
+        listener=listener,
+        tls=True,
+        source=SOURCE,
+        source_port=0,
+        connect=None,
+        sni=None,
         original_port=None,
         proxy_authorization=(),
     )

@@ -10,18 +10,24 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from .config_values import read_matching, read_path
-from .remote_gate import RemoteProtocol
 from .strictyaml import Node
 
-__all__ = ["RemoteGate", "read_gate"]
+__all__ = ["RemoteGate", "RemoteProtocol", "read_gate"]
 
 _URL: Final = re.compile(r"https?://[A-Za-z0-9.\-:\[\]]+(/[A-Za-z0-9._~/-]*)?\Z")
 _OPTIONAL: Final = ("timeout_ms", "token_file", "ca_file", "client_cert", "client_key", "keys_file")
+
+
+class RemoteProtocol(StrEnum):
+    HOLDGATE = "holdgate"
+    AUTHZEN = "authzen"
+    TRIGGUARD = "trigguard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,7 @@ __all__ = [
 BUCKETS: Final = 288  # of one window: 24 h in steps of 5 min
 _MAX_IDS: Final = 16  # more are one digest: a receipt is at most 8 KiB
 _SECOND_US: Final = 1_000_000
+_ROOTS: Final = ("agent", "action", "params")  # of a key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,21 +224,20 @@ def charges_of_part(part: Any) -> tuple[Charge, ...]:
     )
 
 
-type _Values = tuple[tuple[type, str | int], ...]
+type _Values = tuple[str | tuple[type, int], ...]
 
 
 class _Gauge(NamedTuple):
-    counter: Counter
-    paths: tuple[list[str], ...]  # its key
+    name: str
+    measure: str
+    paths: tuple[tuple[int, tuple[str, ...]], ...]  # its key: the root of each, and the names from there
     meters: dict[_Values, _Standing]
+    grain_us: int  # of bucket()
+    window_us: int
 
 
-class Charged(NamedTuple):
-    """What one PERMIT adds; it counts once."""
-
-    standing: _Standing
-    window_s: int
-    amount: int
+# What one PERMIT adds, which counts once: to what, how much, and bucket()'s two.
+type Charged = tuple[_Standing, int, int, int]
 
 
 @dataclass(slots=True)
@@ -268,7 +268,12 @@ class Meters:
         found = []
         for counter in counters:
             meaning = counter.name, counter.window_s, counter.measure
-            found.append(_Gauge(counter, _paths(counter), self._standing.setdefault(meaning, {})))
+            paths = tuple((_ROOTS.index(root), tuple(names)) for root, *names in _paths(counter))
+            meters = self._standing.setdefault(meaning, {})
+            at_us, until_us = bucket(counter.window_s, 0)
+            window_us = counter.window_s * _SECOND_US
+            grain_us = until_us - at_us - window_us
+            found.append(_Gauge(counter.name, counter.measure, paths, meters, grain_us, window_us))
         return found
 
     @staticmethod
@@ -282,30 +287,46 @@ class Meters:
         """The counters of one action, behind what `charged` holds already; what it charges goes there."""
         found: dict[str, Any] = {}
         params = action["params"]
-        roots = {"agent": agent, "action": action, "params": params}
-        for counter, paths, meter in gauges:
-            amount, values = _measured(counter, params), _key_values(paths, roots)
-            if amount is None or values is None:
+        roots = agent, action, params
+        for name, measure, paths, meters, grain_us, window_us in gauges:
+            # _measured() and _key_values(), written out: this is asked of every record.
+            amount = params.get(measure) if measure else 0
+            if type(amount) is not int or not 0 <= amount <= INT_MAX:
                 continue
-            standing = meter.get(values)
+            values = []
+            for root, names in paths:
+                value: Any = roots[root]
+                for each in names:
+                    value = value.get(each) if type(value) is dict else None
+                kind = type(value)
+                if kind is str:
+                    values.append(value)
+                elif kind is int or kind is bool:
+                    values.append((kind, value))
+                else:
+                    break
+            if len(values) < len(paths):
+                continue
+            key = tuple(values)
+            standing = meters.get(key)
             if standing is None:
-                standing = meter[values] = _Standing()
-            if standing.ends:
+                standing = meters[key] = _Standing()
+            if standing.ends and standing.ends[0][0] <= now_us:
                 standing.at(now_us)
             total, count = standing.sum, standing.count
-            for other, _, before in charged:
+            for other, before, _, _ in charged:
                 if other is standing:
                     total, count = total + before, count + 1
             if total + amount <= INT_MAX:
-                found[counter.name] = {"count": count, "sum": total} if counter.measure else {"count": count}
-                charged.append(Charged(standing, counter.window_s, amount))
+                found[name] = {"count": count, "sum": total} if measure else {"count": count}
+                charged.append((standing, amount, grain_us, window_us))
         return found
 
     @staticmethod
     def charge(charged: Iterable[Charged], now_us: int, free_us: int | None) -> None:
         """`free_us`: when it ended without effect, if it did."""
-        for standing, window_s, amount in charged:
-            until_us = bucket(window_s, now_us)[1]
+        for standing, amount, grain_us, window_us in charged:
+            until_us = now_us - now_us % grain_us + grain_us + window_us
             heappush(standing.ends, (until_us if free_us is None else min(until_us, free_us), amount))
             standing.sum += amount
             standing.count += 1

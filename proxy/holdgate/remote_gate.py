@@ -21,11 +21,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .agents import Agent
 from .canonical import CanonicalRequest
+from .config_gate import RemoteProtocol
 from .content.strictjson import parse_json
 from .errors import HoldgateError, InputError, Outcome, Reason
 from .gate import Decision
@@ -52,12 +52,6 @@ __all__ = [
     "questions",
     "read_answer",
 ]
-
-
-class RemoteProtocol(StrEnum):
-    HOLDGATE = "holdgate"
-    AUTHZEN = "authzen"
-    TRIGGUARD = "trigguard"
 
 
 PATHS: Final[Mapping[RemoteProtocol, str]] = {

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import gate
 from .errors import Reason
@@ -39,9 +39,8 @@ class Verdict(StrEnum):
     NO_BUNDLE = "no_bundle"  # decided under a bundle that is not here any more
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One decision receipt, decoded, and the input that was stored with it."""
+class Record(NamedTuple):
+    """One decision receipt, decoded, and the input that was stored with it. A tuple: there are millions."""
 
     statement: Mapping[str, Any]
     inputs: bytes | None

@@ -25,12 +25,12 @@ from typing import Any, Final, Protocol
 
 from ..adjudicate import PERMIT_USE_BY_US
 from ..agents import Agent
-from ..captured import SOURCE, read_captured
+from ..captured import nowhere, read_captured
 from ..config import Config
 from ..errors import Outcome, Reason
 from ..held import Gone, Held
 from ..ledger import OutcomeStatus, Recorded
-from ..message import Listener, Message, Origin, RequestHead
+from ..message import Listener, Message, RequestHead
 from ..pipeline import Pipeline
 from ..questions import ActionAsked, Question, RequestAsked
 from ..surface.asked import recognise_asked
@@ -41,16 +41,7 @@ __all__ = ["Decided", "Decider", "build_decider"]
 
 log = logging.getLogger("holdgate.decider")
 
-_NOWHERE: Final = Origin(
-    listener=Listener.EXPLICIT,
-    tls=True,
-    source=SOURCE,
-    source_port=0,
-    connect=None,
-    sni=None,
-    original_port=None,
-    proxy_authorization=(),
-)
+_NOWHERE: Final = nowhere(Listener.EXPLICIT)
 
 
 def build_decider(config: Config, pipeline: Pipeline) -> Decider | None:

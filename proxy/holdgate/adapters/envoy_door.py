@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ..answer import Answer
-from ..captured import SOURCE
+from ..captured import nowhere
 from ..config import Address, AdminToken, Config
 from ..config_ext_authz import ExtAuthz, MutualTls
 from ..errors import ConfigError, InputError, Outcome, Reason
@@ -37,7 +37,7 @@ from ..headers import decision_headers
 from ..held import Gone, Held
 from ..http1 import ServerReader, write_response_head
 from ..ledger import OutcomeStatus, Recorded
-from ..message import Headers, Listener, Message, Origin, RequestHead
+from ..message import Headers, Listener, Message, RequestHead
 from .decider import Decider
 
 __all__ = ["EnvoyDoor", "build_envoy_door"]
@@ -53,16 +53,7 @@ _NOBODY: Final = (
     b"Connection: close\r\n\r\n%b" % (len(_FORBIDDEN), _FORBIDDEN)
 )
 _NO_HEAD: Final = RequestHead(method=b"", target=b"", headers=())
-_SOMEWHERE: Final = Origin(
-    listener=Listener.TRANSPARENT,
-    tls=True,
-    source=SOURCE,
-    source_port=0,
-    connect=None,
-    sni=None,
-    original_port=None,
-    proxy_authorization=(),
-)
+_SOMEWHERE: Final = nowhere(Listener.TRANSPARENT)
 
 
 @dataclass(slots=True, kw_only=True)

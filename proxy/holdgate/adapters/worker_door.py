@@ -13,7 +13,7 @@ Invariants (tests/test_worker_door.py has one test named after each):
   WD1  A PERMIT is told only after it is durable, and only under the bundle that recognised the request.
   WD2  When a worker's connection ends, its open permits are `unknown` at once, with receipts; what it still
        waited for is abandoned, and not_sent where it was permitted.
-  WD3  A withdrawn question that was permitted is not_sent.
+  WD3  A permit that its worker will never use is not_sent: its question was withdrawn, or it cannot be told.
   WD4  Identical requests of several workers share one dispatch and one answer, as within one process.
   WD5  An outcome of a permit that was made `unknown` meanwhile reconciles it; of others it changes nothing.
   WD6  A frame that is not as agreed, or a peer of another user, ends that connection and nothing else.
@@ -299,19 +299,23 @@ class WorkerDoor:
         entry = recorded.entry
         if entry.outcome is Outcome.PERMIT:
             line.permits[entry.receipt_id] = n
-        again = plain_kept(recorded.answer)  # opened by the worker, which has the request
-        return encode(
-            Kind.RECORDED,
-            entry.jws + again,
-            n=n,
-            index=recorded.index,
-            prior=entry.prior,
-            prior_status=entry.prior_status,
-            would=entry.would,
-            produces=entry.produces,
-            worth=entry.told.value,
-            answer=len(again),
-        )
+        try:
+            again = plain_kept(recorded.answer)  # opened by the worker, which has the request
+            return encode(
+                Kind.RECORDED,
+                entry.jws + again,
+                n=n,
+                index=recorded.index,
+                prior=entry.prior,
+                prior_status=entry.prior_status,
+                would=entry.would,
+                produces=entry.produces,
+                worth=entry.told.value,
+                answer=len(again),
+            )
+        except Exception:
+            self._unused(line, entry.receipt_id)
+            raise
 
     async def _record_or_wait(
         self, line: _Line, n: int, case: Case, bundle: str, told: Told | None
@@ -377,8 +381,11 @@ class WorkerDoor:
             task.cancel()
             return
         receipt_id = next((permit for permit, number in line.permits.items() if number == n), "")
-        if receipt_id:
-            del line.permits[receipt_id]
+        self._unused(line, receipt_id)
+
+    def _unused(self, line: _Line, receipt_id: str) -> None:
+        """WD3. Of a receipt that is no open permit of this line, nothing is to be said."""
+        if line.permits.pop(receipt_id, None) is not None:
             self.ledger.record_outcome(receipt_id, OutcomeStatus.NOT_SENT, 0, delivered=False)
             self.metrics.outcome(OutcomeStatus.NOT_SENT.value)
 

@@ -7,12 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.admin.shapes import parse_since
-from ..adapters.reader import Reader
 from ..config import Config, load_config
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..adapters.reader import Reader
 
 __all__ = [
     "Commands",

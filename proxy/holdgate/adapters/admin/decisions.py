@@ -27,8 +27,9 @@ from ...ledger import OutcomeStatus
 from ...questions import AUTHZEN, DECIDE, TRIGGUARD, QuestionError, read
 from ...receipt import trigguard_view
 from ..decider import Decided, Decider
+from .answers import json_answer
 from .guard import PRESENTED, Problem
-from .shapes import decode_jws, json_answer
+from .shapes import decode_jws
 
 __all__ = ["DecisionDoors", "Doorkeeper"]
 

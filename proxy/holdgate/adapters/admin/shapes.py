@@ -1,20 +1,20 @@
-"""How a stored receipt is shown, on the admin API and by `holdgate receipts`: one shape for both."""
+"""How a stored receipt is shown, on the admin API and by `holdgate receipts`: one shape for both.
+
+Every command imports this, so it imports neither the HTTP server nor the ledger.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from http import HTTPStatus
-from typing import Any
-
-from aiohttp import web
+from typing import TYPE_CHECKING, Any
 
 from ...jcs import loads_strict
 from ...keys import unb64url
-from ..reader import StoredReceipt
 
-__all__ = ["decode_jws", "export_row", "json_answer", "parse_since"]
+if TYPE_CHECKING:
+    from ..reader import StoredReceipt
+
+__all__ = ["decode_jws", "export_row", "parse_since"]
 
 
 def decode_jws(jws: bytes) -> dict[str, Any]:
@@ -37,14 +37,3 @@ def parse_since(text: str) -> int:
         raise ValueError("the time needs an offset, such as Z")
     delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return max(0, (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds)
-
-
-def json_answer(
-    value: Any, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
-) -> web.Response:
-    return web.Response(
-        body=json.dumps(value).encode() + b"\n",
-        status=status.value,
-        content_type="application/json",
-        headers=headers,
-    )

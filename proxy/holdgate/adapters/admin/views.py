@@ -24,9 +24,10 @@ from ..proofs import NotCovered, prove
 from ..reader import Page, Reader, StoredReceipt
 from ..sequencer import LOG
 from ..tilestore import TileStore
+from .answers import json_answer
 from .decisions import DecisionDoors, Doorkeeper
 from .guard import Access, Problem, Rules, guard
-from .shapes import decode_jws, export_row, json_answer, parse_since
+from .shapes import decode_jws, export_row, parse_since
 
 __all__ = ["ACCESS", "AdminState", "build_app"]
 
