@@ -11,6 +11,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from subjects import HERE, SUBJECT_CORE, BenchError, Running, Stage, printed_port, wait_for
@@ -79,8 +80,7 @@ def squid(stage: Stage) -> Running:
 
 def _folder(stage: Stage) -> tuple[Path, str]:
     """Where Squid keeps its files, and whose it is: as root it insists on being somebody else."""
-    folder = stage.work / "squid"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="squid-", dir=stage.work))  # each repetition has its own
     if os.getuid():
         return folder, pwd.getpwuid(os.getuid()).pw_name
     stage.work.chmod(0o711)

@@ -206,8 +206,13 @@ def wait_for(port: int, process: subprocess.Popen[str], log: Path, said: str = "
         if process.poll() is not None:
             break
         with socket.socket() as probe:
-            if said in log.read_text(errors="replace") and probe.connect_ex(("127.0.0.1", port)) == 0:
+            if said in _text(log) and probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    text = log.read_text(errors="replace").strip()[-2000:]
+    text = _text(log).strip()[-2000:]
     raise BenchError(f"{log.stem} did not listen on port {port}:\n{text}")
+
+
+def _text(log: Path) -> str:
+    """What the process has written; it makes the file itself."""
+    return log.read_text(errors="replace") if log.exists() else ""
