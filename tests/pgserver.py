@@ -71,6 +71,7 @@ class Server:
     folder: Path  # holds data/, the socket and the log
     port: int
     process: subprocess.Popen[bytes] | None = None
+    netns: str = ""  # the network namespace that it listens in, on every address; "": ours, on loopback
 
     @property
     def data(self) -> Path:
@@ -79,22 +80,31 @@ class Server:
     def start(self, settings: Mapping[str, str] | None = None) -> None:
         """Start, and wait until it answers. `settings` last as long as this run."""
         options = [f"-c{name}={value}" for name, value in (settings or {}).items()]
+        inside, user = self._inside()
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(str(self.bin / "postgres"), "-D", str(self.data), "-p", str(self.port)),
-                    *("-k", str(self.folder), "-h", "127.0.0.1", *options),
+                    *(*inside, str(self.bin / "postgres"), "-D", str(self.data), "-p", str(self.port)),
+                    *("-k", str(self.folder), "-h", "*" if self.netns else "127.0.0.1", *options),
                 ],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                **_unprivileged(),  # type: ignore[call-overload]
+                **user,  # type: ignore[call-overload]
             )
         deadline = time.monotonic() + 60
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"PostgreSQL did not start: {(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
+
+    def _inside(self) -> tuple[list[str], dict[str, int]]:
+        """What starts it in its namespace, and as whom: only root may enter one."""
+        user = _unprivileged()
+        if not self.netns:
+            return [], user
+        who = [f"--reuid={user['user']}", f"--regid={user['group']}", "--clear-groups"]
+        return ["nsenter", f"--net=/run/netns/{self.netns}", "setpriv", *who], {}
 
     def _answers(self) -> bool:
         asked = [str(self.bin / "pg_isready"), "-q", "-h", str(self.folder), "-p", str(self.port)]
