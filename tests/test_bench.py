@@ -127,6 +127,7 @@ def test_a_load_without_bound_cannot_be_asked_for(arguments: list[str]) -> None:
     assert caught.value.code == 2
 
 
+@pytest.mark.slow
 def test_policies_are_measured_beside_what_they_are_compared_with(tmp_path: Path) -> None:
     rows = policies.measured(tmp_path, turns=1, records=20)
     assert len(rows) >= 4 + 3 * len(backtests.BACKTESTS)

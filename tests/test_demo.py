@@ -71,6 +71,7 @@ def test_v2_a_part_that_breaks_off_is_a_failure_and_the_others_are_told(capsys):
     assert "1 of 2 checks held" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_v2_tell_is_false_when_one_part_fails(monkeypatch, capsys):
     monkeypatch.setattr(story_module, "PARTS", (lambda story: story.check("never", False),))
     monkeypatch.setattr(story_module, "CLIENTS", ())
@@ -103,6 +104,7 @@ def test_an_instance_that_cannot_start_says_why(tmp_path):
             raise AssertionError("it started")
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_nothing_behind_unless_it_is_told_to(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(story_module, "PARTS", (lambda story: story.check("fine", True),))
     monkeypatch.setattr(story_module, "CLIENTS", ())

@@ -72,6 +72,7 @@ def test_every_module_says_what_its_invariants_do_not_promise() -> None:
     assert silent == set(), "write it into the last column of proxy/README.md"
 
 
+@pytest.mark.slow
 def test_regenerating_keeps_what_was_written_by_hand() -> None:
     first = next(regenerate_invariants.invariants())
     written = regenerate_invariants.table({(first.module, first.id): "The moon."})

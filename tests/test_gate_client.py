@@ -121,7 +121,14 @@ class Outcomes(MemoryLedger):
     """Keeps what it is told, of permits that it never saw."""
 
     def record_outcome(
-        self, receipt_id: str, status: OutcomeStatus, http_status: int, *, delivered: bool, made: Any = None
+        self,
+        receipt_id: str,
+        status: OutcomeStatus,
+        http_status: int,
+        *,
+        delivered: bool,
+        made: Any = None,
+        kept: Any = None,
     ) -> None:
         self.outcomes.append((receipt_id, status, http_status, delivered))
 

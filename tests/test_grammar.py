@@ -82,6 +82,7 @@ def sentence(rng: random.Random, node: Expr, fuel: int) -> list[str]:
     return [word for _ in range(times) for word in sentence(rng, value, fuel - 3)]  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_every_sentence_of_the_grammar_parses() -> None:
     rng = random.Random(1)
     lengths = []

@@ -255,6 +255,7 @@ async def _prepared(state: Path) -> None:
 
 
 @PURPOSES
+@pytest.mark.slow
 def test_kr1_killed_at_any_step_one_key_signs_and_the_log_is_clean(tmp_path: Path, purpose: Purpose) -> None:
     first = tmp_path / "first"
     create_keys(first)
@@ -290,6 +291,7 @@ def test_kr1_killed_at_any_step_one_key_signs_and_the_log_is_clean(tmp_path: Pat
 
 
 @PURPOSES
+@pytest.mark.slow
 async def test_kr1_an_error_at_any_step_stops_the_ledger_and_the_next_start_completes(
     tmp_path: Path, purpose: Purpose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
