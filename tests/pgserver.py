@@ -70,7 +70,7 @@ class Server:
     bin: Path
     folder: Path  # holds data/, the socket and the log
     port: int
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[str] | None = None
     netns: str = ""  # the network namespace that it listens in, on every address; "": ours, on loopback
 
     @property
@@ -89,6 +89,7 @@ class Server:
                 ],
                 stdout=log,
                 stderr=log,
+                text=True,
                 start_new_session=True,
                 **user,  # type: ignore[call-overload]
             )
@@ -113,7 +114,7 @@ class Server:
     def kill(self) -> None:
         """kill -9 of all its processes."""
         if self.process is not None:
-            for pid in self._pids():
+            for pid in self._pids() if self.process.poll() is None else ():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self.process.wait()
@@ -178,12 +179,14 @@ def settings_of(
 
 
 @contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    """Where the unprivileged user may write; pytest's own folders are closed to it."""
-    # In memory where there is some: fsync is on, and costs nothing.
+def folder(within: Path | None = None) -> Iterator[Path]:
+    """Where the unprivileged user may write; pytest's own folders are closed to it.
+
+    In memory where there is some, unless it is said where: fsync is on, and costs nothing there.
+    """
     shm = Path("/dev/shm")
     roomy = shm.is_dir() and os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 512 << 20
-    made = Path(tempfile.mkdtemp(prefix="holdgate-pg-", dir=shm if roomy else None))
+    made = Path(tempfile.mkdtemp(prefix="holdgate-pg-", dir=within or (shm if roomy else None)))
     if user := _unprivileged():
         os.chown(made, user["user"], user["group"])
     try:
@@ -206,6 +209,8 @@ def make(folder: Path) -> Server:
     )
     with (folder / "data" / "postgresql.conf").open("a") as conf:
         conf.write("shared_buffers = 16MB\nmax_connections = 60\nmax_wal_size = 256MB\n")
+        # Servers that are killed leave it behind: in their own folder then.
+        conf.write("dynamic_shared_memory_type = mmap\n")
     return Server(bin=bin_folder, folder=folder, port=free_port())
 
 

@@ -23,10 +23,11 @@ import audits
 import envoy
 import logs
 import policies
+import postgres
 import squid
 from subjects import LOAD_CORE, SUBJECTS, BenchError, Running, Stage, build_load
 
-ALL_SUBJECTS = SUBJECTS | {"squid": squid.squid, "envoy": envoy.envoy}
+ALL_SUBJECTS = SUBJECTS | {"postgres": postgres.postgres, "squid": squid.squid, "envoy": envoy.envoy}
 MAX_REQUESTS = 400_000
 WARM_UP_MS = 500
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -241,6 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         finally:
             stage.stop(list(stage.processes))
+            stage.ends.close()
     machine = {
         "date": time.strftime("%Y-%m-%d"),
         "cores": len(os.sched_getaffinity(0)),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +40,7 @@ class Stage:
     load: list[str]  # command of the load generator
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
     upstream_port: int = 0
+    ends: ExitStack = field(default_factory=ExitStack)  # what is undone when the run is over
 
     @property
     def upstream_ca(self) -> Path:
@@ -138,9 +140,14 @@ upstream:
 """
 
 
-def holdgate(stage: Stage, *options: str, core: int | None = SUBJECT_CORE) -> Running:
-    """The product as it ships: all surface maps, the starter policies, SQLite, signed receipts."""
-    name = "-".join(["holdgate", *(text.strip("-") for text in options)])
+def holdgate(
+    stage: Stage, *options: str, core: int | None = SUBJECT_CORE, name: str = "holdgate", more: str = ""
+) -> Running:
+    """The product as it ships: all surface maps, the starter policies, SQLite, signed receipts.
+
+    `more` is added to its configuration.
+    """
+    name = "-".join([name, *(text.strip("-") for text in options)])
     home = stage.work / name
     command = [str(BIN / "holdgate"), "init", str(home)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -155,7 +162,7 @@ def holdgate(stage: Stage, *options: str, core: int | None = SUBJECT_CORE) -> Ru
         ca=stage.upstream_ca,
         upstream=stage.upstream_port,
     )
-    (home / "holdgate.yaml").write_text(config)
+    (home / "holdgate.yaml").write_text(config + more)
     run = [str(BIN / "holdgate"), "run", "-c", str(home / "holdgate.yaml"), *options]
     process = stage.spawn(name, run, core)
     wait_for(port, process, stage.work / f"{name}.log", said="\nready\n")
