@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdgate.files import packaged
 from holdgate.inquiry import (
     MAX_ANSWER_BYTES,
     SKEW_S,
@@ -29,7 +29,7 @@ from holdgate.surface.index import SurfaceIndex
 from holdgate.surface.load import load_maps
 from surface_requests import FLEET_KEY, index_of
 
-SURFACES = Path(__file__).parent.parent / "surfaces"
+SURFACES = packaged("surfaces")
 JSON: Headers = ((b"Content-Type", b"application/json"),)
 NOW_S = 1_800_000_000
 SCOPE = ("payer", "api.stripe.com:443", "payments.refund", "sha256:acct")
