@@ -98,6 +98,18 @@ async def test_ry4_a_flight_resolves_whatever_happens() -> None:
     share({}, None, None)
 
 
+async def test_an_answer_that_cannot_be_offered_to_other_nodes_costs_no_outcome() -> None:
+    flight = Flight("f", asyncio.get_running_loop().create_future())
+    made = permit(flight)
+    made.offer = lambda *_: 1 / 0  # type: ignore[assignment, return-value]
+    answer = Answer(
+        status=200, reason=b"OK", headers=(), body=b"", rest=None, length=0, bodiless=False, close=False
+    )
+    made.settle(OutcomeStatus.EXECUTED, 200, delivered=True, answer=answer)
+    assert outcomes(made) == [("executed", 200, True)]
+    assert flight.answer.result() is answer
+
+
 @pytest.mark.parametrize(
     ("status", "outcome"),
     [(200, "executed"), (299, "executed"), (304, "executed"), (302, "failed"), (400, "failed"),

@@ -150,14 +150,22 @@ class Permit:
         self.status = status
         made, kept = (self._made, self._kept) if status is OutcomeStatus.EXECUTED else (None, None)
         try:
-            if answer is not None and self.offer is not None and self.flight is not None:
-                self.offer(self.recorded.entry.receipt_id, answer)
+            self._offer(answer)
             self.ledger.record_outcome(
                 self.recorded.entry.receipt_id, status, http_status, delivered=delivered, made=made, kept=kept
             )
             self.meter.outcome(status.value)
         finally:  # whoever waits must go on, whatever failed here
             share(self.flights, self.flight, answer)
+
+    def _offer(self, answer: Answer | None) -> None:
+        """Before the outcome, which is committed together with it. Never raises."""
+        if answer is None or self.offer is None or self.flight is None:
+            return
+        try:
+            self.offer(self.recorded.entry.receipt_id, answer)
+        except Exception:  # who waits elsewhere is decided anew; the outcome is not lost for that
+            log.exception("%s: its answer could not be shared", self.recorded.entry.receipt_id)
 
     def close(self) -> None:
         if not self._handed_over:
