@@ -40,6 +40,7 @@ from .policy_model import (
 )
 from .strictyaml import Node, load_file
 from .surface.model import CelType, ParamSchema
+from .yamlfiles import yaml_files
 from .yamltext import foreign_letter
 
 __all__ = [
@@ -140,11 +141,7 @@ def policy_files(paths: Sequence[Path]) -> tuple[Path, ...]:
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            for inner in path.rglob("*"):
-                if inner.suffix == ".yml":
-                    raise ConfigError("name it *.yaml; other names are not loaded", file=str(inner))
-                if inner.suffix == ".yaml" and inner.is_file():
-                    found[inner] = None
+            found |= dict.fromkeys(yaml_files(path))
         elif path.is_file():
             found[path] = None
         else:
