@@ -233,7 +233,7 @@ class Exchange:
     def _parse_now(self, kind: str, plan: BodyPlan) -> Any:
         match kind:
             case "json":
-                value = parse_json(self.data)
+                value: Any = parse_json(self.data)
                 # Whoever takes these fields as JSON in a form takes them as JSON in a string, too.
                 for name in plan.json_fields if type(value) is dict else ():
                     if type(value.get(name)) is str:
