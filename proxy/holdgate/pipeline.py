@@ -391,6 +391,8 @@ class Pipeline:
         except BaseException:
             judge.void()
             held.waiting = judge.waiting
+            if remote is not None and self.gatekeeper is not None:
+                self.gatekeeper.unused(remote)
             raise
         self.meter.commit(self.clock() - started)
         self.meter.decide(timed.seconds)

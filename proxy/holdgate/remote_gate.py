@@ -114,6 +114,10 @@ class Gatekeeper(Protocol):
         """What became of its decision here: the gate is told the outcome of what it permitted."""
         ...
 
+    def unused(self, remote: Remote) -> None:
+        """Nothing was recorded here under its decision, so nothing is sent: the gate is told so."""
+        ...
+
 
 def engine(protocol: RemoteProtocol) -> str:
     """What receipts name as the engine: nobody can replay such a decision here."""
