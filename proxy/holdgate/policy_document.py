@@ -11,6 +11,7 @@ from typing import Final
 from . import policy_words
 from .errors import ConfigError
 from .strictyaml import Node
+from .yamlfiles import yaml_files
 from .yamltext import foreign_letter
 
 __all__ = ["API_VERSION", "KINDS", "check_identifier", "envelope", "known", "name", "policy_files"]
@@ -26,11 +27,7 @@ def policy_files(paths: Sequence[Path]) -> tuple[Path, ...]:
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            for inner in path.rglob("*"):
-                if inner.suffix == ".yml":
-                    raise ConfigError("name it *.yaml; other names are not loaded", file=str(inner))
-                if inner.suffix == ".yaml" and inner.is_file():
-                    found[inner] = None
+            found |= dict.fromkeys(yaml_files(path))
         elif path.is_file():
             found[path] = None
         else:
