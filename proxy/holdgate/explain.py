@@ -18,12 +18,13 @@ from types import MappingProxyType
 from typing import Any
 
 from . import gate
-from .adjudicate import decision_input, object_key
 from .agents import Agent
 from .bundle import Bundle
 from .canonical import CanonicalRequest, canonicalise
 from .captured import SOURCE, read_captured
+from .case import decision_input
 from .cel.evaluate import EvalError
+from .claims import object_key
 from .counters import fill, meters_of, uses_of_all
 from .digest import CREDENTIAL_HEADERS, fingerprint
 from .errors import InputError, Outcome, Reason
