@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from .answer import Answer, DispatchError, Exchange, Stream
 from .errors import HoldgateError, Outcome, Reason
-from .headers import Verdicts, decision_headers, upstream_headers
+from .headers import Verdicts, decision_headers, upstream_headers, upstream_reason
 from .ledger import Entry, Ledger, OutcomeStatus, Recorded
 from .message import Headers, ResponseHead
 from .refusal import Refusal, refuse
@@ -224,7 +224,7 @@ def _answer(
 ) -> Answer:
     return Answer(
         status=head.status,
-        reason=head.reason,
+        reason=upstream_reason(head.reason),
         headers=headers,
         body=body,
         rest=rest,
