@@ -166,15 +166,17 @@ class Server:
 
 
 def settings_of(
-    where: str, database: str, *, require_sync: bool = False, deadline_ms: int = 5000
+    where: str, database: str, *, require_sync: bool = False, deadline_ms: int = 5000, engine: str = ""
 ) -> PostgresStore:
-    """`where`: host:port, several with commas. The deadline is long: this machine is shared."""
+    """`where`: host:port, several with commas. The deadline is long: this machine is shared. The engine is what
+    the tests run under now, in other processes too (test_cockroach.py)."""
     hosts = tuple(where.split(","))
     return PostgresStore(
         urls=tuple(f"postgresql://holdgate@{host}/{database}?sslmode=disable" for host in hosts),
         hosts=hosts,
         require_sync=require_sync,
         deadline_ms=deadline_ms,
+        engine=engine or os.environ.get("HOLDGATE_TEST_ENGINE", "postgresql"),
     )
 
 

@@ -35,9 +35,10 @@ from ..sealing import KeptAnswer
 from ..standing import MAX_DENIALS, Denial, Prepared
 from ..tlog import TlogError
 from ..twins import TwinError, open_sealed, seal
+from . import postgres_sql as sql
 from .postgres_erase import PostgresEraser
-from .postgres_link import CHECKS, Link, check
-from .postgres_schema import LOCK_CLASS, charges_of, charges_text, claim_of, row_of
+from .postgres_link import Link
+from .postgres_schema import charges_of, charges_text, claim_of, row_of
 from .sqlite_schema import answer_of, denial_of, denial_row, kept_input, pack, unpack
 from .store import FORGET_EVERY, Changes, Conflict, Head, Node, OutcomeNote, Permit, StoreBroken, StoreLost
 
@@ -47,106 +48,7 @@ log = logging.getLogger("holdgate.postgres")
 
 SKEW_S: Final = 5.0
 _PAUSES_S: Final = (0.0, 0.1, 0.3, 1.0, 2.0)  # between two tries to reach a server that was lost
-_LOCK: Final = "BEGIN; SELECT one FROM holdgate.fleet WHERE one = 1 FOR UPDATE"
-_HEAD: Final = (
-    "SELECT n.owner, n.size, n.iat_us, n.hashes, f.iat_us AS fleet_us,"  # noqa: S608
-    " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us,"
-    f" {CHECKS} FROM holdgate.nodes n CROSS JOIN holdgate.fleet f WHERE n.id = $1"
-)
-PERMITS: Final = (
-    "SELECT id, node, idx, state, http_status, claims, charges, lender, waiting FROM holdgate.permits"
-)
-_CLAIMS: Final = "SELECT * FROM holdgate.claims WHERE key = ANY($1::text[])"
-_COUNTERS: Final = (
-    "SELECT id, until_us, sum, count FROM holdgate.counters WHERE id = ANY($1::text[]) AND until_us > $2"
-)
-_WRITE: Final = """
-WITH w_receipts AS (
-  INSERT INTO holdgate.receipts (node, idx, id, type, outcome, reason, agent, surface, iat_us, jws)
-  SELECT $1::integer, u.* FROM unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[],
-    $7::text[], $8::text[], $9::bigint[], $10::bytea[]) u),
-w_inputs AS (INSERT INTO holdgate.inputs
-  SELECT $1::integer, u.* FROM unnest($11::bigint[], $12::bytea[]) u),
-w_sealed AS (INSERT INTO holdgate.sealed
-  SELECT $1::integer, u.* FROM unnest($13::bigint[], $14::bytea[]) u),
-w_secrets AS (INSERT INTO holdgate.secrets
-  SELECT $1::integer, u.* FROM unnest($13::bigint[], $15::bytea[], $16::bytea[]) u),
-w_erasing AS (INSERT INTO holdgate.erasing SELECT $1::integer, u FROM unnest($17::bigint[]) u),
-w_permits AS (
-  INSERT INTO holdgate.permits (owner, node, idx, id, state, http_status, claims, charges, lender, waiting)
-  SELECT $18::text, $1::integer, u.* FROM unnest($19::bigint[], $20::text[], $21::text[], $22::integer[],
-    $23::text[], $24::text[], $25::text[], $40::text[]) u
-  ON CONFLICT (id) DO UPDATE SET state = excluded.state, http_status = excluded.http_status,
-    charges = excluded.charges, lender = excluded.lender, waiting = excluded.waiting),
-w_claims AS (
-  INSERT INTO holdgate.claims SELECT * FROM unnest($26::text[], $27::text[], $28::text[], $29::text[],
-    $30::integer[], $31::bigint[], $32::integer[], $33::text[], $34::text[], $35::text[], $36::integer[])
-  ON CONFLICT (key) DO UPDATE SET state = excluded.state, digest = excluded.digest,
-    receipt_id = excluded.receipt_id, http_status = excluded.http_status, expires_us = excluded.expires_us,
-    provider = excluded.provider, source = excluded.source, b_state = excluded.b_state,
-    b_receipt = excluded.b_receipt, b_status = excluded.b_status),
-w_fleet AS (UPDATE holdgate.fleet SET iat_us = $37::bigint WHERE one = 1)
-UPDATE holdgate.nodes SET size = $38, iat_us = $41, hashes = $39 WHERE id = $1 AND owner = $18
-"""
-_UNKNOWN: Final = (
-    "SELECT count(*) FROM holdgate.permits WHERE node = $1 AND state = 'unknown'"
-    " AND state IN ('dispatching', 'unknown')"  # as the index says it
-)
-_DENIALS: Final = "SELECT * FROM holdgate.denials WHERE key = ANY($1::text[])"
-_PUT_DENIALS: Final = """
-INSERT INTO holdgate.denials
-SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[])
-ON CONFLICT (key) DO UPDATE SET at_us = excluded.at_us, digest = excluded.digest, policy = excluded.policy,
-  receipt_id = excluded.receipt_id, rules = excluded.rules, expires_us = excluded.expires_us
-"""
-_PREPARED: Final = "SELECT key, receipt_id, expires_us FROM holdgate.prepared WHERE key = $1"
-_INPUTS: Final = """
-SELECT i.json, e.data, s.salt, s.key FROM holdgate.receipts r
-LEFT JOIN holdgate.inputs i ON i.node = r.node AND i.idx = r.idx
-LEFT JOIN holdgate.sealed e ON e.node = r.node AND e.idx = r.idx
-LEFT JOIN holdgate.secrets s ON s.node = r.node AND s.idx = r.idx WHERE r.id = $1
-"""
-_PUT_PREPARED: Final = """
-INSERT INTO holdgate.prepared SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])
-ON CONFLICT (key) DO UPDATE SET receipt_id = excluded.receipt_id, expires_us = excluded.expires_us
-"""
-# A repeat may come to another node than its first request; the claims are the fleet's, and so are answers.
-_ANSWER: Final = """
-SELECT e.data, s.key FROM holdgate.answers a
-JOIN holdgate.sealed e ON e.node = a.node AND e.idx = a.idx
-JOIN holdgate.secrets s ON s.node = a.node AND s.idx = a.idx WHERE a.id = $1
-"""
-_PUT_ANSWERS: Final = """
-INSERT INTO holdgate.answers (node, id, idx, expires_us)
-SELECT $1::integer, u.* FROM unnest($2::text[], $3::bigint[], $4::bigint[]) u
-"""
-# Only this node's own: its eraser touches these rows outside the fleet's lock, in the same thread.
-_FORGET_ANSWERS: Final = (
-    "UPDATE holdgate.secrets s SET key = decode(repeat('00', 32), 'hex') FROM holdgate.answers a"
-    " WHERE a.node = $1 AND a.expires_us <= $2 AND s.node = a.node AND s.idx = a.idx",
-    "DELETE FROM holdgate.sealed e USING holdgate.answers a"
-    " WHERE a.node = $1 AND a.expires_us <= $2 AND e.node = a.node AND e.idx = a.idx",
-    "DELETE FROM holdgate.answers WHERE node = $1 AND expires_us <= $2",
-)
 _TWINS_S: Final = 600  # a request that waits longer than that has given up
-_PUT_TWINS: Final = """
-INSERT INTO holdgate.twins
-SELECT n.id, u.receipt_id, u.until_us, u.data
-FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bytea[]) u (name, receipt_id, until_us, data)
-JOIN holdgate.nodes n ON n.name = u.name ON CONFLICT DO NOTHING
-"""
-# One snapshot: an outcome is seen together with the answer that was committed with it.
-_ENDED: Final = """
-WITH taken AS (DELETE FROM holdgate.twins WHERE node = $1 AND receipt_id = ANY($2::text[])
-  RETURNING receipt_id, data)
-SELECT p.id, t.data FROM holdgate.permits p LEFT JOIN taken t ON t.receipt_id = p.id
-WHERE p.id = ANY($2::text[]) AND p.state <> 'dispatching'
-"""
-_PUT_COUNTERS: Final = """
-INSERT INTO holdgate.counters AS c (id, at_us, until_us, sum, count)
-SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
-ON CONFLICT (id, at_us) DO UPDATE SET sum = c.sum + excluded.sum, count = c.count + excluded.count
-"""
 
 
 class PostgresStore:
@@ -174,6 +76,10 @@ class PostgresStore:
         self._in_doubt = False  # whether a commit ended nobody knows how
         self._stranded: tuple[str, ...] = ()
         self._until = 0.0
+        self._dialect = link.dialect
+        self._lease_s = link.dialect.lease_s(link.deadline_s)
+        self.tend_s = self._lease_s / 5
+        self._tend_at = 0.0  # monotonic
         self._holder = link.connection  # which connection has the lock that says: this node runs
         self._again = False  # a group is judged again: its deadline is the first one
         self._failures, self._try_at = 0, 0.0
@@ -190,8 +96,8 @@ class PostgresStore:
 
     def look(self) -> None:
         """Once, at start: how many outcomes are unknown. Nobody waits here for answers any more."""
-        self._now(lambda conn: conn.execute("DELETE FROM holdgate.twins WHERE node = $1", self._id))
-        self.unknown = self._now(lambda conn: conn.fetchval(_UNKNOWN, self._id))
+        self._repeated(lambda conn: conn.execute("DELETE FROM holdgate.twins WHERE node = $1", self._id))
+        self.unknown = self._repeated(lambda conn: sql.one(conn, sql.UNKNOWN, self._id))[0]
 
     def begin(self, work: Sequence[object]) -> PostgresStore:
         """Raises StoreLost at once while the server was lost a moment ago."""
@@ -254,22 +160,37 @@ class PostgresStore:
                 self.begin(())
                 self.rollback()
 
+    def tend(self) -> None:
+        """Renew the lease, so that nobody takes this node for one that is gone; look at the server again."""
+        now = time.monotonic()
+        if not self._lease_s or now < self._tend_at:
+            return
+        self._tend_at = now + self.tend_s
+        try:
+            problem = self._ask(self._renew)
+        except StoreLost as error:
+            self._lose(error)
+        except Conflict:
+            self._tend_at = now
+        else:
+            if problem:
+                self._lose(StoreLost(problem))
+
+    async def _renew(self, conn: Any) -> str:
+        done = await conn.execute(sql.RENEW, self._id, self._node.owner, round(self._lease_s * 1_000_000))
+        if done != "UPDATE 1":
+            raise StoreBroken(f"another process has taken over node {self._node.name}")
+        return str(await self._link.server.look(conn, require_sync=self._settings.require_sync))
+
     def stranded(self) -> Sequence[str]:
         return self._stranded
 
     def orphans(self) -> Sequence[str]:
-        rows = self._now(
-            lambda conn: conn.fetch(
-                "SELECT id FROM holdgate.permits WHERE node = $1 AND state = 'dispatching'"
-                " AND state IN ('dispatching', 'unknown') ORDER BY idx",
-                self._id,
-            )
-        )
-        return [row[0] for row in rows]
+        return [row[0] for row in self._repeated(lambda conn: conn.fetch(sql.ORPHANS, self._id))]
 
     def ended(self, receipt_ids: Collection[str]) -> Mapping[str, Answer | None]:
         try:
-            rows = self._now(lambda conn: conn.fetch(_ENDED, self._id, list(receipt_ids)))
+            rows = self._ask(lambda conn: conn.fetch(sql.ENDED, self._id, list(receipt_ids)))
         except StoreLost as error:
             self._lose(error)
             raise
@@ -285,19 +206,17 @@ class PostgresStore:
             return None
 
     def key_events(self) -> Sequence[tuple[int, bytes]]:
-        rows = self._now(
-            lambda conn: conn.fetch(
-                "SELECT idx, jws FROM holdgate.receipts WHERE node = $1 AND type = 'admin'"
-                " AND reason IN ('key_revoke', 'key_rotate') ORDER BY idx",
-                self._id,
-            )
-        )
+        rows = self._repeated(lambda conn: conn.fetch(sql.KEY_EVENTS, self._id))
         return [(row[0], row[1]) for row in rows]
 
     def leaves(self) -> PostgresLeaves:
         return self._leaves
 
     def close(self) -> None:
+        if self._lease_s and self._link.is_open:
+            # What fails here ends with the lease.
+            with contextlib.suppress(Exception):
+                self._ask(lambda conn: conn.execute(sql.LET_GO, self._id, self._node.owner))
         self._link.close()
         self._leaves.close()
 
@@ -321,7 +240,7 @@ class PostgresStore:
     def prepared(self, key: str) -> Prepared | None:
         if not _is_sendable(key):
             return None
-        row = self._ask(lambda conn: conn.fetchrow(_PREPARED, key), self._until)
+        row = self._ask(lambda conn: sql.one(conn, sql.PREPARED, key), self._until)
         return (
             None
             if row is None
@@ -329,11 +248,11 @@ class PostgresStore:
         )
 
     def answer(self, receipt_id: str) -> KeptAnswer | None:
-        row = self._ask(lambda conn: conn.fetchrow(_ANSWER, receipt_id), self._until)
+        row = self._ask(lambda conn: sql.one(conn, sql.ANSWER, receipt_id), self._until)
         return answer_of(row)
 
     def inputs(self, receipt_id: str) -> bytes | None:
-        row = self._ask(lambda conn: conn.fetchrow(_INPUTS, receipt_id), self._until)
+        row = self._ask(lambda conn: sql.one(conn, sql.INPUTS, receipt_id), self._until)
         return None if row is None else kept_input(receipt_id, *row)
 
     def total(self, meter: str, now_us: int) -> Total:
@@ -343,17 +262,21 @@ class PostgresStore:
         return Total(sum=sum(row[1] for row in rows), count=sum(row[2] for row in rows))
 
     def deserted(self, receipt_id: str) -> bool:
-        """Whether the node of this PERMIT runs no more: nobody holds its lock, and we would get it."""
-        sql = "SELECT node <> $2 AND pg_try_advisory_xact_lock($3, node) FROM holdgate.permits WHERE id = $1"
-        return bool(self._ask(lambda conn: conn.fetchval(sql, receipt_id, self._id, LOCK_CLASS), self._until))
+        """Whether the node of this PERMIT runs no more."""
+        text = (
+            f"SELECT p.node <> $2 AND {self._dialect.gone_for_good} FROM holdgate.permits p WHERE p.id = $1"  # noqa: S608
+        )
+        row = self._ask(lambda conn: sql.one(conn, text, receipt_id, self._id), self._until)
+        return row is not None and bool(row[0])
 
     # --- inside the transaction ---
 
     def _ask[T](self, work: Callable[[Any], Any], until: float | None = None) -> Any:
         return self._link.call(work, time.monotonic() + self._link.deadline_s if until is None else until)
 
-    def _now(self, work: Callable[[Any], Any]) -> Any:
-        return self._ask(work)
+    def _repeated(self, work: Callable[[Any], Any]) -> Any:
+        """At start: once more where the transaction was undone."""
+        return self._link.again(work, time.monotonic() + self._link.deadline_s)
 
     def _lose(self, error: StoreLost) -> None:
         if not self.lost:
@@ -364,25 +287,39 @@ class PostgresStore:
         self._failures += 1
 
     async def _begin(self, conn: Any, work: Sequence[object]) -> None:
-        await conn.execute(_LOCK)
-        row = await conn.fetchrow(_HEAD, self._id)
+        if self._in_doubt and self._lease_s and (problem := await self._renew(conn)):
+            # Row locks can be lost there, and what was sent to an earlier connection may still be carried
+            # out. It writes this node's row: a write to that, committed now, is after its end or undoes it.
+            raise StoreLost(problem)
+        await self._lock(conn)
+        columns = self._link.server.columns
+        row = await sql.one(conn, sql.HEAD % (f", {columns}" if columns else ""), self._id)
         self._check_server(row)
         if self._holder is not conn:
             # An earlier connection of ours may still hold it; who the owner is, is in the row.
-            held = await conn.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, self._id)
-            self._holder = conn if held else None
+            self._holder = conn if await self._dialect.hold(conn, self._id) else None
         self._claims, self._permits, self._denials, self._buckets, self._stranded = {}, {}, {}, {}, ()
         self._adopt(row)
         if self._in_doubt:
             await self._look_for_stranded(conn)
         await self._prefetch(conn, work)
 
+    async def _lock(self, conn: Any) -> None:
+        """Until the deadline. A transaction whose snapshot is older than what the row's last holder wrote is
+        of no use: it is undone when it gets the row, before anything was read in it, and is begun again."""
+        while True:
+            try:
+                await conn.execute(f"{self._dialect.begin}; {sql.LOCK}")
+                return
+            except asyncpg.SerializationError:
+                await conn.execute("ROLLBACK")
+
     def _check_server(self, row: Any) -> None:
         if row is None:
             raise StoreBroken("this node's row is gone")
         if row["owner"] != self._node.owner:
             raise StoreBroken(f"another process has taken over node {self._node.name}")
-        problem = check(row, require_sync=self._settings.require_sync)
+        problem = self._link.server.check(row, require_sync=self._settings.require_sync)
         if problem:
             raise StoreLost(problem)
         skew_us = self._node.clock_us() - row["now_us"]
@@ -403,14 +340,9 @@ class PostgresStore:
         self.head, self._log_iat_us, self._fleet_us = head, row["iat_us"], row["fleet_us"]
 
     async def _look_for_stranded(self, conn: Any) -> None:
-        rows = await conn.fetch(
-            "SELECT id FROM holdgate.permits WHERE node = $1 AND owner = $2 AND state = 'dispatching'"
-            " AND state IN ('dispatching', 'unknown')",
-            self._id,
-            self._node.owner,
-        )
+        rows = await conn.fetch(sql.STRANDED, self._id, self._node.owner)
         self._stranded = tuple(row[0] for row in rows if row[0] not in self._live)
-        self.unknown = await conn.fetchval(_UNKNOWN, self._id)
+        self.unknown = (await sql.one(conn, sql.UNKNOWN, self._id))[0]
         if not self._stranded:
             self._in_doubt = False
 
@@ -433,31 +365,31 @@ class PostgresStore:
     async def _fetch_denials(self, conn: Any, keys: Iterable[str]) -> None:
         wanted = list(keys)
         self._denials.update(dict.fromkeys(wanted))
-        for row in await conn.fetch(_DENIALS, wanted):
+        for row in await conn.fetch(sql.DENIALS, wanted):
             self._denials[row["key"]] = denial_of(tuple(row))
 
     async def _fetch_permits(self, conn: Any, ids: Iterable[str]) -> None:
         wanted = list(ids)
         self._permits.update(dict.fromkeys(wanted))
-        for row in await conn.fetch(f"{PERMITS} WHERE id = ANY($1::text[])", wanted):
+        for row in await conn.fetch(f"{sql.PERMITS} WHERE id = ANY($1::text[])", wanted):
             self._permits[row["id"]] = permit_of(row, self._id)
 
     async def _fetch_claims(self, conn: Any, keys: Iterable[str]) -> None:
         wanted = list(keys)
         self._claims.update(dict.fromkeys(wanted))
-        for row in await conn.fetch(_CLAIMS, wanted):
+        for row in await conn.fetch(sql.CLAIMS, wanted):
             self._claims[row["key"]] = claim_of(tuple(row))
 
     async def _fetch_meters(self, conn: Any, meters: Iterable[str]) -> None:
         wanted = list(meters)
         self._buckets.update({meter: [] for meter in wanted})
-        for meter, until_us, total, count in await conn.fetch(_COUNTERS, wanted, self.head.iat_us):
+        for meter, until_us, total, count in await conn.fetch(sql.COUNTERS, wanted, self.head.iat_us):
             self._buckets[meter].append((until_us, total, count))
 
     # --- writing ---
 
     async def _commit(self, conn: Any, changes: Changes) -> None:
-        done = await conn.execute(_WRITE, *self._columns(changes))
+        done = await conn.execute(sql.WRITE, *self._columns(changes))
         if done != "UPDATE 1":
             raise StoreBroken(f"another process has taken over node {self._node.name}")
         free = [key for key, row in changes.claims.items() if is_free(row)]
@@ -465,15 +397,15 @@ class PostgresStore:
             await conn.execute("DELETE FROM holdgate.claims WHERE key = ANY($1::text[])", free)
         if changes.denials:
             rows = [denial_row(changes.head.iat_us, denial) for _, denial in changes.denials]
-            await conn.execute(_PUT_DENIALS, *_turned(rows, 7))
+            await conn.execute(sql.PUT_DENIALS, *_turned(rows, 7))
         if changes.prepared:
             objects = [(one.key, one.receipt_id, one.expires_us) for one in changes.prepared]
-            await conn.execute(_PUT_PREPARED, *_turned(objects, 3))
+            await conn.execute(sql.PUT_PREPARED, *_turned(objects, 3))
         if changes.answers:
             await self._put_twins(conn, changes)
         if changes.kept:
             kept = [(one.receipt_id, one.index, one.expires_us) for one in changes.kept]
-            await conn.execute(_PUT_ANSWERS, self._id, *_turned(kept, 3))
+            await conn.execute(sql.PUT_ANSWERS, self._id, *_turned(kept, 3))
         if self.head.tree.size // FORGET_EVERY != changes.head.tree.size // FORGET_EVERY:
             await self._forget(conn, changes.head.iat_us)
         if changes.charges:
@@ -483,7 +415,7 @@ class PostgresStore:
             raise StoreLost(f"COMMIT was answered by {done}")
 
     def _columns(self, changes: Changes) -> list[Any]:
-        """The arguments of _WRITE."""
+        """The arguments of sql.WRITE."""
         permits = [
             (
                 *(p.index, p.receipt_id, p.state.value, p.http_status, " ".join(p.claims)),
@@ -518,25 +450,20 @@ class PostgresStore:
                 data = seal(answer, permit.receipt_id, node, self._fleet_key, secrets.token_bytes)
                 if data is not None:
                     rows.append((node, permit.receipt_id, now_us + _TWINS_S * 1_000_000, data))
-        await conn.execute("DELETE FROM holdgate.twins WHERE until_us <= $1", now_us)
-        await conn.execute(_PUT_TWINS, *_turned(rows, 4))
+        await conn.execute(sql.FORGET_TWINS, now_us)
+        await conn.execute(sql.PUT_TWINS, *_turned(rows, 4))
 
     async def _forget(self, conn: Any, now_us: int) -> None:
-        await conn.execute("DELETE FROM holdgate.denials WHERE expires_us <= $1", now_us)
-        await conn.execute("DELETE FROM holdgate.prepared WHERE expires_us <= $1", now_us)
-        for statement in _FORGET_ANSWERS:
+        for statement in (*sql.FORGET, sql.FORGET_TWINS):
+            await conn.execute(statement, now_us)
+        for statement in sql.FORGET_ANSWERS:
             await conn.execute(statement, self._id, now_us)
-        await conn.execute("DELETE FROM holdgate.twins WHERE until_us <= $1", now_us)
-        await conn.execute(
-            "DELETE FROM holdgate.denials WHERE at_us <="
-            " (SELECT at_us FROM holdgate.denials ORDER BY at_us DESC LIMIT 1 OFFSET $1)",
-            MAX_DENIALS,
-        )
+        await conn.execute(sql.FORGET_DENIALS, MAX_DENIALS)
 
     async def _write_counters(self, conn: Any, changes: Sequence[Charge], now_us: int) -> None:
         rows = [(c.meter, c.at_us, c.until_us, c.amount, c.count) for c in changes if c.amount or c.count]
         if rows:
-            await conn.execute(_PUT_COUNTERS, *_turned(rows, 5))
+            await conn.execute(sql.PUT_COUNTERS, *_turned(rows, 5))
         await conn.execute(
             "DELETE FROM holdgate.counters WHERE id = ANY($1::text[]) AND (until_us <= $2 OR count = 0)",
             sorted({c.meter for c in changes}),
@@ -557,10 +484,10 @@ class PostgresLeaves:
         return None
 
     def read(self, start: int, end: int) -> Sequence[bytes]:
-        sql = "SELECT jws FROM holdgate.receipts WHERE node = $1 AND idx >= $2 AND idx < $3 ORDER BY idx"
+        text = "SELECT jws FROM holdgate.receipts WHERE node = $1 AND idx >= $2 AND idx < $3 ORDER BY idx"
         self._link.prefer(self._writer.host)
-        rows = self._link.call(
-            lambda conn: conn.fetch(sql, self._id, start, end), time.monotonic() + 10 * self._link.deadline_s
+        rows = self._link.again(
+            lambda conn: conn.fetch(text, self._id, start, end), time.monotonic() + 10 * self._link.deadline_s
         )
         return [row[0] for row in rows]
 
