@@ -62,7 +62,8 @@ class PostgresLedger(StoreLedger):
             try:
                 _prepare(link, fleet_key, settings)
                 lease_s = link.dialect.lease_s(link.deadline_s)
-                row = link.again(lambda conn: _enter(conn, node, link.dialect), _until(link, lease_s))
+                patience_s = link.dialect.patience_s
+                row = link.again(lambda conn: _enter(conn, node, link.dialect), _until(link, patience_s))
                 head = Head(tree=unpack(row["size"], row["hashes"]), iat_us=row["iat_us"])
                 store = PostgresStore(settings, link, node, row["id"], head, skew_s, fleet_key)
                 signed.audit(head.tree, store.leaves(), row["last"], f"{_WHERE}, node {node.name}")

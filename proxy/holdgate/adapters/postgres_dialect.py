@@ -30,6 +30,15 @@ __all__ = ["Dialect", "dialect_of"]
 _LOCK_CLASS: Final = 0x484F4C44  # of the advisory locks that say: this node runs
 _LOOK_S: Final = 0.1  # between two looks at a lease that still runs
 _RACES: Final = 5  # tries at making the tables, beside other nodes that start
+# What a statement that makes something says when another node has just made it, or makes it.
+_MADE_TWICE: Final = (
+    asyncpg.DuplicateObjectError,
+    asyncpg.DuplicateTableError,
+    asyncpg.DuplicateSchemaError,
+    asyncpg.DuplicateColumnError,
+    asyncpg.UniqueViolationError,
+    asyncpg.InternalServerError,  # "tuple concurrently updated"
+)
 _NODE: Final = f"SELECT owner, lease_us, lease_us > {NOW_US} AS runs FROM holdgate.nodes WHERE id = $1"  # noqa: S608
 
 
@@ -38,7 +47,7 @@ class Dialect(Protocol):
     begin: str  # a group's transaction
     isolation: str  # of what else a writer does
     snapshot: str  # a reader's transaction
-    patience_s: float  # for making the tables, beyond a few deadlines
+    patience_s: float  # for making the tables, or until a lease ends, beyond a few deadlines
     gone: str  # SQL: nobody runs as node `p.node`
     gone_for_good: str  # the same, in a group's transaction
 
@@ -98,7 +107,7 @@ class _Cockroach:
     begin = "BEGIN ISOLATION LEVEL SERIALIZABLE"
     isolation = "serializable"
     snapshot = "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY"
-    patience_s = 120.0  # each change of the schema is a job there
+    patience_s = 120.0  # each change of the schema is a job there; the longest lease has 92 s
     gone = f"EXISTS (SELECT 1 FROM holdgate.nodes n WHERE n.id = p.node AND n.lease_us <= {NOW_US})"  # noqa: S608
     gone_for_good = gone
 
@@ -113,7 +122,7 @@ class _Cockroach:
             try:
                 await self._bring_up_to_date(conn)
                 return
-            except (asyncpg.DuplicateTableError, asyncpg.DuplicateSchemaError, asyncpg.UniqueViolationError):
+            except _MADE_TWICE:
                 if number == _RACES - 1:
                     raise
                 await asyncio.sleep(_LOOK_S)  # another node makes the same

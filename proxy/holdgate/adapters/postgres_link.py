@@ -9,7 +9,8 @@ What must be true of the server is asked before anything else (postgres_server.p
 
 Invariants (tests/test_postgres.py has one test named after each):
   PL1  A server that can lose what it has committed is not used: fsync, full_page_writes or
-       synchronous_commit off, a standby, no synchronous standby where one is required, or no PostgreSQL.
+       synchronous_commit off, a standby, no synchronous standby where one is required, or neither PostgreSQL
+       nor a CockroachDB that is asked for.
   PL2  No call takes longer than its deadline, and nothing is sent to a server that did not answer.
 """
 
