@@ -12,9 +12,11 @@ import pytest
 
 from fakes import NO_POLICIES
 from holdgate import gate
-from holdgate.adjudicate import PERMIT_USE_BY_US, Adjudication, Case, Evidence, decision_input
+from holdgate.adjudicate import Adjudication, Evidence
 from holdgate.agents import Agent
 from holdgate.bundle import NEVER_US, NO_BUNDLE, Bundle
+from holdgate.case import Case, decision_input
+from holdgate.claims import PERMIT_USE_BY_US
 from holdgate.counters import Counter
 from holdgate.errors import Outcome, Reason
 from holdgate.gate import Decision

@@ -30,7 +30,8 @@ from evidence import (
     receipt_id,
 )
 from holdgate.adapters.sqlite import SqliteReader
-from holdgate.audit import AuditInput, AuditReport, CounterRow, HeadRow, LogRecord, PermitRow, audit
+from holdgate.audit import AuditInput, AuditReport, audit
+from holdgate.audit_rows import CounterRow, HeadRow, LogRecord, PermitRow
 from holdgate.errors import Outcome, Reason
 from holdgate.keys import PublicKey, SigningKey, key_set
 from holdgate.ledger import ClaimRow, OutcomeStatus, State

@@ -19,11 +19,12 @@ from holdgate.adapters import sqlite_store
 from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.adapters.sqlite_schema import DB_NAME, connect_reader
 from holdgate.adapters.store_ledger import StoreLedger
-from holdgate.adjudicate import Adjudication, Case, Evidence
+from holdgate.adjudicate import Adjudication, Evidence
 from holdgate.agents import Agent
 from holdgate.answer import DispatchError
 from holdgate.audit import audit
 from holdgate.bundle import NEVER_US, Bundle
+from holdgate.case import Case
 from holdgate.diff import diff
 from holdgate.erasure import EraseOrder, Erasure
 from holdgate.errors import ConfigError, Outcome, Reason

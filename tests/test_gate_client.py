@@ -161,6 +161,20 @@ async def test_gc2_what_a_claim_here_refused_was_not_sent() -> None:
     assert told == [{"id": "rcpt_theirs", "status": "not_sent"}]
 
 
+async def test_gc2_a_permit_under_which_nothing_was_recorded_was_not_sent() -> None:
+    told: list[dict[str, Any]] = []
+
+    async def listens(request: web.Request) -> web.StreamResponse:
+        told.append(await request.json())
+        return web.json_response({"recorded": True})
+
+    async with gate_that(listens) as client:
+        client.unused(replace(PERMIT, decision=replace(PERMIT.decision, outcome=Outcome.DENY)))
+        client.unused(replace(PERMIT, id=""))  # of a protocol that knows no outcomes
+        client.unused(PERMIT)
+    assert told == [{"id": "rcpt_theirs", "status": "not_sent"}]
+
+
 async def test_gc2_a_gate_that_is_gone_changes_nothing_here() -> None:
     async with gate_that(says_yes, url="http://127.0.0.1:9") as client:
         ledger = Outcomes()

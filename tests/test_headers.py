@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from holdgate.errors import Outcome, Reason
-from holdgate.headers import Verdicts, decision_headers, upstream_headers
+from holdgate.headers import Verdicts, decision_headers, upstream_headers, upstream_reason
 from holdgate.ledger import Entry
 
 SHOW = Verdicts(node="edge-1", full=True, public_url=None)
@@ -52,6 +52,14 @@ def test_h1_nothing_of_ours_or_of_the_hop_survives(name: bytes) -> None:
 def test_h1_headers_that_connection_names_are_removed_too() -> None:
     given = ((b"Connection", b"close, X-Hop"), (b"x-hop", b"1"), (b"Link", b'<x>; rel="describedby"'))
     assert upstream_headers(given) == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [(b"Not Found", b"Not Found"), (b"", b""), (b"Holdgate DENY rcpt_01", b""), (b"x hOLDGATE x", b"")],
+)
+def test_h1_a_reason_phrase_does_not_speak_for_us(said: bytes, kept: bytes) -> None:
+    assert upstream_reason(said) == kept
 
 
 def test_h2_every_answer_has_one_decision_header() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -237,6 +239,19 @@ async def test_en2_every_required_option_has_its_value(tmp_path: Path) -> None:
         for name, wanted in REQUIRED_OPTIONS.items():
             if name in door.engine.options:
                 assert getattr(door.engine.options, name) == wanted, name
+
+
+def test_en3_no_default_addon_is_imported() -> None:
+    code = """
+import sys
+import holdgate.adapters.server, holdgate.adapters.worker
+addons = {name.split(".")[2] for name in sys.modules if name.startswith("mitmproxy.addons.")}
+print(*sorted(addons), *sorted({"flask", "ldap3", "werkzeug"} & sys.modules.keys()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["errorcheck", "proxyserver", "termlog"]
 
 
 # --- client certificates (client_certs.py, CC2) ---

@@ -33,6 +33,7 @@ from holdgate.pipeline import LARGE_BODY_BYTES, Pipeline
 from holdgate.receipt import verify
 from holdgate.relay import Converged
 from holdgate.release import Release
+from holdgate.remote_gate import Remote
 from holdgate.surface.model import Action, Deadlines, Effect, KeyRule, KeySource, Param, Recognised
 
 ORIGIN = Origin(
@@ -797,6 +798,32 @@ async def test_he1_what_is_superseded_again_and_again_is_silence(house: House) -
     answer = await house.ask()
     assert (answer.status, house.upstream.seen, len(refused)) == (403, [], 1 + RENEWALS)
     assert house.ledger.last.reason is Reason.POLICY_UNAVAILABLE
+
+
+async def test_a_remote_permit_under_which_nothing_was_recorded_is_given_back(house: House) -> None:
+    said: list[tuple[str, str]] = []
+    house.pipeline.gatekeeper = Asked(house.decision, said)
+    fence(house, "sha256:" + "99" * 32)
+    assert (await house.ask()).status == 403
+    assert said == [("unused", f"their-{n}") for n in range(1 + RENEWALS)]
+    assert house.upstream.seen == []
+
+
+class Asked:
+    """A remote gate that always permits, and hears what became of that."""
+
+    def __init__(self, decision: Decision, said: list[tuple[str, str]]) -> None:
+        self.decision, self.said, self.asked = decision, said, 0
+
+    async def decide(self, asked: Any) -> Remote:
+        self.asked += 1
+        return Remote(decision=self.decision, engine="remote/holdgate", id=f"their-{self.asked - 1}")
+
+    def recorded(self, remote: Remote, receipt_id: str, outcome: Outcome) -> None:
+        self.said.append(("recorded", remote.id))
+
+    def unused(self, remote: Remote) -> None:
+        self.said.append(("unused", remote.id))
 
 
 def fence(house: House, digest: str) -> list[str]:

@@ -10,7 +10,8 @@ import pytest
 
 from holdgate.errors import ConfigError, Outcome
 from holdgate.gate import decide
-from holdgate.policy import PolicySet, RuleEffect, lint, load_policies, policy_files
+from holdgate.policy import PolicySet, RuleEffect, lint, load_policies
+from holdgate.policy_document import policy_files
 from holdgate.policy_model import MAX_RULES
 from holdgate.surface.model import CelType
 from policy_fakes import (

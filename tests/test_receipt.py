@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import importlib.util
@@ -22,7 +21,6 @@ from evidence import (
     KEYS,
     OTHER_KEY,
     RECEIPT_KEY,
-    REFUND,
     T0,
     coverage_details,
     coverage_statement,
@@ -42,7 +40,6 @@ from holdgate.receipt import (
     new_receipt_id,
     outcome_statement,
     sign,
-    trigguard_view,
     verify,
 )
 from holdgate.statement import OUTCOME_OF, StatementError, format_us, parse_us
@@ -387,31 +384,6 @@ def test_times_go_there_and_back(instant: int) -> None:
 def test_a_time_is_rfc_3339_utc() -> None:
     assert format_us(0) == "1970-01-01T00:00:00.000000Z"
     assert format_us(1_700_000_000_000_001) == "2023-11-14T22:13:20.000001Z"
-
-
-# --- the other view ---
-
-
-def test_the_trigguard_view_hashes_and_verifies_as_its_verifiers_do() -> None:
-    view = trigguard_view(permit_statement(), RECEIPT_KEY)
-    unsigned = {key: item for key, item in view.items() if key not in ("receiptHash", "authoritySignature")}
-    assert view["receiptHash"] == hashlib.sha256(rfc8785.dumps(unsigned)).hexdigest()
-    signature = base64.b64decode(view["authoritySignature"], validate=True)
-    assert RECEIPT_KEY.public.verifies(bytes.fromhex(view["receiptHash"]), signature)
-    assert (view["decision"], view["enforcement"], view["surface"]) == ("PERMIT", "EXECUTED", REFUND.surface)
-    assert view["authorityKeyId"] == RECEIPT_KEY.kid
-
-
-@pytest.mark.parametrize("outcome", [Outcome.DENY, Outcome.SILENCE])
-def test_the_trigguard_view_of_a_refusal_says_blocked(outcome: Outcome) -> None:
-    reason = Reason.DENY_RULE if outcome is Outcome.DENY else Reason.NO_RULE_MATCHED
-    view = trigguard_view(_refusal(outcome, reason), RECEIPT_KEY)
-    assert (view["decision"], view["enforcement"]) == (outcome, "BLOCKED")
-
-
-def test_the_trigguard_view_is_of_decisions_only() -> None:
-    with pytest.raises(ReceiptError):
-        trigguard_view({"type": "outcome"}, RECEIPT_KEY)
 
 
 @pytest.mark.parametrize(

@@ -435,6 +435,27 @@ def policy_of(answer: tuple[int, str]) -> str:
 # --- listeners ---
 
 
+async def test_sv3_what_was_read_first_never_becomes_active_last(
+    idle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two signals in a row: the first load takes longer than the second."""
+    active: list[str] = []
+    turns = iter(("first", "second"))
+
+    async def load(self: Server, authority: object) -> None:
+        mine = next(turns)
+        for _ in range(10 if mine == "first" else 1):
+            await asyncio.sleep(0)
+        active.append(mine)
+
+    monkeypatch.setattr("holdgate.adapters.instance.load_ca", lambda state_dir: None)
+    monkeypatch.setattr(Server, "_reload_files", load)
+    monkeypatch.setattr(Server, "_vouch", lambda self, authority: None)
+    idle.config.state_dir, idle.pipeline.bundle = None, SimpleNamespace(digest="", revision=0)
+    await asyncio.gather(idle.reload(), idle.reload())
+    assert active == ["first", "second"]
+
+
 def test_listeners_may_be_ipv6_and_redirect_targets_have_both_versions(tmp_path: Path) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()

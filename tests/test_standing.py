@@ -18,10 +18,11 @@ from holdgate.adapters import sqlite_store
 from holdgate.adapters.sqlite import SqliteLedger
 from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.adapters.sqlite_schema import DB_NAME, connect_reader
-from holdgate.adjudicate import Adjudication, Case, Evidence
+from holdgate.adjudicate import Adjudication, Evidence
 from holdgate.agents import Agent
 from holdgate.audit import audit
 from holdgate.bundle import NEVER_US, Bundle
+from holdgate.case import Case
 from holdgate.errors import BackendError, Outcome, Reason
 from holdgate.gate import Decision
 from holdgate.ledger import ClaimRow, Entry, State

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from evidence import NODE, ORIGIN, RECEIPT_KEY, T0, coverage_statement, permit_statement, receipt_id
 from holdgate.adapters import verifying
-from holdgate.audit import LogRecord, verified_here
+from holdgate.audit import verified_here
+from holdgate.audit_rows import LogRecord
 from holdgate.errors import Outcome, Reason
 from holdgate.jcs import JcsError, dumps, loads_sorted, loads_strict
 from holdgate.keys import key_set

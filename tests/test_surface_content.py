@@ -89,6 +89,28 @@ def test_sm13_json_in_a_form_is_strict_json(value: str) -> None:
     assert reason_of(request("/api/chat.post", host="chat.test", headers=FORM, body=body)) == Reason.BAD_BODY
 
 
+def test_sm13_json_in_a_string_of_a_json_body_is_what_it_holds() -> None:
+    """A vendor that takes such a field as JSON in a form takes it as a string in JSON as well."""
+    body = rb'{"channel":"C","blocks":"[{\"b\": \"\\u003c!here\", \"a\" : 1.50}]"}'
+    found = recognise(INDEX, request("/api/chat.post", host="chat.test", headers=JSON, body=body))
+    assert params(found) == {"channel": "C", "blocks": '[{"a":1.50,"b":"<!here"}]'}
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        (JSON, rb'{"channel":"C","blocks":"[1"}'),
+        (JSON, rb'{"channel":"C","blocks":"\"[]\""}'),
+        (FORM, b"channel=C&blocks=%22[]%22"),
+    ],
+    ids=["not JSON", "a text in a text", "a text in a form"],
+)
+def test_sm13_json_in_a_string_is_strict_and_not_a_string_again(headers: dict[str, str], body: bytes) -> None:
+    assert (
+        reason_of(request("/api/chat.post", host="chat.test", headers=headers, body=body)) == Reason.BAD_BODY
+    )
+
+
 def test_sm13_a_charset_other_than_utf_8_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         headers = {"Content-Type": "application/json; charset=utf-16"}

@@ -25,7 +25,8 @@ from holdgate.adapters.sequencer import CHANGES, VKEY
 from holdgate.adapters.sqlite import SqliteLedger
 from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.adapters.tilestore import TileStore
-from holdgate.audit import AuditInput, AuditReport, LogRecord, audit
+from holdgate.audit import AuditInput, AuditReport, audit
+from holdgate.audit_rows import LogRecord
 from holdgate.erasure import RETENTION, SHRED, Erasure
 from holdgate.errors import ConfigError, HoldgateError
 from holdgate.jcs import dumps

@@ -13,7 +13,8 @@ from evidence import KEYS, RefundJudge, open_ledger
 from holdgate.adapters import verifying
 from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.adapters.verifying import VerifyingError, spread, verifying_for
-from holdgate.audit import Checked, LogRecord, verified_here
+from holdgate.audit import Checked, verified_here
+from holdgate.audit_rows import LogRecord
 from holdgate.receipt import ReceiptError, Verified
 
 

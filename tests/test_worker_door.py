@@ -208,7 +208,7 @@ def flight(one: Any) -> Flight:
 
 
 def name_of(given: Any) -> str:
-    from holdgate.adjudicate import flight_name
+    from holdgate.case import flight_name
 
     return flight_name(given.agent, given.request.destination, given.recognised)
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from fakes import MemoryLedger
 from holdgate import gate
-from holdgate.adjudicate import Adjudication, Case
+from holdgate.adjudicate import Adjudication
 from holdgate.answer import Answer
+from holdgate.case import Case
 from holdgate.errors import Outcome, Reason
 from holdgate.gate import Decision
 from holdgate.keys import b64url

@@ -17,8 +17,9 @@ from holdgate.adapters.gate_line import GateLine, Petition
 from holdgate.adapters.metrics import Metrics
 from holdgate.adapters.sqlite import SqliteLedger
 from holdgate.adapters.worker_door import WorkerDoor
-from holdgate.adjudicate import Case, Evidence
+from holdgate.adjudicate import Evidence
 from holdgate.bundle import Bundle
+from holdgate.case import Case
 from holdgate.facts import Found, Lookup
 from holdgate.surface.model import KeyRule, KeySource
 from test_adjudicate import AGENT, BUNDLE, case, recognised

@@ -1,7 +1,8 @@
 """Steps 4 to 6 for one held request: claims, gate, signed receipt. Run by the ledger in its serial step.
 
-A Case (everything known of the request) and the claims that the ledger read become one Entry. Pure: time,
-receipt id and claims are arguments. The Entry is not a permit yet: only a store can make it Recorded.
+A Case (case.py: everything known of the request), its Claims (claims.py) and what the ledger read of them
+become one Entry. Pure: time, receipt id and claims are arguments. The Entry is not a permit yet: only a store
+can make it Recorded.
 
 Invariants (tests/test_adjudicate.py; A9: tests/test_standing.py; A10: tests/test_bonds.py):
   A1  PERMIT only when every claim verdict leaves the way open and the gate said PERMIT.
@@ -26,25 +27,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from types import MappingProxyType
-from typing import Any, Final, Protocol, TypedDict
+from typing import Any, Final, Protocol
 
 from . import gate
-from .agents import Agent
 from .bundle import Bundle
-from .counters import Use, budget_ids, budget_part, fill, meters_of, uses_of_all
+from .case import Case, counter_uses, decision_input, request_part
+from .claims import PERMIT_USE_BY_US, claims_of
+from .counters import budget_ids, budget_part, fill, meters_of
 from .errors import Outcome, Reason
-from .facts import Found, Lookup, lookups_of_all
 from .facts import fill as state_facts
 from .gate import Decision
 from .jcs import dumps_input
 from .keys import Signer
 from .ledger import (
-    CONFLICT_SOURCE,
     NO_BUDGETS,
-    ONCE_SOURCE,
-    Binding,
     Budgets,
     Charge,
     ClaimRow,
@@ -53,34 +49,19 @@ from .ledger import (
     Verdict,
     appraise,
     is_free,
-    op_key,
-    scoped_key,
     told_by,
 )
 from .policy import PolicySet
 from .receipt import decision_statement, input_digest, sign
 from .sealing import SALT_BYTES, Kept, Sealed, commitment, seal
-from .standing import KEYLESS_S, NOTHING_STANDS, Denial, Standing, Told, bound_part, is_anothers, repeated
-from .surface.model import Action, Bond, KeySource, Recognised
+from .standing import NOTHING_STANDS, Denial, Standing, Told, repeated
+from .surface.model import Recognised
 
-__all__ = [
-    "Adjudication",
-    "Case",
-    "Evidence",
-    "Judging",
-    "MakeJudge",
-    "Target",
-    "TimedGate",
-    "decision_input",
-    "flight_name",
-    "object_key",
-    "questions",
-]
+__all__ = ["Adjudication", "Evidence", "Gate", "Judging", "MakeJudge"]
 
 type Gate = Callable[[PolicySet, Mapping[str, Any]], Decision]
 type MakeJudge = Callable[[Case, Bundle, Evidence, Gate | None, str], Judging]
 
-PERMIT_USE_BY_US: Final = 30_000_000
 _REFUSED: Final[Mapping[Verdict, tuple[Outcome, Reason]]] = {
     Verdict.REUSED: (Outcome.DENY, Reason.IDEMPOTENCY_KEY_REUSED),
     Verdict.IN_FLIGHT: (Outcome.SILENCE, Reason.IN_FLIGHT),
@@ -101,45 +82,6 @@ class Evidence:
     draw: Callable[[int], bytes]  # that many random bytes, for what is sealed
 
 
-class Target(Protocol):
-    """Where a request would go, as far as a receipt and the gate are told: a CanonicalRequest is one."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def host(self) -> str: ...
-    @property
-    def destination(self) -> str: ...
-    @property
-    def raw_target(self) -> bytes: ...
-    @property
-    def body(self) -> bytes: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """What is known of one request when it is judged. Later steps may not have been reached."""
-
-    agent: Agent | None
-    request: Target | None
-    recognised: Recognised | None
-    wire: str  # "" when not recognised
-    raw_digest: str  # digest of what arrived, for requests that could not be read
-    raw_bytes: int
-    refusal: Reason | None  # set: record this SILENCE and ask nobody
-    count: int = 1  # refusals like this one that the receipt stands for
-    via: str = ""  # the decision door that asked; "": a request that the proxy holds
-    body_sha256: bytes = b""  # of a sensitive operation, where it was computed off the serial step
-    facts: Mapping[Lookup, Found] = MappingProxyType({})  # what providers answered, before the serial step
-
-
-def flight_name(agent: Agent, destination: str, recognised: Recognised) -> str:
-    """Requests of one name are the same action by the same agent with the same credential. It has a key."""
-    key = recognised.keys[0]
-    parts = (agent.id, destination, recognised.principal or "", key.source.value, key.value)
-    return "\0".join((*parts, recognised.digest))
-
-
 class Judging(Judge, Protocol):
     """A Judge of whoever holds the request, and may give it up."""
 
@@ -151,26 +93,6 @@ class Judging(Judge, Protocol):
     def void(self) -> None:
         """The hold deadline passed: whatever is judged from now on is SILENCE."""
         ...
-
-
-class TimedGate:
-    """The gate under its deadline. The store calls it in its own thread; the figure is read afterwards.
-
-    Evaluation is bounded by the language (budgets), so a slow decision is made and then voided, not cut.
-    """
-
-    __slots__ = ("_clock", "_limit_s", "seconds")
-
-    def __init__(self, clock: Callable[[], float], limit_s: float) -> None:
-        self._clock, self._limit_s, self.seconds = clock, limit_s, 0.0
-
-    def __call__(self, policies: PolicySet, inputs: Mapping[str, Any]) -> Decision:
-        started = self._clock()
-        decision = gate.decide(policies, inputs)
-        self.seconds = self._clock() - started
-        if self.seconds > self._limit_s:
-            return Decision(outcome=Outcome.SILENCE, reason=Reason.GATE_TIMEOUT, rules=())
-        return decision
 
 
 class Adjudication:
@@ -203,16 +125,15 @@ class Adjudication:
         self._case, self._bundle, self._evidence = case, bundle, evidence
         self._decide, self._engine = decide or gate.decide, engine
         self._void = False
-        self._claims = () if case.refusal else _claims(case, evidence.fleet_key)
+        self._claims = claims_of(case, evidence.fleet_key)
         # Counters belong to the policies here: where another gate decides they have nothing to say.
         counting = case.refusal is None and engine == gate.ENGINE
-        self._uses = _uses(case, bundle, evidence.fleet_key) if counting else ()
-        self.keys = tuple(claim.key for claim in self._claims)
+        self._uses = counter_uses(case, bundle, evidence.fleet_key) if counting else ()
+        self.keys, self.objects = self._claims.keys, self._claims.objects
         self.meters = meters_of(self._uses)
         # Another gate's policies may change while the bundle here stays the same: its denials do not stick.
-        own = self._claims[:1] if engine == gate.ENGINE and case.recognised and case.recognised.keys else ()
-        self.denials = tuple(claim.key for claim in own)
-        self.objects = tuple(dict.fromkeys(claim.key for claim in self._claims if claim.bond is not None))
+        own = self._claims.own if engine == gate.ENGINE else None
+        self.denials = () if own is None else (own.key,)
 
     @property
     def waiting(self) -> bool:
@@ -231,69 +152,89 @@ class Adjudication:
         budgets: Budgets = NO_BUDGETS,
         standing: Standing = NOTHING_STANDS,
     ) -> Entry:
-        case = self._case
-        gap = self._bundle.gap(now_us)
-        if gap is not None:  # asked here, by the ledger's clock, which no request can turn back
-            return self._entry(now_us, receipt_id, Outcome.SILENCE, gap)
-        if self._void:
-            return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.GATE_TIMEOUT)
-        if case.refusal is not None:
-            return self._entry(now_us, receipt_id, Outcome.SILENCE, case.refusal)
-        if case.agent is None or case.request is None or case.recognised is None:
+        refusal = self._refusal(now_us)
+        if refusal is not None:
+            return self._entry(now_us, receipt_id, Outcome.SILENCE, refusal)
+        agent, request, recognised = self._case.agent, self._case.request, self._case.recognised
+        if agent is None or request is None or recognised is None:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.INTERNAL_ERROR)
-        digest = case.recognised.digest
-        verdict, prior, prior_status = appraise(
-            claims,
-            [
-                (claim.key, claim.source)
-                for claim in self._claims
-                if not self._others(claim, claims, standing, now_us)
-            ],
-            digest=digest,
-            now_us=now_us,
-        )
-        refused = _REFUSED.get(verdict)
-        if refused is not None:
-            twin = self._is_twin(claims, prior)
-            if verdict is Verdict.CONFLICT:  # with whose request is nobody else's business
-                prior, prior_status = "", 0
-            keeps = bool(case.recognised.keys) and case.recognised.keys[0].keep
-            return self._entry(
-                *(now_us, receipt_id, *refused),
-                prior=prior,
-                prior_status=prior_status,
-                waits=twin and verdict is Verdict.IN_FLIGHT,
-                recalls=twin and keeps and verdict is Verdict.ALREADY_EXECUTED,
-            )
-        if case.recognised.require_key:
+        digest, at_stake = recognised.digest, self._claims.at_stake(claims, standing, now_us)
+        appraised = appraise(claims, at_stake, digest=digest, now_us=now_us)
+        if appraised[0] in _REFUSED:
+            return self._stopped(now_us, receipt_id, recognised, claims, *appraised)
+        if recognised.require_key:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.MISSING_IDEMPOTENCY_KEY)
         for key in self.denials:
             denial = repeated(standing, key, digest=digest, policy=self._bundle.digest, now_us=now_us)
             if denial is not None:
                 return self._denied_again(now_us, receipt_id, denial)
-        inputs = decision_input(case.agent, case.request, case.recognised, now_us)
-        taken = self._bound(inputs["actions"], claims, standing, now_us)
+        inputs = decision_input(agent, request, recognised, now_us)
+        taken = self._claims.bind(
+            inputs["actions"], claims, standing, now_us, all_needed=self._engine != gate.ENGINE
+        )
         if taken is None:  # another gate would not know: it is asked nothing that is bound to nothing
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.INPUT_UNAVAILABLE)
+        return self._decided(now_us, receipt_id, inputs, taken, claims, budgets, *appraised)
+
+    def _refusal(self, now_us: int) -> Reason | None:
+        """What was refused before anybody looks at its claims."""
+        gap = self._bundle.gap(now_us)
+        if gap is not None:  # asked here, by the ledger's clock, which no request can turn back
+            return gap
+        return Reason.GATE_TIMEOUT if self._void else self._case.refusal
+
+    def _stopped(
+        self,
+        now_us: int,
+        receipt_id: str,
+        recognised: Recognised,
+        claims: Mapping[str, ClaimRow],
+        verdict: Verdict,
+        prior: str,
+        prior_status: int,
+    ) -> Entry:
+        """By what is claimed already."""
+        twin = self._is_twin(claims, prior)
+        if verdict is Verdict.CONFLICT:  # with whose request is nobody else's business
+            prior, prior_status = "", 0
+        keeps = bool(recognised.keys) and recognised.keys[0].keep
+        return self._entry(
+            *(now_us, receipt_id, *_REFUSED[verdict]),
+            prior=prior,
+            prior_status=prior_status,
+            waits=twin and verdict is Verdict.IN_FLIGHT,
+            recalls=twin and keeps and verdict is Verdict.ALREADY_EXECUTED,
+        )
+
+    def _decided(
+        self,
+        now_us: int,
+        receipt_id: str,
+        inputs: dict[str, Any],
+        taken: frozenset[str],
+        claims: Mapping[str, ClaimRow],
+        budgets: Budgets,
+        verdict: Verdict,
+        prior: str,
+        prior_status: int,
+    ) -> Entry:
+        """By the gate, on an input that facts and counters are put into here."""
         if verdict is Verdict.REPLAY:  # the vendor does nothing anew, so what is free stays free
             taken = frozenset(key for key in taken if key in claims and not is_free(claims[key]))
         first = prior if verdict is Verdict.REPLAY else ""
         if self._engine == gate.ENGINE:  # like counters
-            facts_of = self._bundle.policies.facts_of
-            state_facts(facts_of, inputs["agent"], inputs["actions"], case.facts, now_s=now_us // 1_000_000)
+            facts_of, known = self._bundle.policies.facts_of, self._case.facts
+            state_facts(facts_of, inputs["agent"], inputs["actions"], known, now_s=now_us // 1_000_000)
         charges = self._charged(inputs, budgets, first, now_us)
         decision = self._decide(self._bundle.policies, inputs)
-        permitted = decision.outcome is Outcome.PERMIT and not self._void
-        if decision.outcome is Outcome.PERMIT and not permitted:
+        permitted = decision.outcome is Outcome.PERMIT
+        if permitted and self._void:
             return self._entry(now_us, receipt_id, Outcome.SILENCE, Reason.GATE_TIMEOUT)
         would = gate.shadow_part(self._bundle.policies, inputs)
         if would:  # beside the input that it was asked with: signed with it, and out of agents' sight
             inputs["shadow"] = would
         return self._entry(
-            now_us,
-            receipt_id,
-            decision.outcome,
-            decision.reason,
+            *(now_us, receipt_id, decision.outcome, decision.reason),
             rules=decision.rules,
             inputs=dumps_input(inputs),
             prior=prior if permitted else "",
@@ -303,64 +244,16 @@ class Adjudication:
             would=would.get("outcome", ""),
             objects=_receipts_of(inputs["actions"]),
             taken=taken,
-            told=told_by(claims, self.keys, verdict, digest=digest),
+            told=told_by(claims, self.keys, verdict, digest=inputs["request"]["digest"]),
         )
 
     def _is_twin(self, claims: Mapping[str, ClaimRow], first: str) -> bool:
         """Whether the PERMIT `first` was for an identical request. Who asks at a door is told at once."""
-        case = self._case
-        if case.via or case.recognised is None or not case.recognised.keys:
+        case, own = self._case, self._claims.own
+        if case.via or case.recognised is None or own is None:
             return False
-        row = claims.get(self._claims[0].key)
+        row = claims.get(own.key)
         return row is not None and (row.receipt_id, row.digest) == (first, case.recognised.digest)
-
-    def _others(self, claim: _Claim, claims: Mapping[str, ClaimRow], standing: Standing, now_us: int) -> bool:
-        """Whether this is the claim on an object of somebody else: nothing to tell this one about. What is
-        open between the two is a conflict all the same (surface/keys.py)."""
-        if claim.bond is None or claim.key not in claims:
-            return False
-        return is_anothers(standing.prepared.get(claim.key), now_us, **self._who)
-
-    def _bound(
-        self,
-        actions: list[dict[str, Any]],
-        claims: Mapping[str, ClaimRow],
-        standing: Standing,
-        now_us: int,
-    ) -> frozenset[str] | None:
-        """Put into each action what it is bound to. The keys of objects that a PERMIT takes.
-
-        None: an action lacks its object, and it is not the gate here that will say so.
-        """
-        recognised, taken = self._case.recognised, set()
-        for claim in self._claims:
-            bond, found = claim.bond, standing.prepared.get(claim.key)
-            if bond is None or recognised is None:
-                continue
-            part = bound_part(found, bond, now_us, **self._who)
-            if part is None:
-                if not bond.blind and self._engine != gate.ENGINE:
-                    return None
-                # Acted on blindly: whoever knows the object does not know it any more.
-                if (
-                    bond.once
-                    and found is not None
-                    and (claim.key not in claims or is_free(claims[claim.key]))
-                ):
-                    taken.add(claim.key)
-                continue
-            for action, own in zip(actions, recognised.bonds, strict=True):
-                if own == bond:
-                    action["bound"] = part
-            if bond.once:
-                taken.add(claim.key)
-        return frozenset(taken)
-
-    @property
-    def _who(self) -> _Who:
-        case = self._case
-        principal = case.recognised.principal if case.recognised is not None else None
-        return {"agent": case.agent.id if case.agent is not None else "", "principal": principal}
 
     def _denied_again(self, now_us: int, receipt_id: str, denial: Denial) -> Entry:
         return self._entry(
@@ -377,17 +270,16 @@ class Adjudication:
         self, outcome: Outcome, rules: tuple[str, ...], now_us: int, receipt_id: str
     ) -> Denial | None:
         """What a decision of the gate leaves for repeats."""
-        if outcome is not Outcome.DENY or not self.denials or self._case.recognised is None:
+        own = self._claims.own
+        if outcome is not Outcome.DENY or not self.denials or own is None:
             return None
-        claim = self._claims[0]
-        ttl_s = KEYLESS_S if claim.source == KeySource.IMPLICIT else claim.ttl_s
         return Denial(
-            key=claim.key,
-            digest=self._case.recognised.digest,
+            key=own.key,
+            digest=own.digest,
             policy=self._bundle.digest,
             receipt_id=receipt_id,
             rules=rules,
-            expires_us=now_us + ttl_s * 1_000_000,
+            expires_us=now_us + own.denied_s * 1_000_000,
         )
 
     def _charged(
@@ -421,6 +313,7 @@ class Adjudication:
         waits: bool = False,
         recalls: bool = False,
     ) -> Entry:
+        """Step 6. Long because a receipt and an Entry have that many parts, one a line."""
         case, evidence, bundle = self._case, self._evidence, self._bundle
         recognised = case.recognised
         permit = outcome is Outcome.PERMIT
@@ -437,8 +330,8 @@ class Adjudication:
             agent=agent,
             actions=recognised.actions if recognised else (),
             destination=case.request.destination if case.request else "",
-            request=_request_part(case) | committed,
-            idempotency=self._idempotency_part(),
+            request=request_part(case) | committed,
+            idempotency=self._claims.idempotency,
             policy=bundle.statement,
             engine=self._engine if inputs is not None else gate.ENGINE,
             input_digest="" if inputs is None else input_digest(inputs, sealed.salt if sealed else b""),
@@ -461,7 +354,7 @@ class Adjudication:
             iat_us=now_us,
             wire=case.wire,
             jws=sign(statement, evidence.signer),
-            bindings=self._bindings(taken, now_us) if permit else (),
+            bindings=self._claims.bindings(taken, now_us) if permit else (),
             inputs=inputs if sealed is None else None,
             prior=prior,
             prior_status=prior_status,
@@ -474,10 +367,6 @@ class Adjudication:
             waits=waits,
             recalls=recalls,
         )
-
-    def _bindings(self, taken: frozenset[str], now_us: int) -> tuple[Binding, ...]:
-        held = (claim for claim in self._claims if claim.bond is None or claim.key in taken)
-        return tuple(claim.binding(now_us) for claim in held)
 
     def _sealed(self, receipt_id: str, inputs: bytes | None) -> tuple[Sealed | None, dict[str, str]]:
         """What is kept of a sensitive operation, and the part of the receipt that commits to it."""
@@ -495,89 +384,6 @@ class Adjudication:
         kept = Kept(target=request.raw_target, inputs=inputs)
         return seal(receipt_id, kept, salt, draw), {"commitment": committed}
 
-    def _idempotency_part(self) -> tuple[str, str] | None:
-        for claim in self._claims:
-            if claim.source not in (CONFLICT_SOURCE, ONCE_SOURCE):
-                return claim.source, claim.key
-        return None
-
-
-class _Who(TypedDict):
-    agent: str
-    principal: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Claim:
-    key: str
-    digest: str
-    source: str
-    ttl_s: int
-    provider: bool
-    bond: Bond | None = None  # of a claim on an object
-
-    def binding(self, now_us: int) -> Binding:
-        # A PERMIT is used up to that much later, and the vendor counts from when the first one arrived.
-        early_us = min(PERMIT_USE_BY_US, self.ttl_s * 1_000_000) if self.provider else 0
-        return Binding(
-            key=self.key,
-            digest=self.digest,
-            expires_us=now_us + self.ttl_s * 1_000_000 - early_us,
-            provider=self.provider,
-            source=self.source,
-        )
-
-
-_CONFLICT_TTL_S: Final = 86_400
-_ONCE_TTL_S: Final = 366 * 86_400  # no time frees it; longer than any key, so that a replay knows its own
-
-
-def _claims(case: Case, fleet_key: bytes) -> tuple[_Claim, ...]:
-    """The keys of this request, hashed over their scope: agent, destination, surface, principal."""
-    recognised, request, agent = case.recognised, case.request, case.agent
-    if recognised is None or request is None or agent is None:
-        return ()
-    scope = (agent.id, request.destination, recognised.actions[0].surface, recognised.principal or "")
-    keys = [
-        _Claim(
-            key=scoped_key(rule.source.value, *scope, rule.value, secret=fleet_key),
-            digest=recognised.digest,
-            source=rule.source.value,
-            ttl_s=rule.ttl_s,
-            provider=rule.provider,
-        )
-        for rule in recognised.keys
-    ]
-    # A conflict key is about the thing acted on, so it binds every agent: destination and value only.
-    conflicts = [
-        _Claim(
-            key=op_key(CONFLICT_SOURCE, request.destination, value, secret=fleet_key),
-            digest=recognised.digest,
-            source=CONFLICT_SOURCE,
-            ttl_s=_CONFLICT_TTL_S,
-            provider=False,
-        )
-        for value in recognised.conflict_keys
-    ]
-    objects = [
-        _Claim(
-            key=object_key(request, bond.object, fleet_key),
-            digest=recognised.digest,
-            source=ONCE_SOURCE,
-            ttl_s=_ONCE_TTL_S,
-            provider=False,
-            bond=bond,
-        )
-        for bond in dict.fromkeys(recognised.bonds)
-        if bond is not None
-    ]
-    return (*keys, *conflicts, *objects)
-
-
-def object_key(request: Target, name: str, fleet_key: bytes) -> str:
-    """The stored name of an object: one row, whoever asks (ST6). Whose it is, its decision says (ST4)."""
-    return op_key("object", request.destination, name, secret=fleet_key)
-
 
 def _produces(recognised: Recognised, objects: tuple[str, ...]) -> bool:
     """Whether the answer may make an object known. What was done to an object that is not known itself says
@@ -587,76 +393,3 @@ def _produces(recognised: Recognised, objects: tuple[str, ...]) -> bool:
 
 def _receipts_of(actions: list[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(sorted({action["bound"]["receipt"] for action in actions if "bound" in action}))
-
-
-def _uses(case: Case, bundle: Bundle, fleet_key: bytes) -> tuple[tuple[Use, ...], ...]:
-    recognised, request, agent = case.recognised, case.request, case.agent
-    if recognised is None or request is None or agent is None:
-        return ()
-    counters_of = bundle.policies.counters_of
-    if not any(counters_of(action.surface, action.operation) for action in recognised.actions):
-        return ()
-    actions = [_action_part(action, request, recognised) for action in recognised.actions]
-    return uses_of_all(counters_of, _agent_part(agent), actions, secret=fleet_key)
-
-
-def questions(case: Case, bundle: Bundle) -> tuple[Lookup, ...]:
-    """What the policies want to know of others about this request."""
-    recognised, request, agent = case.recognised, case.request, case.agent
-    facts_of = bundle.policies.facts_of
-    if recognised is None or request is None or agent is None:
-        return ()
-    if not any(facts_of(action.surface, action.operation) for action in recognised.actions):
-        return ()
-    actions = [_action_part(action, request, recognised) for action in recognised.actions]
-    return lookups_of_all(facts_of, _agent_part(agent), actions)
-
-
-def _request_part(case: Case) -> dict[str, Any]:
-    part: dict[str, Any] = {"digest": case.raw_digest, "bytes": case.raw_bytes}
-    if case.request is not None and case.request.method:
-        part |= {"method": case.request.method}
-    if case.recognised is not None:
-        part |= {"target": case.recognised.target, "digest": case.recognised.digest}
-    if case.wire:
-        part["wire"] = case.wire
-    return part
-
-
-def decision_input(agent: Agent, request: Target, recognised: Recognised, now_us: int) -> dict[str, Any]:
-    """The gate's whole input: canonical JSON types only (facts that vary are all in here)."""
-    now_s = now_us // 1_000_000
-    clock = datetime.fromtimestamp(now_s, UTC)
-    return {
-        "v": 1,
-        "agent": _agent_part(agent),
-        "actions": [_action_part(action, request, recognised) for action in recognised.actions],
-        "request": {"digest": recognised.digest},
-        "clock": {"now_s": now_s, "hour_utc": clock.hour, "weekday_utc": clock.isoweekday() % 7},
-        "approvals": [],
-    }
-
-
-def _agent_part(agent: Agent) -> dict[str, Any]:
-    return {"id": agent.id, "groups": list(agent.groups), "attrs": _plain(dict(agent.attrs))}
-
-
-def _action_part(action: Action, request: Target, recognised: Recognised) -> dict[str, Any]:
-    part: dict[str, Any] = {
-        "surface": action.surface,
-        "operation": action.operation,
-        "effect": action.effect.value,
-        "host": request.host,
-        "params": {param.name: _plain(param.value) for param in action.params},
-    }
-    if recognised.principal is not None:
-        part["principal"] = recognised.principal
-    return part
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value

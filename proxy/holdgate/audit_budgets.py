@@ -12,22 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .audit_rows import CounterRow
 from .counters import budget_ids, charges_of_part
 from .jcs import JcsError, loads_input_strict
 from .ledger import Charge
 
-__all__ = ["BudgetAudit", "CounterRow"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CounterRow:
-    """What the store keeps of one bucket of one meter."""
-
-    meter: str
-    at_us: int
-    until_us: int
-    sum: int
-    count: int
+__all__ = ["BudgetAudit"]
 
 
 @dataclass(slots=True)

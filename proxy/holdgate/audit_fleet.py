@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from .audit import STEP, Auditor, CounterRow, Facts, HeadRow, LogRecord, Verifying, verified_here
+from .audit import STEP, Auditor, Verifying, verified_here
+from .audit_permits import Facts, PermitAudit
+from .audit_rows import CounterRow, HeadRow, LogRecord
 from .audit_tiles import StoredTiles
 from .keys import KeySet, key_set
 from .ledger import ClaimRow
@@ -105,27 +107,15 @@ def audit_fleet(
     verifying: Verifying = verified_here,
 ) -> FleetReport:
     """Verify everything that is at hand; problems are found, never raised. `kept` is by name of the node."""
-    facts, logs = Facts(), dict[str, Auditor]()
-    for name, head in given.heads:
-        own = kept.get(name, NOTHING_KEPT)
-        logs[name] = Auditor(
-            head.origin,
-            own.receipt_keys,
-            own.log_keys,
-            own.tiles,
-            is_shared=False,
-            facts=facts,
-            name=f"{name}: ",
-        )
-        if own.checkpoint is not None:
-            logs[name].signed(own.checkpoint, own.earlier)
-    whole = Auditor("", key_set([]), key_set([]), _NoTiles(), is_shared=False, facts=facts)
+    facts = Facts()
+    logs = {name: _auditor(name, head, kept.get(name, NOTHING_KEPT), facts) for name, head in given.heads}
+    whole = PermitAudit(facts, facts.problem)
     known = {kid: key for own in kept.values() for kid, key in own.receipt_keys.items()}
     read = last_us = 0
     for record, found in verifying(given.records, known):
         log = logs.get(record.node)
         if log is None:
-            whole.problem(f"{record.id}: in the log of no node")
+            facts.problem(f"{record.id}: in the log of no node")
             continue
         if record.iat_us <= last_us:
             log.problem(f"leaf {record.index} is not later than the fleet's receipt before it ({record.id})")
@@ -138,11 +128,27 @@ def audit_fleet(
     for name, head in given.heads:
         logs[name].end(head)
     if given.fleet_us < last_us:
-        whole.problem("the fleet's time in the database is before its last receipt")
+        facts.problem("the fleet's time in the database is before its last receipt")
     whole.claims(given.claims)
     whole.prepared(given.prepared)
     whole.counters(given.counters, last_us)
     return _report(given, kept, logs, facts)
+
+
+def _auditor(name: str, head: HeadRow, own: Kept, facts: Facts) -> Auditor:
+    """Of one node's log, before its first leaf."""
+    auditor = Auditor(
+        head.origin,
+        own.receipt_keys,
+        own.log_keys,
+        own.tiles,
+        is_shared=False,
+        facts=facts,
+        name=f"{name}: ",
+    )
+    if own.checkpoint is not None:
+        auditor.signed(own.checkpoint, own.earlier)
+    return auditor
 
 
 def _report(given: FleetInput, kept: dict[str, Kept], logs: dict[str, Auditor], facts: Facts) -> FleetReport:

@@ -16,31 +16,17 @@ It cannot see whether a commitment is right: that needs the request (`holdgate r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+from .audit_rows import LogRecord
 from .erasure import RETENTION, SHRED, Erasure
 from .receipt import answer_digest, input_digest
-from .sealing import SealError, Stored, never_kept
+from .sealing import SealError, never_kept
 from .statement import parse_us
 
 __all__ = ["Decided", "InputAudit"]
 
 _ACTIONS: Final = (SHRED, RETENTION)
-
-
-class _Record(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def agent(self) -> str: ...
-    @property
-    def surface(self) -> str: ...
-    @property
-    def iat_us(self) -> int: ...
-    @property
-    def inputs(self) -> bytes | None: ...
-    @property
-    def sealed(self) -> Stored | None: ...
 
 
 type Decided = tuple[int, str, str, str, int]  # index, id, agent, surface, iat_us of a decision
@@ -60,7 +46,7 @@ class InputAudit:
         self._before_us = 0  # of the furthest retention
         self.kept = self.destroyed = 0
 
-    def decision(self, index: int, record: _Record, statement: Mapping[str, Any]) -> bytes | None:
+    def decision(self, index: int, record: LogRecord, statement: Mapping[str, Any]) -> bytes | None:
         """The recorded input, opened where it was sealed; None where there is none."""
         digest, found = statement.get("input_digest", ""), record.inputs
         if digest.startswith("hmac-") or (not digest and "commitment" in statement["request"]):
@@ -73,7 +59,7 @@ class InputAudit:
             self._at(index, record, "an input in clear beside a sealed one")
         return found
 
-    def answer(self, index: int, record: _Record, digest: str, permit: Decided) -> None:
+    def answer(self, index: int, record: LogRecord, digest: str, permit: Decided) -> None:
         """What is kept of the answer to a PERMIT, beside its outcome."""
         stored = record.sealed
         if stored is None or not stored.has_key:
@@ -123,7 +109,7 @@ class InputAudit:
             at > index and order.covers(receipt_id, agent, surface, iat_us) for at, order in self._filters
         )
 
-    def _clear(self, index: int, record: _Record, digest: str) -> None:
+    def _clear(self, index: int, record: LogRecord, digest: str) -> None:
         if record.inputs is None:
             self._gone(index, record, salt=False)
             return
@@ -131,7 +117,7 @@ class InputAudit:
         if digest != input_digest(record.inputs):
             self._at(index, record, "the recorded input is not the one that was decided")
 
-    def _sealed(self, index: int, record: _Record, digest: str) -> bytes | None:
+    def _sealed(self, index: int, record: LogRecord, digest: str) -> bytes | None:
         stored = record.sealed
         if stored is None or not stored.has_salt:
             self._gone(index, record, salt=True)
@@ -151,13 +137,13 @@ class InputAudit:
             self._at(index, record, "the recorded input is not the one that was decided")
         return kept.inputs
 
-    def _there(self, record: _Record) -> None:
+    def _there(self, record: LogRecord) -> None:
         self.kept += 1
         if self._oldest_us is None:
             self._oldest_us = record.iat_us
 
-    def _gone(self, index: int, record: _Record, *, salt: bool) -> None:
+    def _gone(self, index: int, record: LogRecord, *, salt: bool) -> None:
         self._missing.append((index, record.id, record.agent, record.surface, record.iat_us, salt))
 
-    def _at(self, index: int, record: _Record, text: str) -> None:
+    def _at(self, index: int, record: LogRecord, text: str) -> None:
         self._problem(f"leaf {index}: {text} ({record.id})")

@@ -26,6 +26,7 @@ from .policy import PolicySet, load_policies
 from .policy_model import policy_set
 from .surface.index import SurfaceIndex
 from .surface.load import load_maps
+from .yamlfiles import read_file, yaml_files
 
 __all__ = ["NEVER_US", "NO_BUNDLE", "Bundle", "bundle_digest", "load_bundle", "source_files"]
 
@@ -92,7 +93,7 @@ def bundle_digest(surfaces: Sequence[Path], policies: Sequence[Path]) -> str:
     for kind, paths in (("surfaces", surfaces), ("policies", policies)):
         for root in paths:
             for file, name in source_files(root):
-                data = file.read_bytes()
+                data = read_file(file)
                 lines.add(f"{kind}/{name} {len(data)} {hashlib.sha256(data).hexdigest()}\n")
     text = "".join(sorted(lines))
     return "sha256:" + hashlib.sha256(_DOMAIN + f"{ENGINE}\n{text}".encode()).hexdigest()
@@ -105,5 +106,5 @@ def source_files(root: Path) -> list[tuple[Path, str]]:
     if not root.is_dir():
         raise ConfigError("no such file or directory", file=str(root))
     # Tests decide nothing, so they are not part of what decided.
-    found = [p for p in sorted(root.rglob("*.yaml")) if not p.name.endswith("_test.yaml")]
+    found = [p for p in yaml_files(root) if not p.name.endswith("_test.yaml")]
     return [(path, path.relative_to(root).as_posix()) for path in found]

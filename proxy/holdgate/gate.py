@@ -1,9 +1,9 @@
 """Step 5: the gate. One bundle of policies and one recorded input in, one decision out.
 
-Pure: no clock, no randomness, no files, no network. Everything that varies is in the input, so a
-decision replays from its record alone.
+Pure: no clock (TimedGate is handed one), no randomness, no files, no network. Everything that varies is in
+the input, so a decision replays from its record alone.
 
-Decision table (CONTRACT 6), per action; every rule is evaluated, order never matters:
+Decision table (for authors: policies/README.md), per action; every rule is evaluated, order never matters:
     any deny rule true            -> DENY     deny_rule
     else a counter, a fact or what it is bound to is missing -> SILENCE input_unavailable
     else any applicable rule error -> SILENCE rule_error
@@ -29,7 +29,7 @@ tests/test_bonds.py):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +46,7 @@ __all__ = [
     "ENGINE",
     "Decision",
     "RuleTrace",
+    "TimedGate",
     "combine",
     "conclude",
     "decide",
@@ -256,3 +257,23 @@ def _examined(rule: Rule, frame: Frame | Problem) -> tuple[str, tuple[Conjunct, 
     value = rule.program.evaluate(frame)
     result = "true" if value is True else "false" if value is False else "error"
     return result, explain(rule.program, [*frame[:-1], Budget()])
+
+
+class TimedGate:
+    """The gate under its deadline. The store calls it in its own thread; the figure is read afterwards.
+
+    Evaluation is bounded by the language (budgets), so a slow decision is made and then voided, not cut.
+    """
+
+    __slots__ = ("_clock", "_limit_s", "seconds")
+
+    def __init__(self, clock: Callable[[], float], limit_s: float) -> None:
+        self._clock, self._limit_s, self.seconds = clock, limit_s, 0.0
+
+    def __call__(self, policies: PolicySet, inputs: Mapping[str, Any]) -> Decision:
+        started = self._clock()
+        decision = decide(policies, inputs)
+        self.seconds = self._clock() - started
+        if self.seconds > self._limit_s:
+            return Decision(outcome=Outcome.SILENCE, reason=Reason.GATE_TIMEOUT, rules=())
+        return decision

@@ -1,10 +1,11 @@
 """Step 9: what the agent is told in headers, and what an upstream may not tell it.
 
-Response headers are RFC 9651 structured fields (CONTRACT 7). Whatever the upstream sent under our
+Response headers are RFC 9651 structured fields (SPEC.md). Whatever the upstream sent under our
 names, hop-by-hop, or as proxy metadata is removed first, so exactly one of ours reaches the agent.
 
 Invariants (tests/test_headers.py):
-  H1  No upstream header named Holdgate-* (any case, `_` for `-`), Proxy-*, Alt-Svc or hop-by-hop survives.
+  H1  No upstream header named Holdgate-* (any case, `_` for `-`), Proxy-*, Alt-Svc or hop-by-hop survives,
+      and no reason phrase that speaks of Holdgate.
   H2  Every answer carries exactly one Holdgate-Decision, whatever its status.
   H3  Every value is printable ASCII: no policy or rule name can add a header or a line.
 """
@@ -19,7 +20,7 @@ from .errors import Outcome, Reason
 from .ledger import Entry
 from .message import Headers
 
-__all__ = ["Verdicts", "decision_headers", "upstream_headers"]
+__all__ = ["Verdicts", "decision_headers", "upstream_headers", "upstream_reason"]
 
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -120,3 +121,8 @@ def upstream_headers(headers: Headers) -> Headers:
             continue
         kept.append((name, value))
     return tuple(kept)
+
+
+def upstream_reason(reason: bytes) -> bytes:
+    """The upstream's reason phrase. Ours names decision and receipt, and some clients print nothing else."""
+    return b"" if b"holdgate" in reason.lower() else reason

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from .adjudicate import Case, Target, flight_name
 from .agents import Agent
 from .bundle import Bundle
 from .canonical import CanonicalRequest
+from .case import Case, Target, flight_name
 from .digest import raw_digest
 from .errors import BackendError, Reason
 from .message import Message, Origin, RequestHead

@@ -27,16 +27,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from .adjudicate import Adjudication, Evidence, MakeJudge, TimedGate, object_key, questions
+from .adjudicate import Adjudication, Evidence, MakeJudge
 from .agents import Agent
 from .answer import Answer, Dispatcher, DispatchError, Exchange
 from .bundle import Bundle
 from .canonical import CanonicalRequest, canonicalise
+from .case import questions
+from .claims import object_key
 from .digest import wire_digest
 from .errors import REASONS, BackendError, InputError, Outcome, Reason, loggable
 from .facts import Found, Lookup
 from .floods import FLOOD_S, Flood, Floods
-from .gate import ENGINE
+from .gate import ENGINE, TimedGate
 from .headers import Verdicts, decision_headers
 from .held import Client, Gone, Held, claimed_host
 from .ledger import InFlightElsewhere, Ledger, OutcomeStatus, Recorded, Superseded
@@ -391,6 +393,8 @@ class Pipeline:
         except BaseException:
             judge.void()
             held.waiting = judge.waiting
+            if remote is not None and self.gatekeeper is not None:
+                self.gatekeeper.unused(remote)
             raise
         self.meter.commit(self.clock() - started)
         self.meter.decide(timed.seconds)

@@ -1,30 +1,28 @@
 """Policy files become one PolicySet, or a ConfigError with file, line and what to write.
 
 Format: policies/README.md. Of the files found, `kind: Policy` is compiled, `kind: Bundle` declares the
-agents' attributes, `kind: PolicyTest` is left to policytest.py. Every condition is parsed and typed
-against the surface maps here, so a policy that loads cannot meet an unknown name or a wrong type.
+agents' attributes, `kind: PolicyTest` is left to policytest.py. What stands under `spec` is read by
+policy_constants.py, policy_counters.py, policy_facts.py and policy_rules.py. Every condition is parsed and
+typed against the surface maps, so a policy that loads cannot meet an unknown name or a wrong type.
 
 Invariants (tests/test_policy.py):
   O2  Every file either loads completely or is a ConfigError; no rule, key or file is skipped silently.
-  O3  A permit rule that no input can make false needs `unsafe_allow_all: true`, written out.
   O4  Full rule names ("policy/rule") are unique in a PolicySet.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from . import policy_words
-from .cel.evaluate import EvalError, compile_program
-from .cel.model import BOOL, INT_MAX, INT_MIN, MAX_STEPS, CelError, Constant, Environment, type_of_constant
+from .cel.model import MAX_STEPS
 from .counters import Counter
 from .errors import ConfigError
 from .heap import building
+from .policy_constants import constants_of
 from .policy_counters import MAX_COUNTERS, counters_of
+from .policy_document import KINDS, check_identifier, envelope, known, policy_files
 from .policy_facts import Providers, facts_of, provider_fields, unique_facts
 from .policy_lint import Finding, lint
 from .policy_model import (
@@ -38,41 +36,27 @@ from .policy_model import (
     environment,
     policy_set,
 )
+from .policy_rules import rules_of
 from .strictyaml import Node, load_file
 from .surface.model import CelType, ParamSchema
-from .yamltext import foreign_letter
 
 __all__ = [
-    "API_VERSION",
     "Finding",
     "ParamSource",
     "Policy",
     "PolicySet",
     "Rule",
     "RuleEffect",
-    "envelope",
-    "known",
     "lint",
     "load_policies",
-    "not_a_number",
-    "policy_files",
 ]
-
-API_VERSION: Final = "holdgate/v1"
-_KINDS: Final = ("Policy", "PolicyTest", "Bundle")
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-_FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
-_LIKE_A_NUMBER: Final = re.compile(
-    r"[-+]?(?:[0-9][0-9_,]*(?:\.[0-9]*)?|\.[0-9]+|0[xob][0-9a-fA-F]+)(?:[eE][-+]?[0-9]+)?\Z"
-)
-_NAMES: Final = "letters, digits and _, not beginning with a digit"
 
 
 @building()
 def load_policies(paths: Sequence[Path], index: ParamSource, *, kept: bool = False) -> PolicySet:
     """Load every policy under `paths` (files, or folders with *.yaml). `kept`: strictyaml.load().
     Raises ConfigError."""
-    by_kind: dict[str, list[Node]] = {kind: [] for kind in _KINDS}
+    by_kind: dict[str, list[Node]] = {kind: [] for kind in KINDS}
     for path in policy_files(paths):
         root = load_file(path, kept=kept)
         kind = envelope(root)[0]
@@ -135,48 +119,6 @@ def _unique_counters(policies: Sequence[Policy]) -> None:
             raise ConfigError(f"{message}; give this one another name", file=counter.file, line=counter.line)
 
 
-def policy_files(paths: Sequence[Path]) -> tuple[Path, ...]:
-    """The YAML files under `paths`, sorted, each once. Raises ConfigError for a path that is missing."""
-    found: dict[Path, None] = {}
-    for path in paths:
-        if path.is_dir():
-            for inner in path.rglob("*"):
-                if inner.suffix == ".yml":
-                    raise ConfigError("name it *.yaml; other names are not loaded", file=str(inner))
-                if inner.suffix == ".yaml" and inner.is_file():
-                    found[inner] = None
-        elif path.is_file():
-            found[path] = None
-        else:
-            raise ConfigError("no such file or folder", file=str(path))
-    return tuple(sorted(found))
-
-
-def envelope(root: Node) -> tuple[str, dict[str, Node], Node]:
-    """(kind, metadata, spec) of one document of ours. Raises ConfigError."""
-    top = root.mapping(
-        required=("apiVersion", "kind", "metadata", "spec"), what="the document", hints=policy_words.DOCUMENT
-    )
-    if top["apiVersion"].text("apiVersion") != API_VERSION:
-        raise top["apiVersion"].fail(f"apiVersion must be {API_VERSION}")
-    kind = top["kind"].choice(_KINDS, "kind (in a policies folder)", policy_words.KINDS)
-    metadata = top["metadata"].mapping(
-        required=("name",), optional=("owner",), what="metadata", hints=policy_words.METADATA
-    )
-    name(metadata["name"], "metadata.name")
-    return kind, metadata, top["spec"]
-
-
-def name(node: Node, what: str) -> str:
-    """A name that can stand in a header and a receipt. Raises ConfigError."""
-    text = node.text(what)
-    if not _NAME.match(text):
-        raise node.fail(
-            f"{what} must be 1-64 letters, digits, '.', '_' or '-', starting with a letter or digit"
-        )
-    return text
-
-
 # --- kind: Bundle (agents.yaml) ---------------------------------------------------------------
 
 
@@ -202,8 +144,7 @@ def _declared(roots: Sequence[Node]) -> tuple[dict[str, ParamSchema], dict[str, 
 
 def _agent_attrs(attrs: Node, declared: dict[str, ParamSchema]) -> None:
     for key, node in attrs.open_mapping("agent_attrs").items():
-        if not _FIELD.match(key):
-            raise node.fail_key(f"agent_attrs: {key!r} is not a name that a condition can use: {_NAMES}")
+        check_identifier(key, node, "agent_attrs")
         if key in declared:
             raise node.fail_key(f"agent_attrs: {key!r} is declared twice")
         declared[key] = _attr(node, f"agent_attrs.{key}")
@@ -233,30 +174,11 @@ def _policy(
     shared: _Shared,
     kept: bool,
 ) -> Policy:
-    _, metadata, spec_node = envelope(root)
-    if "owner" not in metadata:
-        raise metadata["name"].fail_key("metadata needs the key 'owner': who answers for this policy")
-    spec = spec_node.mapping(
-        required=("surface", "rules"),
-        optional=("operations", "constants", "counters", "facts", "shadow"),
-        what="spec",
-        hints=policy_words.SPEC,
-    )
-    shadow = "shadow" in spec and spec["shadow"].boolean("spec.shadow")
-    if shadow and ("counters" in spec or "facts" in spec):
-        # Nothing would be charged to its counters, and nobody may wait for, or be refused for, its facts.
-        message = "a shadow policy has no counters or facts: try them with `holdgate backtest`"
-        raise spec["shadow"].fail_key(message)
+    metadata, spec, shadow = _parts(root)
     surface = known(spec["surface"], index.surfaces(), "no surface map has the surface")
     listed = _operations(spec.get("operations"), surface, index)
-    try:
-        params = index.param_schema(surface, listed)
-    except ConfigError as error:
-        place = spec.get("operations", spec["surface"])
-        raise place.fail(
-            f"the parameters of {surface} do not agree: {error}; list `operations` that do"
-        ) from error
-    constants = _constants(spec.get("constants"), kept)
+    params = _params(spec, surface, listed, index)
+    constants = constants_of(spec.get("constants"), kept=kept)
     same = shared.setdefault((surface, listed), {})
     bound, _ = index.bound_schema(surface, listed)
     names = environment(params, attrs, constants, bound=bound, shared=same)
@@ -274,23 +196,41 @@ def _policy(
         counters=counters,
         facts=facts,
         environment=names,
-        rules=tuple(_rules(spec["rules"], policy_name, names)),
+        rules=tuple(rules_of(spec["rules"], policy_name, names)),
         shadow=shadow,
         file=root.file,
         line=root.line,
     )
 
 
-def known(node: Node, names: frozenset[str], says: str) -> str:
-    """The text, which must be one of `names`. Raises ConfigError: `says`, the text, what is close to it."""
-    text = node.text("a name")
-    if text not in names:
-        close = get_close_matches(text, sorted(names), n=1)
-        advice = (
-            f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(names)) or 'none'}"
-        )
-        raise node.fail(f"{says} {text!r}; {advice}{foreign_letter(text)}")
-    return text
+def _parts(root: Node) -> tuple[dict[str, Node], dict[str, Node], bool]:
+    """metadata, spec, and whether it only shadows."""
+    _, metadata, spec_node = envelope(root)
+    if "owner" not in metadata:
+        raise metadata["name"].fail_key("metadata needs the key 'owner': who answers for this policy")
+    spec = spec_node.mapping(
+        required=("surface", "rules"),
+        optional=("operations", "constants", "counters", "facts", "shadow"),
+        what="spec",
+        hints=policy_words.SPEC,
+    )
+    shadow = "shadow" in spec and spec["shadow"].boolean("spec.shadow")
+    if shadow and ("counters" in spec or "facts" in spec):
+        # Nothing would be charged to its counters, and nobody may wait for, or be refused for, its facts.
+        message = "a shadow policy has no counters or facts: try them with `holdgate backtest`"
+        raise spec["shadow"].fail_key(message)
+    return metadata, spec, shadow
+
+
+def _params(
+    spec: Mapping[str, Node], surface: str, listed: tuple[str, ...] | None, index: ParamSource
+) -> Mapping[str, ParamSchema]:
+    try:
+        return index.param_schema(surface, listed)
+    except ConfigError as error:
+        place = spec.get("operations", spec["surface"])
+        message = f"the parameters of {surface} do not agree: {error}; list `operations` that do"
+        raise place.fail(message) from error
 
 
 def _operations(node: Node | None, surface: str, index: ParamSource) -> tuple[str, ...] | None:
@@ -309,135 +249,3 @@ def _operations(node: Node | None, surface: str, index: ParamSource) -> tuple[st
     if not found:
         raise node.fail("spec.operations is empty; leave it out to mean every operation of the surface")
     return tuple(found)
-
-
-def _constants(node: Node | None, kept: bool) -> dict[str, Constant]:
-    found: dict[str, Constant] = {}
-    if node is None:
-        return found
-    for key, item in node.open_mapping("spec.constants").items():
-        what = f"constants.{key}"
-        if not _FIELD.match(key):
-            raise item.fail_key(f"{what}: {key!r} is not a name that a condition can use: {_NAMES}")
-        value = item.plain()
-        for scalar in scalars(item):
-            not_a_number(scalar, what)
-            if not kept:
-                _not_computed(scalar, what)
-        try:
-            type_of_constant(value)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise item.fail(
-                f"{what} {error if isinstance(error, ValueError) else 'must not be null'}"
-            ) from error
-        for number in _numbers(value):
-            if not INT_MIN <= number <= INT_MAX:
-                raise item.fail(f"{what} does not fit into 64 bits")
-        found[key] = value
-    return found
-
-
-def scalars(node: Node) -> Iterator[Node]:
-    """Every value of a tree that is neither a list nor a mapping."""
-    inner = node.value.values() if isinstance(node.value, dict) else node.value
-    if isinstance(inner, str | int | None):
-        yield node
-    else:
-        for item in inner:
-            yield from scalars(item)
-
-
-def not_a_number(node: Node, what: str) -> None:
-    """A text without quotes that looks like a number is a mistake: 50.00, 010, 1_000. Raises ConfigError."""
-    if node.plain_text and _LIKE_A_NUMBER.match(node.value):
-        message = f"{what}: {node.value} is a text here; write an integer (money in minor units), or quote it"
-        raise node.fail(message)
-
-
-_MONEY: Final = re.compile(
-    r"(?:[$\u20ac\u00a3\u00a5]|EUR|USD|GBP|CHF|JPY) ?[0-9][0-9.,]*\Z"
-    r"|[0-9][0-9.,]* ?(?:[$\u20ac\u00a3\u00a5]|EUR|USD|GBP|CHF|JPY)\Z",
-    re.IGNORECASE,
-)
-_COMPUTED: Final = re.compile(r"[0-9]+(?: +[-+*/] +| *\* *)[0-9]|constants\.|\$\{|[-+]?\.(?:inf|nan)\Z", re.I)
-
-
-def _not_computed(node: Node, what: str) -> None:
-    """A text without quotes that is meant to be worked out, or an amount with its currency."""
-    if node.plain_text and _COMPUTED.match(node.value):
-        message = f"{what}: {node.value} is a text here, constants are not computed"
-        raise node.fail(f"{message}; write the value, or quote it")
-    if node.plain_text and _MONEY.match(node.value):
-        message = f"{what}: {node.value} is a text here"
-        raise node.fail(f"{message}; write an integer in the minor unit (50.00 is 5000), or quote it")
-
-
-def _numbers(value: Constant) -> Iterator[int]:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    return (item for item in items if isinstance(item, int))
-
-
-def _rules(node: Node, policy: str, names: Environment) -> Iterator[Rule]:
-    items = node.sequence("spec.rules")
-    if not items:
-        raise node.fail("spec.rules is empty; a policy needs at least one rule")
-    seen: dict[str, int] = {}
-    for item in items:
-        rule = _rule(item, policy, names)
-        if rule.name in seen:
-            message = f"rule {rule.name.split('/')[1]!r} exists already in line {seen[rule.name]}"
-            raise item.value["id"].fail(message)
-        seen[rule.name] = item.line
-        yield rule
-
-
-_EFFECTS: Final = tuple(RuleEffect)
-_WHEN: Final = {
-    list: "one text, not a list; join the conditions with && or ||",
-    dict: "one text, not a mapping; join the conditions with && or ||",
-    bool: "a condition; for a rule without one, write `when: always`",
-}
-
-
-def _rule(node: Node, policy: str, names: Environment) -> Rule:
-    parts = node.mapping(
-        required=("id", "effect", "when"),
-        optional=("reason", "unsafe_allow_all"),
-        what="a rule",
-        hints=policy_words.RULE,
-    )
-    rule_id = name(parts["id"], "id")
-    effect = RuleEffect(parts["effect"].choice(_EFFECTS, "effect", policy_words.EFFECTS))
-    when = parts["when"]
-    if not isinstance(when.value, str):
-        raise when.fail(f"rule {rule_id}: `when` must be {_WHEN.get(type(when.value), _WHEN[bool])}")
-    source = "true" if when.value.strip() == "always" else when.value
-    try:
-        program = compile_program(source, names, expect=BOOL)
-    except CelError as error:
-        raise when.fail_at(error.offset, f"rule {rule_id}: {error.message}") from error
-    if isinstance(program.constant, EvalError):
-        raise when.fail(f"rule {rule_id}: this condition always fails ({program.constant})")
-    if effect is RuleEffect.DENY and "reason" not in parts:
-        raise node.fail(f"rule {rule_id}: a deny rule needs a `reason`: one sentence for people")
-    if "reason" in parts and not parts["reason"].text("reason").strip():
-        raise parts["reason"].fail(f"rule {rule_id}: the reason is empty; write one sentence for people")
-    unsafe = "unsafe_allow_all" in parts and parts["unsafe_allow_all"].boolean("unsafe_allow_all")
-    if effect is RuleEffect.PERMIT and program.constant is True and not unsafe:
-        raise when.fail(
-            f"rule {rule_id}: this permits every request of the surface; "
-            "write a condition, or say `unsafe_allow_all: true` as well"
-        )
-    if unsafe and (effect is not RuleEffect.PERMIT or program.constant is not True):
-        message = "unsafe_allow_all belongs to a permit rule with `when: always`; remove it here"
-        raise parts["unsafe_allow_all"].fail(f"rule {rule_id}: {message}")
-    return Rule(
-        name=f"{policy}/{rule_id}",
-        effect=effect,
-        when=when.value,
-        reason=parts["reason"].text("reason") if "reason" in parts else None,
-        unsafe_allow_all=unsafe,
-        program=program,
-        file=node.file,
-        line=node.line,
-    )

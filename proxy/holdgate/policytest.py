@@ -22,7 +22,7 @@ from .errors import InputError, Outcome
 from .facts import state
 from .gate import Decision, decide, trace
 from .ledger import Budgets, Total
-from .policy import envelope, policy_files
+from .policy_document import envelope, policy_files
 from .policy_model import ParamSource, PolicySet
 from .policytest_boundary import Boundaries, Boundary
 from .policytest_case import Expectation, TestCase, read_suite

@@ -19,8 +19,8 @@ from . import policy_words
 from .errors import Outcome, Reason
 from .gate import Decision
 from .ledger import Total
-from .policy import Policy, RuleEffect, envelope, known
-from .policy_model import ParamSource, PolicySet
+from .policy_document import envelope, known
+from .policy_model import ParamSource, Policy, PolicySet, RuleEffect
 from .policytest_parts import PARTS, Scope, clock_fields, merged, moment, read_parts, read_path
 from .statement import OUTCOME_OF
 from .strictyaml import Node

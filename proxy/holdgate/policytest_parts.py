@@ -17,7 +17,7 @@ from typing import Any, Final
 from .cel.model import INT_MAX
 from .counters import Counter
 from .facts import AS_OF, Fact
-from .policy import not_a_number
+from .policy_constants import not_a_number
 from .strictyaml import Node
 from .surface.model import CelType, Effect, ParamSchema
 from .value_types import type_test

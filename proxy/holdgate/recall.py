@@ -24,8 +24,8 @@ import json
 from collections.abc import Callable
 from typing import Final
 
-from .adjudicate import Target, flight_name
 from .agents import Agent
+from .case import Target, flight_name
 from .digest import framed
 from .message import Headers, ResponseHead
 from .sealing import KeptAnswer, SealError, open_answer, seal_answer

@@ -1,6 +1,6 @@
 """Step 6: a decision, or what happened after it, becomes a signed statement; and back, strictly.
 
-    facts -> statement (dict, CONTRACT 8) -> canonical JSON -> JWS compact, Ed25519
+    facts -> statement (dict; fields: SPEC.md, Receipt) -> canonical JSON -> JWS compact, Ed25519
 
 `verify` recomputes everything: encoding, canonical form, header, signature, the closed list of
 fields, their shapes, and that outcome, reason and fields agree. The shapes are in statement.py.
@@ -15,7 +15,6 @@ Invariants (tests/test_receipt.py has one test named after each):
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 from collections import Counter
@@ -26,7 +25,7 @@ from typing import Any, Final
 
 from .digest import framed
 from .errors import HoldgateError, Outcome, Reason
-from .jcs import SAFE_INT, JcsError, dumps, dumps_input, loads_accepted, loads_sorted, loads_strict
+from .jcs import SAFE_INT, JcsError, dumps, loads_accepted, loads_sorted, loads_strict
 from .keys import KeySet, PublicKey, Signer, b64url, unb64url
 from .ledger import Finding, OutcomeStatus
 from .statement import StatementError, check_statement, format_us
@@ -48,7 +47,6 @@ __all__ = [
     "read_accepted",
     "read_unsigned",
     "sign",
-    "trigguard_view",
     "verify",
     "verify_each",
 ]
@@ -124,7 +122,7 @@ def decision_statement(
 ) -> dict[str, Any]:
     """The statement of a decision. Empty means unknown and is left out: a receipt has no nulls.
 
-    One flat function on purpose: it is the list of CONTRACT 8, in its order.
+    Long because it is the list of SPEC.md, Receipt, field by field in its order.
     """
     out: dict[str, Any] = {
         "v": 1,
@@ -397,33 +395,3 @@ def _kid_of(encoded: bytes) -> str:
     if not isinstance(header["kid"], str):
         raise ReceiptError("the header names no key")
     return header["kid"]
-
-
-# --- the TrigGuard-shaped view ---
-
-
-def trigguard_view(statement: Mapping[str, Any], key: Signer) -> dict[str, Any]:
-    """A decision in TrigGuard's receipt form, signed over `receiptHash`.
-
-    `receiptHash` is SHA-256 of the canonical JSON of the view without its two signature fields. Its
-    verifiers do not recompute that hash, so a valid view proves less than the receipt it is made from.
-    """
-    if statement["type"] != "decision":
-        raise ReceiptError("only a decision has a TrigGuard view")
-    actions = statement.get("actions") or statement.get("counts") or [{}]
-    executed = "EXECUTED" if statement["outcome"] == Outcome.PERMIT else "BLOCKED"
-    view: dict[str, Any] = {
-        "executionId": statement["id"],
-        "surface": actions[0].get("surface", ""),
-        "decision": statement["outcome"],
-        "reasonCode": statement["reason"],
-        "enforcement": executed,
-        "timestamp": statement["iat"],
-        "actorId": statement["agent"],
-        "requestHash": statement["request"].get("digest", ""),
-        "policyFingerprint": statement["policy"].get("digest", ""),
-        "authorityKeyId": key.kid,
-    }
-    digest = hashlib.sha256(dumps_input(view)).digest()
-    signature = base64.b64encode(key.sign(digest)).decode()
-    return view | {"receiptHash": digest.hex(), "authoritySignature": signature}

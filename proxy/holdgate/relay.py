@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from .answer import Answer, DispatchError, Exchange, Stream
 from .errors import HoldgateError, Outcome, Reason
-from .headers import Verdicts, decision_headers, upstream_headers
+from .headers import Verdicts, decision_headers, upstream_headers, upstream_reason
 from .ledger import Entry, Ledger, OutcomeStatus, Recorded
 from .message import Headers, ResponseHead
 from .refusal import Refusal, refuse
@@ -177,7 +177,7 @@ class Permit:
 
 
 def outcome_of(http_status: int) -> OutcomeStatus:
-    """What an upstream's final status says of the effect (CONTRACT 12)."""
+    """What an upstream's final status says of the effect."""
     if 200 <= http_status < 300 or http_status == 304:
         return OutcomeStatus.EXECUTED
     if http_status in (408, 409, 425) or http_status >= 500:
@@ -224,7 +224,7 @@ def _answer(
 ) -> Answer:
     return Answer(
         status=head.status,
-        reason=head.reason,
+        reason=upstream_reason(head.reason),
         headers=headers,
         body=body,
         rest=rest,

@@ -114,6 +114,10 @@ class Gatekeeper(Protocol):
         """What became of its decision here: the gate is told the outcome of what it permitted."""
         ...
 
+    def unused(self, remote: Remote) -> None:
+        """Nothing was recorded here under its decision, so nothing is sent: the gate is told so."""
+        ...
+
 
 def engine(protocol: RemoteProtocol) -> str:
     """What receipts name as the engine: nobody can replay such a decision here."""
@@ -254,7 +258,7 @@ def _decision(outcome: Outcome, protocol: RemoteProtocol) -> Decision:
 
 
 def combine(decisions: Sequence[Decision]) -> Decision:
-    """One for all actions of a request, as the embedded gate has it (CONTRACT 6)."""
+    """One for all actions of a request, as the embedded gate has it."""
     for outcome in (Outcome.DENY, Outcome.SILENCE):
         for decision in decisions:
             if decision.outcome is outcome:

@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 from .errors import ConfigError
+from .yamlfiles import read_file
 from .yamltext import (
     TYPOGRAPHIC_QUOTES,
     Source,
@@ -177,11 +178,7 @@ def _unknown_key(key: str, allowed: tuple[str, ...], what: str, hints: Mapping[s
 
 def load_file(path: Path, *, excerpts: bool = True, kept: bool = False) -> Node:
     """`excerpts=False` for a file that may hold credentials: its errors do not quote it. `kept`: load()."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read: {error}", file=str(path)) from error
-    return load(decoded(data, str(path)), file=str(path), excerpts=excerpts, kept=kept)
+    return load(decoded(read_file(path), str(path)), file=str(path), excerpts=excerpts, kept=kept)
 
 
 def load(text: str, *, file: str = "<text>", excerpts: bool = True, kept: bool = False) -> Node:

@@ -33,9 +33,9 @@ from typing import Any, Final
 
 import orjson
 
-from .adjudicate import Case, Target
 from .agents import Agent
 from .answer import Answer
+from .case import Case, Target
 from .errors import HoldgateError, Outcome, Reason
 from .gate import Decision
 from .jcs import JcsError, loads_accepted

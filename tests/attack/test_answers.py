@@ -39,6 +39,8 @@ def test_answer(arena: Arena, forged: Forged, path: str) -> None:
     if response.status in (502, 504):
         assert response.decision["status"] == forged.outcome
         assert b"evil" not in response.body
+    else:  # some clients print nothing but this phrase
+        assert b"Holdgate" not in response.reason
     receipt = arena.check_receipt(since, response)
     assert arena.outcome_of(receipt.id)["status"] == forged.outcome
     arrived = ask % (method, b"", target, host)

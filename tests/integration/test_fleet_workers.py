@@ -168,6 +168,38 @@ def test_a_worker_that_dies_leaves_unknown_and_who_waits_at_the_other_node_hears
     whole(many)
 
 
+@pytest.mark.parametrize("asks", [0, 1], ids=["through workers", "through the other node"])
+def test_a_vendor_is_asked_through_any_node_about_what_a_worker_left_in_doubt(
+    pair: list[Instance], vendors: StandIns, asks: int
+) -> None:
+    many, single = pair
+    bench = Bench(pair[asks], vendors, pair[asks].folder)
+    file = bench.folder / "reconciler.yaml"
+    file.write_text("hosts: {api.stripe.com: {authorization: Bearer rk_read}}\n")
+    file.chmod(0o600)
+    words = ("reconcile", "ask", "--credentials", str(file), "--proxy", pair[asks].proxy, "--json")
+    bench.holdgate(*words)  # what earlier tests left
+    intent = vendors.stripe.charged(1000)
+    vendors.stripe.cuts = "after"
+    try:
+        said = post(many, "/v1/refunds", f"cut-{asks}", payment_intent=intent, amount=7)
+    finally:
+        vendors.stripe.cuts = ""
+    assert (said.status, said.decision) == (502, "PERMIT")
+    asked: list[dict[str, str]] = []
+
+    def settled() -> bool:
+        # The outcome may be a commit behind the answer: nothing is in doubt yet.
+        asked.extend(json.loads(bench.holdgate(*words).stdout or "[]"))
+        return bool(asked)
+
+    until(settled)
+    assert [(each["of"], each["status"]) for each in asked] == [(said.receipt, "reconciled")], asked
+    assert bench.holdgate("reconcile", "list").stdout.count("rcpt_") == 0
+    again = post(single, "/v1/refunds", payment_intent=intent, amount=8)
+    assert (again.status, again.decision) == (200, "PERMIT"), "the claim on the intent is free"
+
+
 def test_the_logs_of_both_are_clean_together(pair: list[Instance], vendors: StandIns) -> None:
     many, single = pair
     bench = Bench(many, vendors, many.folder)

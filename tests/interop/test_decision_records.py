@@ -18,12 +18,13 @@ from evidence import RECEIPT_KEY, T0, permit_statement
 from holdgate.errors import InputError, Outcome, Reason
 from holdgate.files import packaged
 from holdgate.keys import KeySet, PublicKey, key_set
-from holdgate.receipt import sign, trigguard_view
+from holdgate.receipt import sign
 from holdgate.remote_gate import RemoteError, RemoteProtocol, read_answer
 from holdgate.surface.asked import recognise_asked
 from holdgate.surface.index import SurfaceIndex
 from holdgate.surface.load import load_maps
 from holdgate.surface.model import Action, Effect
+from holdgate.trigguard import trigguard_view
 from test_remote_gate import ASKED
 
 # --- decision records: permit-basic, deny-basic, silence-basic, escalate-basic ---

@@ -15,7 +15,8 @@ import pytest
 from evidence import DIGEST, KEYS, ORIGIN, OTHER_KEY, RECEIPT_KEY, permit_statement
 from holdgate.errors import Outcome, Reason
 from holdgate.keys import trigguard_keys
-from holdgate.receipt import sign, trigguard_view
+from holdgate.receipt import sign
+from holdgate.trigguard import trigguard_view
 from holdgate.verification import Trust, judge
 
 trigguard = pytest.importorskip("trigguard", reason="the trigguard SDK is not installed")

@@ -39,6 +39,7 @@ from ..manifest import (
 from ..policy_lint import Finding, lint
 from ..signed_bundle import RawBundle
 from ..strictyaml import load_file
+from ..yamlfiles import yaml_files
 from .bundle_load import load_signed
 from .durable import replace_file, sync_folder
 from .private_file import read_private, write_new
@@ -128,7 +129,7 @@ def _yaml_files(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise ConfigError("no such file or directory", file=str(root))
-    return sorted(path for path in root.rglob("*.yaml") if path.is_file())
+    return yaml_files(root)
 
 
 def _name(file: Path, root: Path) -> str:

@@ -25,6 +25,7 @@ from ..bundle import Bundle, bundle_digest, load_bundle, source_files
 from ..errors import ConfigError
 from ..manifest import BundleRejected, parse_manifest
 from ..signed_bundle import RawBundle, check_files
+from ..yamlfiles import read_file
 from .bundle_load import load_signed
 from .durable import replace_file
 
@@ -141,8 +142,8 @@ def _path(state_dir: Path, digest: str) -> Path:
 
 def _texts(root: Path) -> dict[str, str]:
     try:
-        return {name: file.read_bytes().decode() for file, name in source_files(root)}
-    except (OSError, UnicodeDecodeError) as error:
+        return {name: read_file(file).decode() for file, name in source_files(root)}
+    except UnicodeDecodeError as error:
         raise ConfigError(f"cannot be read: {error}", file=str(root)) from error
 
 

@@ -23,9 +23,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from ..adjudicate import PERMIT_USE_BY_US
 from ..agents import Agent
 from ..captured import nowhere, read_captured
+from ..claims import PERMIT_USE_BY_US
 from ..config import Config
 from ..errors import Outcome, Reason
 from ..held import Gone, Held

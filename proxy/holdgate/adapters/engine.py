@@ -6,6 +6,7 @@ there are three: the listeners, HoldgateAddon, and the check that ends a start t
 Invariants (tests/test_mitm.py):
   EN1  The engine's addons are exactly these three, and HoldgateAddon answers to the name `nextlayer`.
   EN2  Every option of REQUIRED_OPTIONS has its required value before anything listens.
+  EN3  None of the addons that forward by themselves is even imported (adapters/__init__.py).
 """
 
 from __future__ import annotations

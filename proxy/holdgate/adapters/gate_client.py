@@ -5,7 +5,8 @@ Whatever goes wrong is BackendError(GATE_TIMEOUT): SILENCE, and worth another tr
 
 Invariants (tests/test_gate_client.py):
   GC1  No answer within the deadline, no answer at all, a redirect, or too long an answer: BackendError.
-  GC2  An outcome is reported once, of what the gate permitted; that it cannot be told changes nothing here.
+  GC2  An outcome is reported once, of what the gate permitted, not_sent where nothing was recorded under its
+       permit; that it cannot be told changes nothing here.
 """
 
 from __future__ import annotations
@@ -94,17 +95,22 @@ class GateClient:
             return read_answer(protocol, answer.status, data, asked, self.keys, now_us=self.clock_us())
 
     def recorded(self, remote: Remote, receipt_id: str, outcome: Outcome) -> None:
-        if remote.id == "" or remote.decision.outcome is not Outcome.PERMIT:
-            return
-        self.permits[receipt_id] = remote.id
         if outcome is not Outcome.PERMIT:  # a claim here refused what it permitted
-            self.report(receipt_id, OutcomeStatus.NOT_SENT, 0)
+            self.unused(remote)
+        elif _counts(remote):
+            self.permits[receipt_id] = remote.id
+
+    def unused(self, remote: Remote) -> None:
+        if _counts(remote):
+            self._tell(remote.id, OutcomeStatus.NOT_SENT, 0)
 
     def report(self, receipt_id: str, status: OutcomeStatus, http_status: int) -> None:
         """Tell the gate what became of its permit, in the background; nothing when it gave none."""
         remote_id = self.permits.pop(receipt_id, "")
-        if remote_id == "" or status is OutcomeStatus.RECONCILED:
-            return
+        if remote_id != "" and status is not OutcomeStatus.RECONCILED:
+            self._tell(remote_id, status, http_status)
+
+    def _tell(self, remote_id: str, status: OutcomeStatus, http_status: int) -> None:
         task = asyncio.ensure_future(self._report(remote_id, status, http_status))
         self.reports.add(task)
         task.add_done_callback(self.reports.discard)
@@ -153,6 +159,11 @@ class ReportingLedger:
     ) -> None:
         self.ledger.record_outcome(receipt_id, status, http_status, delivered=delivered, made=made, kept=kept)
         self.client.report(receipt_id, status, http_status)
+
+
+def _counts(remote: Remote) -> bool:
+    """Whether the gate expects an outcome."""
+    return remote.id != "" and remote.decision.outcome is Outcome.PERMIT
 
 
 async def _bounded(answer: aiohttp.ClientResponse) -> bytes:

@@ -31,9 +31,10 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from .. import __version__
-from ..adjudicate import Case, Evidence, Gate
+from ..adjudicate import Evidence, Gate
 from ..answer import Answer
 from ..bundle import Bundle
+from ..case import Case
 from ..errors import BackendError, ConfigError, Reason
 from ..gate import ENGINE
 from ..ledger import NO_BUDGETS, Budgets, ClaimRow, Entry, Judge, OutcomeStatus, Recorded, Superseded

@@ -79,6 +79,7 @@ class Server:
     end_stub: Callable[[], None] = lambda: None
     draining: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def explicit(self) -> Address | None:
@@ -112,7 +113,11 @@ class Server:
 
     async def reload(self) -> Mapping[str, Any]:
         """Load the bundle and the CA again; if either does not load, nothing changes (SV3). What was
-        refused."""
+        refused. One after the other: what was read first must not become active last."""
+        async with self.reloading:
+            return await self._reload()
+
+    async def _reload(self) -> Mapping[str, Any]:
         refused: list[str] = []
         try:
             authority = load_ca(self.config.state_dir)

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import asyncpg
 
-from ..audit import HeadRow
 from ..audit_fleet import FleetInput
+from ..audit_rows import HeadRow
 from ..config_store import PostgresStore as Settings
 from ..erasure import Erasure
 from ..errors import ConfigError

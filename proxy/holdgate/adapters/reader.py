@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ..audit import AuditInput, CounterRow, HeadRow, LogRecord, PermitRow
+from ..audit import AuditInput
+from ..audit_rows import CounterRow, HeadRow, LogRecord, PermitRow
 from ..erasure import Erasure
 from ..errors import ConfigError
 from ..keyhistory import REVOKE, ROTATE

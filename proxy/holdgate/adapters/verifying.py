@@ -22,7 +22,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import batched
 from typing import Final
 
-from ..audit import Checked, LogRecord, Verifying, verified_here
+from ..audit import Checked, Verifying, verified_here
+from ..audit_rows import LogRecord
 from ..errors import HoldgateError
 from ..keys import KeySet, PublicKey, key_set
 from ..receipt import ReceiptError, read_accepted, verify_each

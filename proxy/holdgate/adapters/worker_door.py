@@ -32,13 +32,14 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from .. import __version__
-from ..adjudicate import Adjudication, Case, Evidence, TimedGate, flight_name, questions
+from ..adjudicate import Adjudication, Evidence
 from ..agents import Agent
 from ..answer import Answer
 from ..bundle import Bundle
+from ..case import Case, flight_name, questions
 from ..errors import BackendError, ConfigError, HoldgateError, Outcome, Reason
 from ..facts import Found, Lookup
-from ..gate import ENGINE
+from ..gate import ENGINE, TimedGate
 from ..ledger import (
     FINDINGS,
     Finding,

@@ -11,7 +11,8 @@ from ..bundle import load_bundle
 from ..cel.model import MAX_ITERATIONS, MAX_STEPS
 from ..config import Config, load_config
 from ..errors import ConfigError
-from ..policy import Finding, PolicySet, envelope, lint, load_policies, policy_files
+from ..policy import Finding, PolicySet, lint, load_policies
+from ..policy_document import envelope, policy_files
 from ..policytest_case import read_suite
 from ..strictyaml import load_file
 from ..surface.index import SurfaceIndex

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..policy import policy_files
+from ..policy_document import policy_files
 from ..strictyaml import load_file
 
 __all__ = ["Sources", "sort_paths"]

@@ -96,6 +96,7 @@ class Exchange:
         given: Given | None = None,
         references: dict[str, str] | None = None,
     ) -> None:
+        """Long because it has that many attributes, each one line."""
         self.method = method
         self.segments = segments
         self.raw_segments = raw_segments
@@ -233,7 +234,12 @@ class Exchange:
     def _parse_now(self, kind: str, plan: BodyPlan) -> Any:
         match kind:
             case "json":
-                return parse_json(self.data)
+                value: Any = parse_json(self.data)
+                # Whoever takes these fields as JSON in a form takes them as JSON in a string, too.
+                for name in plan.json_fields if type(value) is dict else ():
+                    if type(value.get(name)) is str:
+                        value[name] = json_text(value[name])
+                return value
             case "form":
                 syntax = cast(Literal["brackets", "flat", "aws-query"], plan.syntax)
                 tree: dict[str, Any] = parse_form(self.data, syntax=syntax, repeat=plan.repeat)
@@ -253,10 +259,13 @@ class Exchange:
 
 
 def json_text(value: Any) -> Any:
-    """A form or query value that holds JSON."""
+    """A text that holds JSON: of a form, a query, or a field of a JSON body that is declared as one."""
     if type(value) is not str:
         raise InputError(Reason.PARAMETER_TYPE, "a field that holds JSON must be one text")
-    return parse_json(value.encode("utf-8"))
+    held = parse_json(value.encode("utf-8"))
+    if type(held) is str:  # it may be read once more elsewhere
+        raise InputError(Reason.BAD_BODY, "a field that holds JSON holds a text again")
+    return held
 
 
 def kind_of(essence: str) -> str:

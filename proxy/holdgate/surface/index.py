@@ -8,14 +8,12 @@ operation on first use; that cache is the only thing that changes after construc
 Invariants (tests/test_surface_index.py, tests/test_surface_lock.py):
   SM28  recognise() returns a Recognised with at least one action, or raises InputError, nothing else.
   SM29  An index from its lock recognises exactly what the index from the maps does.
-  SM30  A parameter has one type for all operations of a surface, or a policy of it is a ConfigError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any, Final
 
 from ..canonical import CanonicalRequest
@@ -33,9 +31,9 @@ from .meaning import request_digest, request_preimage
 from .model import Action, Bond, Effect, ParamSchema, Recognised, Value
 from .overlap import check_overlaps
 from .plan import MapRuntime, Operation
+from .schema import bound_schema, param_schema
 from .settings import effective
-from .spec import HostPattern, ParamSpec, SurfaceMap, pack, unpack
-from .types import cel_type
+from .spec import HostPattern, SurfaceMap, pack, unpack
 
 __all__ = ["SurfaceIndex"]
 
@@ -131,14 +129,11 @@ class SurfaceIndex:
     def recognise(
         self, request: CanonicalRequest, *, fleet_key: bytes, body_bytes: int = _BODY_BYTES
     ) -> Recognised:
-        """`body_bytes` bounds the body where an operation has no `body.max`. Raises InputError."""
-        found = self._find(request.host, request.port, request.scheme)
-        if found is None:
-            raise InputError(Reason.UNKNOWN_DESTINATION, f"{request.destination} is in no surface map")
-        host, variables = found
-        exchange = Exchange.of(request, {}, body_bytes)
-        op = host.match(exchange)
-        exchange.host_vars = variables[op.map]
+        """`body_bytes` bounds the body where an operation has no `body.max`. Raises InputError.
+
+        Long because Recognised has that many parts, one a line.
+        """
+        host, op, exchange = self._matched(request, body_bytes)
         if op.spec.surface is None and op.spec.explode is None:
             raise InputError(Reason.UNASSIGNED_OPERATION, f"operation {op.name} has no surface")
         values, headers = evaluate(op, exchange)
@@ -184,6 +179,12 @@ class SurfaceIndex:
 
     def preimage(self, request: CanonicalRequest, *, body_bytes: int = _BODY_BYTES) -> tuple[bytes, ...]:
         """What `request.digest` is the hash of, part by part (explain shows it). Raises InputError."""
+        _, op, exchange = self._matched(request, body_bytes)
+        _, headers = evaluate(op, exchange)
+        principal = principal_of(op.plan, exchange)
+        return tuple(request_preimage(request, op.plan, exchange, headers, principal))
+
+    def _matched(self, request: CanonicalRequest, body_bytes: int) -> tuple[Host, Operation, Exchange]:
         found = self._find(request.host, request.port, request.scheme)
         if found is None:
             raise InputError(Reason.UNKNOWN_DESTINATION, f"{request.destination} is in no surface map")
@@ -191,9 +192,7 @@ class SurfaceIndex:
         exchange = Exchange.of(request, {}, body_bytes)
         op = host.match(exchange)
         exchange.host_vars = variables[op.map]
-        _, headers = evaluate(op, exchange)
-        principal = principal_of(op.plan, exchange)
-        return tuple(request_preimage(request, op.plan, exchange, headers, principal))
+        return host, op, exchange
 
     def _find(
         self, host: str, port: int, scheme: str
@@ -291,21 +290,10 @@ class SurfaceIndex:
     def bound_schema(
         self, surface: str, operations: tuple[str, ...] | None
     ) -> tuple[Mapping[str, ParamSchema], bool]:
-        """Parameters of what these operations are bound to, and whether one of them is not permitted without.
-
-        All are optional: which of several operations made the object is known only when it is used. One that
-        two of those declare with different types is left out.
-        """
+        """Parameters of what these operations act on, and whether one of them is not permitted without."""
         known = self._by_name(surface)
         chosen = [known[name] for name in (known if operations is None else operations)]
-        found: dict[str, ParamSchema | None] = {}
-        for op in chosen:
-            for identity in op.spec.binds.to if op.spec.binds else ():
-                for param in op.map.operation(identity).spec.params:
-                    schema = ParamSchema(type=cel_type(param.type), optional=True)
-                    found[param.name] = schema if found.get(param.name, schema) == schema else None
-        schemas = {name: schema for name, schema in sorted(found.items()) if schema is not None}
-        return schemas, any(map(_needs_bond, chosen))
+        return bound_schema(chosen), any(map(_needs_bond, chosen))
 
     def _by_name(self, surface: str) -> dict[str, Operation]:
         known = self._named.get(surface)
@@ -331,44 +319,11 @@ class SurfaceIndex:
             if name not in known:
                 raise ConfigError(f"operation {name!r} does not have the surface {surface!r}")
         chosen = sorted(known) if operations is None else sorted(set(operations))
-        if len(chosen) == 1:
-            return _schema_of(known[chosen[0]])
-        schema: dict[str, ParamSchema] = {}
-        first: dict[str, str] = {}
-        times: dict[str, int] = {}
-        for name in chosen:
-            for param in known[name].spec.params:
-                kind, optional = cel_type(param.type), _optional(param)
-                have = schema.get(param.name)
-                if have is not None and have.type is not kind:
-                    raise ConfigError(
-                        f"parameter {param.name!r} of surface {surface!r} is {have.type} in"
-                        f" {first[param.name]} and {kind} in {name}: name the operations in the policy,"
-                        " or make the types equal"
-                    )
-                times[param.name] = times.get(param.name, 0) + 1
-                first.setdefault(param.name, name)
-                schema[param.name] = ParamSchema(
-                    type=kind, optional=optional or (have is not None and have.optional)
-                )
-        return {
-            name: row if times[name] == len(chosen) else replace(row, optional=True)
-            for name, row in sorted(schema.items())
-        }
+        return param_schema([known[name] for name in chosen])
 
 
 def _needs_bond(operation: Operation) -> bool:
     return operation.spec.binds is not None and not operation.spec.binds.blind
-
-
-def _optional(param: ParamSpec) -> bool:
-    return not (param.required or param.sources[0].startswith("const."))
-
-
-def _schema_of(operation: Operation) -> dict[str, ParamSchema]:
-    """Of one operation, where nothing can disagree."""
-    params = sorted(operation.spec.params, key=attrgetter("name"))
-    return {p.name: ParamSchema(type=cel_type(p.type), optional=_optional(p)) for p in params}
 
 
 def _variables(pattern: str, host: str) -> dict[str, str]:

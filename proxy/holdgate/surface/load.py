@@ -18,6 +18,7 @@ from typing import Any, Final
 from ..content import Decoder
 from ..errors import ConfigError
 from ..strictyaml import Node, load_file
+from ..yamlfiles import yaml_files
 from .load_operation import SETTINGS, load_operation
 from .load_values import duration, names, one_or_more, size
 from .sources import parse_pattern, parse_source
@@ -52,7 +53,7 @@ def load_maps(paths: Sequence[Path], *, kept: bool = False) -> tuple[SurfaceMap,
     """Read every map in `paths`; a directory is searched for *.yaml. Raises ConfigError."""
     found: dict[str, SurfaceMap] = {}
     for path in paths:
-        files = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
+        files = yaml_files(path) if path.is_dir() else [path]
         before = len(found)
         for file in files:
             loaded = load_map(load_file(file, kept=kept), required=path is file)
@@ -85,6 +86,7 @@ def load_map(document: Node, *, required: bool = True) -> SurfaceMap | None:
 
 
 def _spec(name: str, owner: str, node: Node) -> SurfaceMap:
+    """Long because a map has that many keys, each one line."""
     spec = node.mapping(
         required=("hosts", "operations"),
         optional=(
@@ -266,6 +268,7 @@ def _in_clear(node: Node) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _body(node: Node) -> BodySpec:
+    """Long because `body` has that many keys, each one line."""
     keys = node.mapping(
         optional=(
             *(

@@ -25,7 +25,7 @@ from ...errors import REASONS, BackendError, InputError, Outcome
 from ...keys import Signer
 from ...ledger import OutcomeStatus
 from ...questions import AUTHZEN, DECIDE, TRIGGUARD, QuestionError, read
-from ...receipt import trigguard_view
+from ...trigguard import trigguard_view
 from ..decider import Decided, Decider
 from .answers import json_answer
 from .guard import PRESENTED, Problem

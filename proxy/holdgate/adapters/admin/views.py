@@ -16,9 +16,10 @@ from aiohttp import web
 
 from ... import __version__
 from ...errors import BackendError, ConfigError, Outcome
-from ...receipt import ReceiptError, trigguard_view
+from ...receipt import ReceiptError
 from ...tiles import parse_tile
 from ...tlog import TlogError
+from ...trigguard import trigguard_view
 from ..metrics import CONTENT_TYPE, Metrics
 from ..proofs import NotCovered, prove
 from ..reader import Page, Reader, StoredReceipt
