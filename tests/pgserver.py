@@ -34,7 +34,10 @@ _NUMBERS = itertools.count(1)
 
 
 def binaries() -> Path | None:
-    """The folder of initdb and postgres, newest version first; None: PostgreSQL is not installed."""
+    """The folder of initdb, postgres, psql and pg_isready: HOLDGATE_TEST_POSTGRES, or the newest that is
+    installed. None: PostgreSQL is not installed."""
+    if given := os.environ.get("HOLDGATE_TEST_POSTGRES"):
+        return Path(given)
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: -int(path.parts[4]))
     on_path = shutil.which("initdb")
     return found[0].parent if found else Path(on_path).resolve().parent if on_path else None

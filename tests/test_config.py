@@ -1,4 +1,4 @@
-"""config.py and config_values.py: the whole file of CONTRACT 5 loads, and every mistake names its line."""
+"""config.py and config_values.py: a whole file loads, and every mistake names its line."""
 
 from __future__ import annotations
 

@@ -211,7 +211,8 @@ def test_a_node_that_dies_is_settled_by_another_and_then_by_itself(
         asked = pool.submit(post, three, "dies", payment_intent=intent, amount=1)
         name = store_of(one).rpartition("/")[2].partition("?")[0]
         count = "SELECT count(*) FROM holdgate.permits WHERE state = 'dispatching'"
-        until(lambda: server.sql(count, name) == "1")
+        until(lambda: asked.done() or server.sql(count, name) == "1")
+        assert not asked.done(), asked.result()
         three.kill()
         assert isinstance(asked.exception(), OSError | http.client.HTTPException)
     assert post(one, "other", payment_intent=intent, amount=1).reason == "conflict"
