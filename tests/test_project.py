@@ -74,7 +74,6 @@ STILL_LONG = {
     "adapters/batch.py _outcome",
     "adapters/gate_layer.py",
     "adapters/gate_line.py",
-    "adapters/postgres_store.py",
     "adapters/sqlite_store.py _write",
     "adapters/store_ledger.py",
     "adapters/store_ledger.py open_over",

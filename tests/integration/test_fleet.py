@@ -71,7 +71,7 @@ def fleet(
     server: pgserver.Server, vendors: StandIns, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[Instance]]:
     settings = server.database()
-    store = f"store: {{url: '{settings.urls[0]}', deadline_ms: 5000}}"
+    store = f"store: {{url: '{settings.urls[0]}', deadline_ms: 5000, engine: {settings.engine}}}"
     gates: list[Instance] = []
     for node in NODES:
         gate = Instance(
@@ -116,7 +116,7 @@ def test_one_charge_has_one_open_refund_wherever_it_is_asked_for(
     intent = vendors.stripe.charged(5000)
 
     def ask(n: int, together: Barrier) -> Said:
-        return refund(fleet[n % 3], f"c-{n}", together, payment_intent=intent, amount=10 + n)
+        return refund(fleet[n % 3], f"c-{n}", together, payment_intent=intent, amount=11 + n)
 
     with monkeypatch.context() as slow:
         slow.setattr(vendors.stripe, "delay_s", 8.0)
@@ -162,8 +162,15 @@ def test_a_node_that_dies_is_settled_by_another_and_then_by_itself(
         three.kill()
         assert isinstance(asked.exception(), OSError | http.client.HTTPException)
     assert refund(one, "other", payment_intent=intent, amount=1).reason == "conflict"
-    waiting = json.loads(command(one, "reconcile", "list", "--json").stdout)
-    (mine,) = [each for each in waiting if each["node"] == "edge-3"]
+    found: list[dict[str, str]] = []
+
+    def listed() -> bool:
+        waiting = json.loads(command(one, "reconcile", "list", "--json").stdout)
+        found[:] = [each for each in waiting if each["node"] == "edge-3"]
+        return bool(found)
+
+    until(listed)  # at once, or when its lease is over
+    (mine,) = found
     cut_off = command(two, "reconcile", "resolve", mine["id"], "--status", "executed")
     assert (cut_off.returncode, "--node-stopped" in cut_off.stderr) == (1, True)
     done = command(two, "reconcile", "resolve", mine["id"], "--status", "executed", "--node-stopped")
