@@ -15,16 +15,17 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from evidence import LOG_KEY, NODE, ORIGIN, RECEIPT_KEY, nonces, ticking
+from evidence import NODE, ledger_settings
 from holdgate.adapters.reader import Reader
 from holdgate.adapters.store_ledger import StoreLedger
 from holdgate.config_store import PostgresStore
@@ -169,16 +170,22 @@ class Server:
 
 
 def settings_of(
-    where: str, database: str, *, require_sync: bool = False, deadline_ms: int = 5000
+    where: str, database: str, *, require_sync: bool = False, deadline_ms: int = 5000, engine: str = ""
 ) -> PostgresStore:
-    """`where`: host:port, several with commas. The deadline is long: this machine is shared."""
+    """`where`: host:port, several with commas. The deadline is long: this machine is shared. The engine is
+    what the tests run under now, in other processes too (test_cockroach.py)."""
     hosts = tuple(where.split(","))
     return PostgresStore(
         urls=tuple(f"postgresql://holdgate@{host}/{database}?sslmode=disable" for host in hosts),
         hosts=hosts,
         require_sync=require_sync,
         deadline_ms=deadline_ms,
+        engine=engine or engine_now(),
     )
+
+
+def engine_now() -> str:
+    return os.environ.get("HOLDGATE_TEST_ENGINE", "postgresql")
 
 
 @contextlib.contextmanager
@@ -217,6 +224,51 @@ def make(folder: Path) -> Server:
     return Server(bin=bin_folder, folder=folder, port=free_port())
 
 
+@dataclass
+class Cockroach:
+    """A CockroachDB that somebody runs on this machine, without TLS: the part of Server that
+    test_cockroach.py uses. HOLDGATE_TEST_COCKROACH is the URL of an administrator."""
+
+    url: str
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.url).port or 26257
+
+    def sql(self, text: str, database: str = "") -> str:
+        """As psql prints it, unaligned."""
+
+        async def ask() -> str:
+            import asyncpg
+
+            parts = urlsplit(self.url)
+            url = urlunsplit(parts._replace(path=f"/{database}")) if database else self.url
+            connection = await asyncpg.connect(url)
+            try:
+                rows = await connection.fetch(text)
+            finally:
+                await connection.close()
+            return "\n".join("|".join(map(str, row)) for row in rows)
+
+        return in_a_thread(ask)
+
+    def database(self, **changes: Any) -> PostgresStore:
+        name = f"t{os.getpid()}_{next(_NUMBERS)}"
+        for text in (
+            "CREATE USER IF NOT EXISTS holdgate",
+            "GRANT SYSTEM VIEWCLUSTERSETTING TO holdgate",
+            f"CREATE DATABASE {name} WITH OWNER holdgate",
+        ):
+            self.sql(text)
+        return settings_of(f"127.0.0.1:{self.port}", name, **changes)
+
+
+def in_a_thread[T](ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What `ask` gives: tests call this inside their event loop."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(ask())).result()
+
+
 @contextlib.contextmanager
 def server(settings: Mapping[str, str] | None = None) -> Iterator[Server]:
     """A running one, ended afterwards."""
@@ -233,17 +285,14 @@ def server(settings: Mapping[str, str] | None = None) -> Iterator[Server]:
 class Fleets:
     """Ledgers of tests: one database, emptied for every new state directory."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server | Cockroach) -> None:
         self._settings = server.database()
         self._folder: Path | None = None
 
     def _use(self, state_dir: Path) -> PostgresStore:
         if state_dir != self._folder:
             if self._folder is not None:
-                # In a thread: tests call this inside their event loop.
-                emptying = threading.Thread(target=lambda: asyncio.run(_empty(self._settings.urls[0])))
-                emptying.start()
-                emptying.join()
+                in_a_thread(lambda: _empty(self._settings.urls[0]))
             self._folder = state_dir
         return self._settings
 
@@ -260,18 +309,7 @@ def open_ledger(state_dir: Path, settings: PostgresStore, **changes: Any) -> Sto
     """As evidence.open_ledger(); the clocks of tests are not the server's."""
     from holdgate.adapters.postgres import PostgresLedger
 
-    facts: dict[str, Any] = {
-        "receipt_key": RECEIPT_KEY,
-        "log_key": LOG_KEY,
-        "origin": ORIGIN,
-        "node": NODE,
-        "clock_us": ticking(),
-        "nonce16": nonces(),
-        "linger_s": 0.0,
-        "headroom_bytes": 0,
-        "fleet_key": bytes(32),
-        "skew_s": 1e9,
-    }
+    facts = ledger_settings() | {"fleet_key": bytes(32), "skew_s": 1e9}
     return PostgresLedger.open(state_dir, settings, **(facts | changes))
 
 

@@ -446,6 +446,23 @@ def test_a4_a_removed_claim_is_found(log: Log) -> None:
         _finds(replace(log, claims=tuple(item for item in log.claims if item != row)), "is missing")
 
 
+def test_a4_a_removed_conflict_claim_of_a_permit_in_doubt_is_found(log: Log) -> None:
+    (row,) = (row for row in log.claims if row.source == "conflict")
+    assert row.state is State.DISPATCHING
+    text = f"its claim {row.key[:16]} is missing ({row.receipt_id})"
+    _finds(replace(log, claims=tuple(item for item in log.claims if item != row)), text)
+
+
+def test_a4_what_a_replay_took_over_and_gave_free_is_not_missed() -> None:
+    first, unknown = _permit(0, State.UNKNOWN, idempotency=_KEY), _outcome(1, 0, UNKNOWN)
+    assert first.permit is not None
+    held = replace(first.permit, claims=(_KEY[1], "c" * 64))
+    replay = _permit(2, State.EXECUTED, idempotency=_KEY, replay_of=receipt_id(0))
+    done = replace(_claim(2, State.EXECUTED), http_status=200)
+    records = (replace(first, permit=held), unknown, replay, _outcome(3, 2, EXECUTED))
+    assert _log(*records, claims=(done,)).audit().problems == ()
+
+
 def test_a4_a_claim_that_went_back_to_an_earlier_permit_is_found(log: Log) -> None:
     superseded = next(row for row in log.records if row.reason == "failed")
     assert superseded is not None

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from holdgate import gate
-from holdgate.backtest import Change, NotReplayed, Report, backtest
+from holdgate.backtest import NotReplayed, backtest
+from holdgate.backtest_report import Change, Report
 from holdgate.bundle import Bundle, load_bundle
 from holdgate.cli import backtest as command
 from holdgate.cli import main

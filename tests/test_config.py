@@ -1,4 +1,4 @@
-"""config.py and config_values.py: the whole file of CONTRACT 5 loads, and every mistake names its line."""
+"""config.py and config_values.py: a whole file loads, and every mistake names its line."""
 
 from __future__ import annotations
 
@@ -498,6 +498,9 @@ def test_sr1_a_store_is_sqlite_or_a_postgresql_url(folder: Path) -> None:
     assert found is not None
     assert found.urls == ("postgresql://gate@/db?sslmode=disable&host=%2Frun%2Fpg",)
     assert (found.hosts, found.require_sync, found.deadline_ms) == (("/run/pg",), True, 250)
+    assert found.engine == "postgresql"
+    found = load(folder, SMALLEST + "store: {url: 'postgresql://gate@h/db', engine: cockroachdb}\n").store
+    assert found is not None and found.engine == "cockroachdb"
 
 
 @pytest.mark.parametrize(
@@ -531,6 +534,9 @@ def test_sr2_another_machine_must_show_its_certificate(folder: Path, hosts: str,
         pytest.param("{url: 'postgresql://secret@h/db', deadline_ms: 5}", "deadline_ms", id="no time"),
         pytest.param("{url: 'postgresql://secret@h/db', pool: 3}", "pool", id="an unknown key"),
         pytest.param("{require_sync: true}", "url", id="no URL"),
+        pytest.param(
+            "{url: 'postgresql://secret@h/db', engine: yugabytedb}", "store.engine", id="another engine"
+        ),
     ],
 )
 def test_sr1_any_other_store_is_refused_and_no_password_is_shown(

@@ -47,7 +47,7 @@ def policies_of(rules: Mapping[str, Kinds]) -> PolicySet:
     )
 
 
-# --- the oracle: CONTRACT 6, written down once more ---------------------------------------------
+# --- the oracle: the decision table, written down once more ----------------------------------------
 
 
 def expected_of_action(kinds: Kinds) -> tuple[str, str]:

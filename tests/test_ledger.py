@@ -77,7 +77,7 @@ def test_l1_every_state_and_event_has_a_row() -> None:
     assert set(OUTCOMES) == set(itertools.product(State, Event))
 
 
-# CONTRACT 12 "Retries", as a person would write it down: source, provider, digest, late, verdict by state.
+# What becomes of a repeat, as a person would write it down: source, provider, digest, late, verdict by state.
 _WORDS = {
     "-": V.FRESH,
     "flight": V.IN_FLIGHT,
@@ -88,7 +88,7 @@ _WORDS = {
     "open": V.OUTCOME_UNKNOWN,
     "clash": V.CONFLICT,
 }
-_CONTRACT = [
+_BY_HAND = [
     #                                       absent flight executed undelivered failed not_sent unknown
     ("native", False, DIGEST, False,        "- flight done done again again open"),
     ("natural", False, DIGEST, False,       "- flight done done again again open"),
@@ -105,7 +105,7 @@ _CONTRACT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("source", "provider", "digest", "late", "verdicts"), _CONTRACT)
+@pytest.mark.parametrize(("source", "provider", "digest", "late", "verdicts"), _BY_HAND)
 def test_an_attempt_gets_what_the_contract_says(
     source: str, provider: bool, digest: str, late: bool, verdicts: str
 ) -> None:

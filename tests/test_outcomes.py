@@ -1,6 +1,6 @@
 """What happens on the wire, to the outcome and to what a repeat may do: pipeline and outer door together.
 
-The table of CONTRACT 12 "Retries": nothing sent, an answer, a cut, a deadline; each ends in one state.
+Nothing sent, an answer, a cut, a deadline; each ends in one state.
 """
 
 from __future__ import annotations

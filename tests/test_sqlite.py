@@ -728,6 +728,8 @@ async def test_the_reader_lists_filters_and_pages_while_the_ledger_runs(tmp_path
         "UPDATE permits SET state = 'lost'",
         "UPDATE claims SET state = 'dispatching', b_state = 'lost'",
         "DROP TABLE inputs",
+        "UPDATE permits SET charges = 'x'",
+        "DELETE FROM head",
     ],
 )
 async def test_an_audit_of_a_damaged_ledger_says_so(tmp_path: Path, sql: str) -> None:

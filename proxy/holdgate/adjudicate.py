@@ -1,8 +1,8 @@
 """Steps 4 to 6 for one held request: claims, gate, signed receipt. Run by the ledger in its serial step.
 
 A Case (case.py: everything known of the request), its Claims (claims.py) and what the ledger read of them
-become one Entry. Pure: time,
-receipt id and claims are arguments. The Entry is not a permit yet: only a store can make it Recorded.
+become one Entry. Pure: time, receipt id and claims are arguments. The Entry is not a permit yet: only a store
+can make it Recorded.
 
 Invariants (tests/test_adjudicate.py; A9: tests/test_standing.py; A10: tests/test_bonds.py):
   A1  PERMIT only when every claim verdict leaves the way open and the gate said PERMIT.

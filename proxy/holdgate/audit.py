@@ -28,7 +28,7 @@ tests/test_standing.py; A12: tests/test_bonds.py; A13: tests/test_kept_answers.p
 It does not see: a roll-back of ledger and checkpoint together (keep an earlier checkpoint elsewhere
 and pass it as `earlier`), and what is in no receipt: when a claim expires, what was charged where an
 input was destroyed, whether a provider repeats its
-answer, which run made a permit.
+answer, whether an answer was delivered, which run made a permit.
 """
 
 from __future__ import annotations

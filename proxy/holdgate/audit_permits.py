@@ -7,7 +7,7 @@ Pure, part of audit.py (its invariants A2, A4, A5, A11 and A12).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -179,11 +179,24 @@ class PermitAudit:
         for row in rows:
             held.add(row.key)
             self._claim(row)
+        if not self._is_shared:
+            self._held(held)
         for key, receipt_id in self._facts.by_key.items():
             permit = self._facts.permits[receipt_id]
             missing = key not in held and (permit.is_open or permit.source != "implicit")
             if missing and not self._is_shared:
                 self._problem(f"{permit.name}: its claim {key[:16]} is missing ({permit.id})")
+
+    def _held(self, held: Collection[str]) -> None:
+        """Whatever a permit in doubt holds: conflict keys and objects are in no receipt, but in its row."""
+        newest = self._facts.by_key
+        for permit in self._facts.permits.values():
+            # What one that was repeated held went over to the repeat.
+            if not permit.is_open or newest.get(permit.key_hash, permit.id) != permit.id:
+                continue
+            for key in permit.row.claims if permit.row is not None else ():
+                if key not in held and key != permit.key_hash:
+                    self._problem(f"{permit.name}: its claim {key[:16]} is missing ({permit.id})")
 
     def prepared(self, rows: Iterable[Prepared]) -> None:
         """Compare the objects with what the outcomes named."""

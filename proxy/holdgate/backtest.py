@@ -17,40 +17,26 @@ Invariants (tests/test_backtest.py):
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import batched
 from typing import Any, Final
 
 import orjson
 
 from . import gate
+from .backtest_report import Account, Change, Report
 from .bundle import Bundle
 from .counters import Charged, Meters
 from .errors import HoldgateError, Outcome, Reason
 from .gate import Decision
-from .jcs import dumps_input
 from .pair import Both, Heard, Pair
 from .policy_model import PolicySet
 from .receipt import input_digest
 from .replay import Record
 from .statement import parse_us
 
-__all__ = ["Change", "NotReplayed", "Report", "backtest"]
-
-_EXAMPLES: Final = 3
-
-
-class Change(StrEnum):
-    SAME = "same"
-    NEWLY_PERMITTED = "newly-permitted"
-    NEWLY_DENIED = "newly-denied"
-    NEWLY_SILENT = "newly-silent"
-    UNDECIDABLE = "undecidable"
-
+__all__ = ["NotReplayed", "backtest"]
 
 _FLIPS: Final = {
     Outcome.PERMIT: Change.NEWLY_PERMITTED,
@@ -61,25 +47,6 @@ _FLIPS: Final = {
 
 class NotReplayed(HoldgateError):
     """The log and its bundles do not give again what they gave: look at `holdgate replay` first."""
-
-
-@dataclass(slots=True)
-class _Group:
-    """Flips of one kind, surface, rule and agent."""
-
-    count: int = 0
-    money: Tally[str] = field(default_factory=Tally)  # by currency, in the parameter's own units
-    examples: list[tuple[int, int, str]] = field(default_factory=list)  # smallest first
-
-    def add(self, receipt_id: str, inputs: Mapping[str, Any], size: int) -> None:
-        self.count += 1
-        total = 0
-        for currency, amount in _money(inputs):
-            self.money[currency] += amount
-            total += amount
-        example = total, size, receipt_id
-        if len(self.examples) < _EXAMPLES or example < self.examples[-1]:
-            self.examples = sorted([*self.examples, example])[:_EXAMPLES]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,81 +65,6 @@ class _Verdict:
     why: str  # it is undecidable, else ""
 
 
-@dataclass(slots=True)
-class _Tally:
-    """One of the two ways to decide again."""
-
-    same: int = 0
-    classes: Tally[Change] = field(default_factory=Tally)
-    undecidable: Tally[str] = field(default_factory=Tally)
-    groups: dict[tuple[Change, str, str, str], _Group] = field(default_factory=dict)
-
-    def add(self, record: Record, inputs: Mapping[str, Any], verdict: _Verdict) -> None:
-        """What is not the same."""
-        change = verdict.change
-        if change is Change.UNDECIDABLE:
-            self.undecidable[verdict.why] += 1
-        else:
-            self.classes[change] += 1
-            surface = inputs["actions"][0]["surface"] if inputs["actions"] else ""
-            key = change, surface, verdict.rule, inputs["agent"]["id"]
-            group = self.groups.get(key)
-            if group is None:
-                group = self.groups[key] = _Group()
-            group.add(record.statement["id"], inputs, len(record.inputs or b""))
-
-    def document(self) -> dict[str, Any]:
-        undecidable = sum(self.undecidable.values())
-        counts = self.classes + Tally({Change.SAME: self.same, Change.UNDECIDABLE: undecidable})
-        rows = [
-            {
-                "change": change.value,
-                "surface": surface,
-                "rule": rule,
-                "agent": agent,
-                "count": group.count,
-                "money": dict(sorted(group.money.items())),
-                "examples": [receipt_id for _, _, receipt_id in group.examples],
-            }
-            for (change, surface, rule, agent), group in sorted(self.groups.items())
-        ]
-        return {
-            "counts": {change.value: counts[change] for change in Change},
-            "undecidable": dict(sorted(self.undecidable.items())),
-            "flips": rows,
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    records: int  # decisions that were read
-    replayed: int  # of which the gate was asked, and said the same again
-    not_asked: int  # refused before the gate
-    frozen: Mapping[str, Any]
-    resimulated: Mapping[str, Any]
-    bundle: str
-
-    def document(self) -> dict[str, Any]:
-        return {
-            "bundle": self.bundle,
-            "records": self.records,
-            "replayed": self.replayed,
-            "not_asked": self.not_asked,
-            "frozen": self.frozen,
-            "resimulated": self.resimulated,
-        }
-
-    @property
-    def digest(self) -> str:
-        return (
-            "sha256:" + hashlib.sha256(b"holdgate-backtest-v1\n" + dumps_input(self.document())).hexdigest()
-        )
-
-    def count(self, change: Change) -> int:
-        """The larger of the two counts."""
-        return max(int(each["counts"][change.value]) for each in (self.frozen, self.resimulated))
-
-
 def backtest(
     records: Iterable[Record],
     policies_of: Callable[[str], PolicySet | None],
@@ -183,9 +75,8 @@ def backtest(
 ) -> Report:
     """`without_effect`: permits that ended not_sent or failed, and since when (us) they charge nothing; asked
     where there are counters to build again. Raises NotReplayed."""
-    frozen, simulated = _Tally(), _Tally()
-    counting = any(each.counters for each in new.policies.table.values())
-    again = _Again(new, without_effect()) if counting else None
+    frozen, simulated = Account(), Account()
+    again = _Again(new, without_effect()) if _counts(new) else None
     olds = _Olds(policies_of, new)
     seen = replayed = not_asked = 0
     # Step by step over a few records each, not record by record: what a step runs stays near the processor.
@@ -195,8 +86,8 @@ def backtest(
         asked = [record for record in some if "input_digest" in record.statement]
         not_asked += len(some) - len(asked)
         whole, whys, broken = _whole(asked)
-        frozen.undecidable.update(whys)
-        simulated.undecidable.update(whys)
+        for account in (frozen, simulated):
+            account.undecidable.update(whys)
         # The digest of an input is signed: its spelling is not in question.
         inputs = [orjson.loads(record.inputs or b"") for record in whole]
         judged = [olds.judged(record.statement, each) for record, each in zip(whole, inputs, strict=True)]
@@ -204,25 +95,31 @@ def backtest(
             raise broken
         replayed += len(judged)
         for record, each, (old, verdict, heard) in zip(whole, inputs, judged, strict=True):
-            if verdict.change is Change.SAME:  # by far the most
-                frozen.same += 1
-            else:
-                frozen.add(record, each, verdict)
+            _tell(frozen, verdict, record, each)
             if again is not None:
-                verdict = again.judged(old, verdict, heard, each, record.statement)
-                if verdict.change is Change.SAME:
-                    simulated.same += 1
-                else:
-                    simulated.add(record, each, verdict)
+                _tell(simulated, again.judged(old, verdict, heard, each, record.statement), record, each)
     found = frozen.document()
     return Report(
         records=seen,
         replayed=replayed,
         not_asked=not_asked,
         frozen=found,
-        resimulated=simulated.document() if counting else found,
+        resimulated=found if again is None else simulated.document(),
         bundle=new.digest,
     )
+
+
+def _counts(bundle: Bundle) -> bool:
+    return any(each.counters for each in bundle.policies.table.values())
+
+
+def _tell(account: Account, verdict: _Verdict, record: Record, inputs: Mapping[str, Any]) -> None:
+    if verdict.change is Change.SAME:  # by far the most
+        account.same += 1
+    elif verdict.change is Change.UNDECIDABLE:
+        account.undecidable[verdict.why] += 1
+    else:
+        account.flip(verdict.change, verdict.rule, record, inputs)
 
 
 def _whole(records: Iterable[Record]) -> tuple[list[Record], list[str], NotReplayed | None]:
@@ -396,12 +293,3 @@ class _Again:
         if charged and verdict.permits and "replay_of" not in said:
             Meters.charge(charged, now_us, self._without_effect.get(said["id"]))
         return verdict
-
-
-def _money(inputs: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Currency and amount: the parameters of these names that maps of payments have."""
-    for action in inputs["actions"]:
-        params = action["params"]
-        amount, currency = params.get("amount"), params.get("currency")
-        if type(amount) is int:
-            yield currency if isinstance(currency, str) else "", amount

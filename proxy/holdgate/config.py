@@ -1,9 +1,9 @@
 """One strict YAML file in, one frozen Config out; everything that is wrong is a ConfigError with file:line.
 
-CONTRACT 5 lists the keys. Relative paths are relative to the file. No environment variable is
-read. Whether the names in `connect_to` are mapped hosts is checked by whoever loads the surface maps; each
-entry keeps its line for that. With `bundle.mode: signed` the folders `surfaces` and `policies` may be left
-out: they are what `holdgate bundle build` reads, and decide nothing.
+proxy/README.md lists the keys (Configuration). Relative paths are relative to the file. No environment
+variable is read. Whether the names in `connect_to` are mapped hosts is checked by whoever loads the surface
+maps; each entry keeps its line for that. With `bundle.mode: signed` the folders `surfaces` and `policies` may
+be left out: they are what `holdgate bundle build` reads, and decide nothing.
 
 Invariants (tests/test_config.py):
   K1  load_config() returns a Config that can be run, or raises ConfigError with file, line and what to write.
@@ -139,7 +139,7 @@ class Config:
 
 
 def load_config(path: Path) -> Config:
-    """Read holdgate.yaml. Raises ConfigError. Over 40 lines: one for each key, as they stand in Config."""
+    """Read holdgate.yaml. Raises ConfigError. Long because there are that many keys, each one line."""
     if not path.is_file():
         raise ConfigError("no such file; `holdgate init` writes one, `-c FILE` names another", file=str(path))
     root = load_file(path, excerpts=False)

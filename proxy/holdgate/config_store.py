@@ -1,4 +1,4 @@
-"""The `store:` setting: a SQLite file in the state directory, or PostgreSQL.
+"""The `store:` setting: a SQLite file in the state directory, or PostgreSQL or what speaks its protocol.
 
     postgresql://user@db1.example.org:5432,db2.example.org/holdgate?sslmode=verify-full
 
@@ -20,23 +20,25 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from .strictyaml import Node
 
-__all__ = ["PostgresStore", "read_store"]
+__all__ = ["ENGINES", "PostgresStore", "read_store"]
 
 _URL: Final = re.compile(r"postgres(?:ql)?://(?:([^@/?#]*)@)?([^@/?#]*)/([^/?#]+)(?:\?([^#]*))?\Z")
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([1-9][0-9]{0,4}))?\Z")
 _WORDS: Final = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "passfile", "host"})
 _SSLMODES: Final = ("disable", "require", "verify-ca", "verify-full")
+ENGINES: Final = ("postgresql", "cockroachdb")
 _EXAMPLE: Final = "postgresql://holdgate@db.example.org/holdgate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresStore:
-    """Where and how patiently. One URL per host, all of one cluster: only its primary is used."""
+    """Where and how patiently. One URL per host, all of one cluster; PostgreSQL's primary alone is used."""
 
     urls: tuple[str, ...] = field(repr=False)
     hosts: tuple[str, ...]  # the same, for people
     require_sync: bool  # refuse to run without a synchronous standby
     deadline_ms: int  # of one group of decisions, commit included
+    engine: str = ENGINES[0]
 
 
 def read_store(node: Node | None) -> PostgresStore | None:
@@ -48,7 +50,7 @@ def read_store(node: Node | None) -> PostgresStore | None:
         return PostgresStore(urls=urls, hosts=hosts, require_sync=False, deadline_ms=1000)
     if not isinstance(node.value, dict):
         raise node.fail(f"write `store: sqlite`, or `store: {_EXAMPLE}`")
-    keys = node.mapping(required=("url",), optional=("require_sync", "deadline_ms"), what="store")
+    keys = node.mapping(required=("url",), optional=("require_sync", "deadline_ms", "engine"), what="store")
     urls, hosts = _urls(keys["url"])
     sync = keys["require_sync"].boolean("store.require_sync") if "require_sync" in keys else False
     deadline = (
@@ -56,7 +58,12 @@ def read_store(node: Node | None) -> PostgresStore | None:
         if "deadline_ms" in keys
         else 1000
     )
-    return PostgresStore(urls=urls, hosts=hosts, require_sync=sync, deadline_ms=deadline)
+    engine = ENGINES[0]
+    if "engine" in keys:
+        engine = str(keys["engine"].value)
+        if engine not in ENGINES:
+            raise keys["engine"].fail(f"store.engine is one of {', '.join(ENGINES)}")
+    return PostgresStore(urls=urls, hosts=hosts, require_sync=sync, deadline_ms=deadline, engine=engine)
 
 
 def _urls(node: Node) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -284,7 +284,10 @@ class Meters:
         now_us: int,
         charged: list[Charged],
     ) -> dict[str, Any]:
-        """The counters of one action, behind what `charged` holds already; what it charges goes there."""
+        """The counters of one action, behind what `charged` holds already; what it charges goes there.
+
+        Long because a backtest asks this of every record: a call costs as much as a step of it.
+        """
         found: dict[str, Any] = {}
         params = action["params"]
         roots = agent, action, params

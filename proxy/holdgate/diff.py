@@ -15,7 +15,7 @@ Invariants (tests/test_diff.py):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from itertools import combinations
 from typing import Any, Final
@@ -193,20 +193,13 @@ def _schema(bundle: Bundle, surface: str, operation: str) -> Mapping[str, ParamS
     return {}
 
 
-def _shape(old: Bundle, new: Bundle, surface: str, operation: str) -> Shape:
-    """Every value that a rule of either side may look at, and what to try for it."""
-    rules = [
-        (policy, rule)
-        for bundle in (old, new)
-        for policy in bundle.policies.policies
-        if policy.surface == surface and operation in policy.operations
-        for rule in policy.rules
-    ]
-    literals = _literals(rules)
-    paths = {path for _, rule in rules for path in rule.program.paths}
-    params = dict(_schema(old, surface, operation)) | dict(_schema(new, surface, operation))
-    attrs = dict(old.policies.agent_attrs) | dict(new.policies.agent_attrs)
-    counters = sorted({counter.name for policy, _ in rules for counter in policy.counters})
+def _readable(
+    params: Mapping[str, ParamSchema],
+    attrs: Mapping[str, ParamSchema],
+    counters: Sequence[str],
+    paths: Collection[str],
+) -> dict[str, tuple[Any, bool]]:
+    """The type of each value that a condition may look at, and whether it may be absent."""
     known: dict[str, tuple[Any, bool]] = {
         "action.principal": (STRING, True),
         "agent.id": (STRING, False),
@@ -222,6 +215,24 @@ def _shape(old: Bundle, new: Bundle, surface: str, operation: str) -> Shape:
         for what in ("sum", "count")
         if any(path.startswith(f"counters.{name}") for path in paths)
     }
+    return known
+
+
+def _shape(old: Bundle, new: Bundle, surface: str, operation: str) -> Shape:
+    """Every value that a rule of either side may look at, and what to try for it."""
+    rules = [
+        (policy, rule)
+        for bundle in (old, new)
+        for policy in bundle.policies.policies
+        if policy.surface == surface and operation in policy.operations
+        for rule in policy.rules
+    ]
+    literals = _literals(rules)
+    paths = {path for _, rule in rules for path in rule.program.paths}
+    params = dict(_schema(old, surface, operation)) | dict(_schema(new, surface, operation))
+    attrs = dict(old.policies.agent_attrs) | dict(new.policies.agent_attrs)
+    counters = sorted({counter.name for policy, _ in rules for counter in policy.counters})
+    known = _readable(params, attrs, counters, paths)
     named: list[tuple[str, tuple[Choice, ...]]] = []
     for path, (kind, optional) in sorted(known.items()):
         is_read = path in paths or path.startswith("counters.")

@@ -123,23 +123,12 @@ def variants(
 def build_input(shape: Shape, chosen: Sequence[Choice], schema: Mapping[str, ParamSchema]) -> dict[str, Any]:
     """The decision input, with the parameters that this side's maps have."""
     values = dict(zip(shape.paths, chosen, strict=True))
-    params = {}
-    for name, each in schema.items():
-        value = values.get(f"params.{name}", ABSENT)
-        if value is ABSENT and not each.optional:
-            value = variants(cel_type(each.type), False, {}, "")[0]
-        if value is not ABSENT:
-            plain = list(value) if isinstance(value, tuple) else value
-            if not type_test(each.type)(plain):  # the other side's maps have another type for it
-                plain = variants(cel_type(each.type), False, {}, "")[0]
-                plain = list(plain) if isinstance(plain, tuple) else plain
-            params[name] = plain
     action: dict[str, Any] = {
         "surface": shape.surface,
         "operation": shape.operation,
         "effect": shape.effect,
         "host": "api.example.com",
-        "params": params,
+        "params": _params(values, schema),
     }
     if values.get("action.principal", ABSENT) is not ABSENT:
         action["principal"] = values["action.principal"]
@@ -164,6 +153,21 @@ def build_input(shape: Shape, chosen: Sequence[Choice], schema: Mapping[str, Par
         },
         "approvals": _approvals(values.get("approvals", "")),
     }
+
+
+def _params(values: Mapping[str, Any], schema: Mapping[str, ParamSchema]) -> dict[str, Any]:
+    params = {}
+    for name, each in schema.items():
+        value = values.get(f"params.{name}", ABSENT)
+        if value is ABSENT and not each.optional:
+            value = variants(cel_type(each.type), False, {}, "")[0]
+        if value is not ABSENT:
+            plain = list(value) if isinstance(value, tuple) else value
+            if not type_test(each.type)(plain):  # the other side's maps have another type for it
+                plain = variants(cel_type(each.type), False, {}, "")[0]
+                plain = list(plain) if isinstance(plain, tuple) else plain
+            params[name] = plain
+    return params
 
 
 def _attrs(values: Mapping[str, Choice]) -> dict[str, Any]:

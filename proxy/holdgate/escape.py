@@ -4,7 +4,7 @@
 
 A *probe* is tried where the agent stands, by adapters/doctor/probe.py, which knows how and nothing else.
 The *witness* stands where the internet is and writes down every token that reaches it. coverage.py judges.
-Over 400 lines, and two functions over 40: most of it is the table, one entry a row.
+Long because most of it is the table, one entry a row.
 
 Invariants (tests/test_escape.py has one test named after each):
   EM1  The matrix has one row per id, and no two rows of one run share a token.
@@ -113,6 +113,7 @@ _BYTES: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def _network() -> Iterator[tuple[str, Cell]]:
+    """What goes straight to the witness. Long because it is a table."""
     for v in (4, 6):
         for port, what in _TCP_PORTS.items():
             tried = f"TCP {port} over IPv{v}, by address: {what}"
@@ -204,6 +205,7 @@ _HOST: Final = {
 
 
 def _matrix() -> Iterator[tuple[str, Cell]]:
+    """Every row, in the order of the report. Long because it is a table."""
     yield (
         "control.explicit",
         Cell(

@@ -99,19 +99,10 @@ def explain(
     except InputError as error:
         return replace(so_far, decision=replace(silence, reason=error.reason), detail=error.detail)
     inputs = decision_input(agent, request, recognised, now_us)
-    for action, bond in zip(inputs["actions"], recognised.bonds, strict=False):
-        part = bound
-        if part is None and bond is not None:
-            known = prepared(object_key(request, bond.object, fleet_key))
-            part = bound_part(known, bond, now_us, agent=agent.id, principal=recognised.principal)
-        if part is not None and bond is not None:
-            action["bound"] = part
+    _bind(inputs, agent, request, recognised, fleet_key, now_us, prepared, bound)
     facts_of = bundle.policies.facts_of
     state(facts_of, inputs["agent"], inputs["actions"], facts, now_s=now_us // 1_000_000)
-    uses = uses_of_all(bundle.policies.counters_of, inputs["agent"], inputs["actions"], secret=fleet_key)
-    if uses:
-        budgets = Budgets(totals=totals(meters_of(uses)), standing={})
-        fill(inputs["actions"], uses, budgets, prior="", now_us=now_us)
+    _count(inputs, bundle, fleet_key, now_us, totals)
     return replace(
         so_far,
         inputs=inputs,
@@ -217,3 +208,37 @@ def plain_value(value: object) -> Any:
     if isinstance(value, EvalError):
         return {"error": value.fault.value, "detail": value.detail}
     return value if isinstance(value, str | int) else str(value)
+
+
+def _count(
+    inputs: dict[str, Any],
+    bundle: Bundle,
+    fleet_key: bytes,
+    now_us: int,
+    totals: Callable[[tuple[str, ...]], Mapping[str, Total]],
+) -> None:
+    """Put the counters into each action."""
+    uses = uses_of_all(bundle.policies.counters_of, inputs["agent"], inputs["actions"], secret=fleet_key)
+    if uses:
+        budgets = Budgets(totals=totals(meters_of(uses)), standing={})
+        fill(inputs["actions"], uses, budgets, prior="", now_us=now_us)
+
+
+def _bind(
+    inputs: dict[str, Any],
+    agent: Agent,
+    request: CanonicalRequest,
+    recognised: Recognised,
+    fleet_key: bytes,
+    now_us: int,
+    prepared: Callable[[str], Prepared | None],
+    bound: Mapping[str, Any] | None,
+) -> None:
+    """Put into each action what it acts on: `bound`, else what is known of it."""
+    for action, bond in zip(inputs["actions"], recognised.bonds, strict=False):
+        part = bound
+        if part is None and bond is not None:
+            known = prepared(object_key(request, bond.object, fleet_key))
+            part = bound_part(known, bond, now_us, agent=agent.id, principal=recognised.principal)
+        if part is not None and bond is not None:
+            action["bound"] = part

@@ -1,4 +1,4 @@
-"""Refusals beyond an agent's rate: those of one reason share one counted receipt a second (CONTRACT 3).
+"""Refusals beyond an agent's rate: those of one reason share one counted receipt a second.
 
 A refusal within the rate has a receipt of its own. One beyond it joins the open flood of its agent and
 reason, or opens one; whoever opens it records it a second later, and all of them are answered with that

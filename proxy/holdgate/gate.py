@@ -3,7 +3,7 @@
 Pure: no clock (TimedGate is handed one), no randomness, no files, no network. Everything that varies is in
 the input, so a decision replays from its record alone.
 
-Decision table (CONTRACT 6), per action; every rule is evaluated, order never matters:
+Decision table (for authors: policies/README.md), per action; every rule is evaluated, order never matters:
     any deny rule true            -> DENY     deny_rule
     else a counter, a fact or what it is bound to is missing -> SILENCE input_unavailable
     else any applicable rule error -> SILENCE rule_error

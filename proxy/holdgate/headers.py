@@ -1,6 +1,6 @@
 """Step 9: what the agent is told in headers, and what an upstream may not tell it.
 
-Response headers are RFC 9651 structured fields (CONTRACT 7). Whatever the upstream sent under our
+Response headers are RFC 9651 structured fields (SPEC.md). Whatever the upstream sent under our
 names, hop-by-hop, or as proxy metadata is removed first, so exactly one of ours reaches the agent.
 
 Invariants (tests/test_headers.py):

@@ -126,19 +126,9 @@ def question(
     if len(actions) != 1:
         raise InquiryError("a batch cannot be asked about as one")
     action = actions[0]
-    try:
-        op = index.operation(action["surface"], action["operation"])
-    except InputError:
-        raise InquiryError(f"no map knows {action['operation']} any more") from None
-    spec = op.spec.reconcile
-    if spec is None:
-        raise InquiryError(f"the map of {op.name} does not say how to ask (`reconcile:`)")
     known = {f"params.{name}": value for name, value in action["params"].items()}
     key = statement.get("idempotency", {})
-    if spec.by == "key" and key.get("source") != KeySource.NATIVE:
-        raise InquiryError("it carried no idempotency key that the vendor could name")
-    if spec.by != "key" and spec.by not in known:
-        raise InquiryError(f"it did not have {spec.by}, by which the vendor allows one effect only")
+    op, spec = _how(index, action, known, key)
     host, _, port = str(statement["destination"]).rpartition(":")
     read = op.map.operation(spec.read)
     since_s = first_s - SKEW_S
@@ -162,6 +152,24 @@ def question(
         since_s=since_s,
         is_key=is_key,
     )
+
+
+def _how(
+    index: SurfaceIndex, action: Mapping[str, Any], known: Mapping[str, Any], key: Mapping[str, str]
+) -> tuple[Operation, ReconcileSpec]:
+    """The operation, and how its map says that one asks about it. Raises InquiryError."""
+    try:
+        op = index.operation(action["surface"], action["operation"])
+    except InputError:
+        raise InquiryError(f"no map knows {action['operation']} any more") from None
+    spec = op.spec.reconcile
+    if spec is None:
+        raise InquiryError(f"the map of {op.name} does not say how to ask (`reconcile:`)")
+    if spec.by == "key" and key.get("source") != KeySource.NATIVE:
+        raise InquiryError("it carried no idempotency key that the vendor could name")
+    if spec.by != "key" and spec.by not in known:
+        raise InquiryError(f"it did not have {spec.by}, by which the vendor allows one effect only")
+    return op, spec
 
 
 def _scheme(op: Operation, port: int) -> str:

@@ -7,8 +7,8 @@ A claim is the exclusive hold of a key (idempotency key, conflict key) by one de
     OUTCOMES: (state of the claim, what happened)  -> next state
 
 A newcomer that is permitted binds its claims (`bind`): dispatching, until `settle_row`. What it charges to
-budgets stands as long as its permit may have had an effect (counters.py). Types, table and the functions
-over it stay in one file, though it is long: they are read together or not at all.
+budgets stands as long as its permit may have had an effect (counters.py). Long because types, table and the
+functions over it are read together or not at all.
 
 Invariants (tests/test_ledger.py; the last three run over every store):
   L1  The table is total: every (state, event) has a row.
@@ -96,7 +96,7 @@ class State(StrEnum):
 
 
 class OutcomeStatus(StrEnum):
-    """What happened after a PERMIT (CONTRACT 12 "Retries")."""
+    """What happened after a PERMIT."""
 
     EXECUTED = "executed"
     NOT_SENT = "not_sent"

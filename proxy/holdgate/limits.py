@@ -13,7 +13,7 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The `limits:` block of holdgate.yaml, with CONTRACT 5 and 12's defaults."""
+    """The `limits:` block of holdgate.yaml, with its defaults (proxy/README.md, Limits)."""
 
     body_bytes: int = 1_048_576
     body_bytes_max: int = 67_108_864

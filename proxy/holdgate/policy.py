@@ -177,13 +177,7 @@ def _policy(
     metadata, spec, shadow = _parts(root)
     surface = known(spec["surface"], index.surfaces(), "no surface map has the surface")
     listed = _operations(spec.get("operations"), surface, index)
-    try:
-        params = index.param_schema(surface, listed)
-    except ConfigError as error:
-        place = spec.get("operations", spec["surface"])
-        raise place.fail(
-            f"the parameters of {surface} do not agree: {error}; list `operations` that do"
-        ) from error
+    params = _params(spec, surface, listed, index)
     constants = constants_of(spec.get("constants"), kept=kept)
     same = shared.setdefault((surface, listed), {})
     bound, _ = index.bound_schema(surface, listed)
@@ -226,6 +220,17 @@ def _parts(root: Node) -> tuple[dict[str, Node], dict[str, Node], bool]:
         message = "a shadow policy has no counters or facts: try them with `holdgate backtest`"
         raise spec["shadow"].fail_key(message)
     return metadata, spec, shadow
+
+
+def _params(
+    spec: Mapping[str, Node], surface: str, listed: tuple[str, ...] | None, index: ParamSource
+) -> Mapping[str, ParamSchema]:
+    try:
+        return index.param_schema(surface, listed)
+    except ConfigError as error:
+        place = spec.get("operations", spec["surface"])
+        message = f"the parameters of {surface} do not agree: {error}; list `operations` that do"
+        raise place.fail(message) from error
 
 
 def _operations(node: Node | None, surface: str, index: ParamSource) -> tuple[str, ...] | None:

@@ -9,7 +9,7 @@ Invariants (tests/test_policy.py):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -254,40 +254,40 @@ def policy_set(
 ) -> PolicySet:
     """Pool the rules of `policies` by surface and operation."""
     ordered = tuple(sorted(policies, key=lambda policy: policy.name))
-    pooled: dict[tuple[str, str], list[Rule]] = {}
-    counted: dict[tuple[str, str], list[Counter]] = {}
-    asked: dict[tuple[str, str], dict[str, Fact]] = {}  # policies may share one
-    shadows: dict[tuple[str, str], list[Rule]] = {}
+    speaking: dict[tuple[str, str], list[Policy]] = {}
     for policy in ordered:
         for operation in policy.operations:
-            pooled.setdefault((policy.surface, operation), []).extend(() if policy.shadow else policy.rules)
-            if policy.shadow:
-                shadows.setdefault((policy.surface, operation), []).extend(policy.rules)
-            counted.setdefault((policy.surface, operation), []).extend(policy.counters)
-            asked.setdefault((policy.surface, operation), {}).update({f.name: f for f in policy.facts})
-    table = {}
-    for (surface, operation), rules in pooled.items():
-        params = index.param_schema(surface, (operation,))
-        bound, needs_bound = index.bound_schema(surface, (operation,))
-        table[surface, operation] = Applicable(
-            params=MappingProxyType(dict(params)),
-            tests=_tests(params),
-            required=frozenset(name for name, schema in params.items() if not schema.optional),
-            rules=_sorted(rules),
-            counters=tuple(sorted(counted[surface, operation], key=lambda counter: counter.name)),
-            facts=tuple(fact for _, fact in sorted(asked[surface, operation].items())),
-            bound=MappingProxyType(dict(bound)),
-            bound_tests=_tests(bound),
-            needs_bound=needs_bound,
-            with_shadow=_sorted([*rules, *mine]) if (mine := shadows.get((surface, operation))) else (),
-        )
+            speaking.setdefault((policy.surface, operation), []).append(policy)
+    table = {key: _applicable(index, *key, those) for key, those in speaking.items()}
     return PolicySet(
         policies=ordered,
         agent_attrs=MappingProxyType(dict(agent_attrs)),
         attr_tests=_tests(agent_attrs),
         table=MappingProxyType(table),
         files=tuple(sorted(files)),
-        has_shadow=bool(shadows),
+        has_shadow=any(policy.shadow for policy in ordered),
+    )
+
+
+def _applicable(index: ParamSource, surface: str, operation: str, policies: Sequence[Policy]) -> Applicable:
+    """All that `policies` say of one operation."""
+    params = index.param_schema(surface, (operation,))
+    bound, needs_bound = index.bound_schema(surface, (operation,))
+    rules = [rule for policy in policies if not policy.shadow for rule in policy.rules]
+    shadows = [rule for policy in policies if policy.shadow for rule in policy.rules]
+    counters = [counter for policy in policies for counter in policy.counters]
+    facts = {fact.name: fact for policy in policies for fact in policy.facts}  # policies may share one
+    return Applicable(
+        params=MappingProxyType(dict(params)),
+        tests=_tests(params),
+        required=frozenset(name for name, schema in params.items() if not schema.optional),
+        rules=_sorted(rules),
+        counters=tuple(sorted(counters, key=lambda counter: counter.name)),
+        facts=tuple(fact for _, fact in sorted(facts.items())),
+        bound=MappingProxyType(dict(bound)),
+        bound_tests=_tests(bound),
+        needs_bound=needs_bound,
+        with_shadow=_sorted([*rules, *shadows]) if shadows else (),
     )
 
 

@@ -1,6 +1,6 @@
 """Step 6: a decision, or what happened after it, becomes a signed statement; and back, strictly.
 
-    facts -> statement (dict, CONTRACT 8) -> canonical JSON -> JWS compact, Ed25519
+    facts -> statement (dict; fields: SPEC.md, Receipt) -> canonical JSON -> JWS compact, Ed25519
 
 `verify` recomputes everything: encoding, canonical form, header, signature, the closed list of
 fields, their shapes, and that outcome, reason and fields agree. The shapes are in statement.py.
@@ -122,7 +122,7 @@ def decision_statement(
 ) -> dict[str, Any]:
     """The statement of a decision. Empty means unknown and is left out: a receipt has no nulls.
 
-    One flat function on purpose: it is the list of CONTRACT 8, in its order.
+    Long because it is the list of SPEC.md, Receipt, field by field in its order.
     """
     out: dict[str, Any] = {
         "v": 1,

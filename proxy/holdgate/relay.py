@@ -177,7 +177,7 @@ class Permit:
 
 
 def outcome_of(http_status: int) -> OutcomeStatus:
-    """What an upstream's final status says of the effect (CONTRACT 12)."""
+    """What an upstream's final status says of the effect."""
     if 200 <= http_status < 300 or http_status == 304:
         return OutcomeStatus.EXECUTED
     if http_status in (408, 409, 425) or http_status >= 500:

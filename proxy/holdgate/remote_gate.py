@@ -258,7 +258,7 @@ def _decision(outcome: Outcome, protocol: RemoteProtocol) -> Decision:
 
 
 def combine(decisions: Sequence[Decision]) -> Decision:
-    """One for all actions of a request, as the embedded gate has it (CONTRACT 6)."""
+    """One for all actions of a request, as the embedded gate has it."""
     for outcome in (Outcome.DENY, Outcome.SILENCE):
         for decision in decisions:
             if decision.outcome is outcome:

@@ -1,8 +1,8 @@
 """What a receipt may say: the closed list of fields, their shapes, and what must go with what.
 
 A table per type (name -> shape), then the few rules between fields. Whatever is not listed here is
-invalid, so a verifier never skips a field that it does not understand. The rules are CONTRACT 8's
-and 12's; tests/test_receipt.py tampers with every field.
+invalid, so a verifier never skips a field that it does not understand. SPEC.md (Receipt) has the same list
+for other verifiers; tests/test_receipt.py tampers with every field.
 """
 
 from __future__ import annotations

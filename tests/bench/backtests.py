@@ -27,7 +27,7 @@ from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.adapters.sqlite_schema import DB_NAME, PUT_PERMIT, PUT_RECEIPT, STEPS, VERSION, charges_text
 from holdgate.adjudicate import Adjudication, Evidence
 from holdgate.agents import Agent
-from holdgate.backtest import Report
+from holdgate.backtest_report import Report
 from holdgate.bundle import Bundle, load_bundle
 from holdgate.case import Case
 from holdgate.cli.backtest import backtest_of

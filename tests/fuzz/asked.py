@@ -49,7 +49,7 @@ def origin_of(kind: int, host: str = "api.ok.test") -> Origin:
 
 # --- canonical --------------------------------------------------------------------------------
 
-# What must never be sent on, however it is spelled (CONTRACT 12; RFC 9110 7.6.1).
+# What must never be sent on, however it is spelled (RFC 9110 7.6.1).
 _NEVER_SENT: Final = re.compile(
     r"(?:host|content-length|transfer-encoding|connection|keep-alive|te|trailer|upgrade|expect|via|forwarded"
     r"|(?:proxy|x-forwarded|tg|x-trigguard|holdgate)-.*)",

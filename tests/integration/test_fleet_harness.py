@@ -115,7 +115,7 @@ def _gate(folder: Path, node: str, bank: Bank, url: str) -> Instance:
     gate = Instance(
         folder,
         connect_to={f"{HOST}:443": f"127.0.0.1:{bank.port}"},
-        extra=f"store: {{url: '{url}', deadline_ms: {DEADLINE_MS}}}",
+        extra=f"store: {{url: '{url}', deadline_ms: {DEADLINE_MS}, engine: {pgserver.engine_now()}}}",
         node=node,
     )
     maps(folder, CAP)

@@ -275,7 +275,7 @@ class Metrics:
         return OTHER
 
     def families(self) -> Iterator[Metric]:
-        """Every metric, in the order of the README's table; over 40 lines, since there are that many."""
+        """Every metric, in the order of the README's table. Long because there are that many."""
         whole = self._summed()
         decisions = CounterMetricFamily(
             "holdgate_decisions",

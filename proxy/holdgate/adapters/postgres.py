@@ -1,14 +1,16 @@
-"""The ledger of one node of a fleet: PostgreSQL. Its log, keys and CA stay in the node's state directory.
+"""The ledger of one node of a fleet, in PostgreSQL or CockroachDB. Its log, keys and CA stay in its state
+directory.
 
-    migrate -> this node's row, and the lock that says that it runs -> compare with the checkpoint -> own it
+    migrate -> this node's row, where nobody else runs as it -> compare with the checkpoint -> own it
 
-One process has a node at a time: whoever holds the lock (it ends with the connection). The owner written in
+One process has a node at a time: whoever holds its lock or lease (postgres_dialect.py). The owner written in
 the node's row is what fences: a process that lost its connection, and was replaced, writes nothing any more.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from pathlib import Path
 from typing import Any, Final, Unpack
@@ -20,14 +22,18 @@ from ..errors import ConfigError
 from ..keys import PublicKey
 from ..tlog import TlogError
 from .log_tail import signed_before
+from .postgres_dialect import Dialect
 from .postgres_link import Link
-from .postgres_schema import LOCK_CLASS, STEPS, VERSION
+from .postgres_schema import TABLES
+from .postgres_sql import LOCK, NOW_US, one
 from .postgres_store import SKEW_S, PostgresStore
 from .sqlite_schema import unpack
 from .store import Conflict, Head, Node, StoreBroken, StoreLost
 from .store_ledger import Given, Prepared, StoreLedger
 
 __all__ = ["PostgresLedger"]
+
+log = logging.getLogger("holdgate.postgres")
 
 _WHERE: Final = "PostgreSQL"
 _PATIENCE: Final = 5  # deadlines: tables are made, and a synchronous standby answers, within that
@@ -52,16 +58,16 @@ class PostgresLedger(StoreLedger):
         def prepare(node: Node, log_key: PublicKey) -> Prepared:
             signed = signed_before(state_dir, node.origin, log_key)
             link = Link(settings, f"holdgate {node.name}", writes=True)
-            until = time.monotonic() + _PATIENCE * link.deadline_s
             store: PostgresStore | None = None
             try:
-                link.call(_bring_up_to_date, until)
-                link.call(lambda conn: _one_fleet_key(conn, fleet_key), until)
-                row = link.call(lambda conn: _enter(conn, node), until)
+                _prepare(link, fleet_key, settings)
+                lease_s = link.dialect.lease_s(link.deadline_s)
+                patience_s = link.dialect.patience_s
+                row = link.again(lambda conn: _enter(conn, node, link.dialect), _until(link, patience_s))
                 head = Head(tree=unpack(row["size"], row["hashes"]), iat_us=row["iat_us"])
                 store = PostgresStore(settings, link, node, row["id"], head, skew_s, fleet_key)
                 signed.audit(head.tree, store.leaves(), row["last"], f"{_WHERE}, node {node.name}")
-                link.call(lambda conn: _own(conn, node, row), until)
+                link.again(lambda conn: _own(conn, node, row, lease_s), _until(link))
                 store.look()
             except BaseException as error:
                 store.close() if store is not None else link.close()
@@ -74,63 +80,75 @@ class PostgresLedger(StoreLedger):
         return cls.open_over(state_dir, prepare, **given)
 
 
-async def _bring_up_to_date(conn: Any) -> None:
-    async with conn.transaction():
-        # Two nodes that start at once: one after the other.
-        await conn.execute("SELECT pg_advisory_xact_lock($1, 0)", LOCK_CLASS)
-        if not await conn.fetchval("SELECT count(*) FROM pg_namespace WHERE nspname = 'holdgate'"):
-            await conn.execute("CREATE SCHEMA holdgate")
-        made = await conn.fetchval("SELECT to_regclass('holdgate.fleet') IS NOT NULL")
-        version = await conn.fetchval("SELECT version FROM holdgate.fleet") if made else 0
-        if version > VERSION:
-            raise StoreBroken(f"it has format {version}; this version writes {VERSION}")
-        for step in STEPS[version:]:
-            await conn.execute(step)
-        if version < VERSION:
-            await conn.execute("UPDATE holdgate.fleet SET version = $1", VERSION)
+def _until(link: Link, more_s: float = 0.0) -> float:
+    return time.monotonic() + _PATIENCE * link.deadline_s + more_s
 
 
-async def _one_fleet_key(conn: Any, fleet_key: bytes) -> None:
-    """Claims are named by hashes under this key: under two keys, one action would have two claims."""
+def _prepare(link: Link, fleet_key: bytes, settings: Settings) -> None:
+    """The tables of this version, on a server that keeps what is in them, for this fleet."""
+    link.again(link.dialect.bring_up_to_date, _until(link, link.dialect.patience_s))
+    link.again(lambda conn: _one_fleet(conn, fleet_key, settings.engine), _until(link))
+    sync = settings.require_sync
+    problem = link.again(
+        lambda conn: link.server.look_at_tables(conn, TABLES, require_sync=sync), _until(link)
+    )
+    if problem:
+        raise StoreLost(problem)
+    if link.server.warning:
+        log.warning("%s", link.server.warning)
+
+
+async def _one_fleet(conn: Any, fleet_key: bytes, engine: str) -> None:
+    """Claims are named by hashes under this key: under two keys, one action would have two claims. And under
+    two engines, nodes would not know of each other whether they run."""
     mark = hashlib.blake2b(b"holdgate-fleet-v1", key=fleet_key, digest_size=16).hexdigest()
-    await conn.execute("UPDATE holdgate.fleet SET key_mark = $1 WHERE key_mark = ''", mark)
-    if await conn.fetchval("SELECT key_mark FROM holdgate.fleet") != mark:
+    await conn.execute(
+        "UPDATE holdgate.fleet SET key_mark = $1, engine = $2 WHERE one = 1 AND key_mark = ''", mark, engine
+    )
+    row = await one(conn, "SELECT key_mark, engine FROM holdgate.fleet WHERE one = 1")
+    if row["key_mark"] != mark:
         raise StoreBroken(
             "this node's keys/fleet.key is not that of the nodes that use this database: copy theirs here"
         )
+    if row["engine"] != engine:
+        raise StoreBroken(
+            f"its nodes have `engine: {row['engine']}`, and this one {engine}: one fleet has one"
+        )
 
 
-async def _enter(conn: Any, node: Node) -> Any:
-    """This node's row and the index of its last receipt; the lock of the node is held from here on."""
+async def _enter(conn: Any, node: Node, dialect: Dialect) -> Any:
+    """This node's row, with the index of its last receipt as `last`. No other process runs as this node."""
     async with conn.transaction():
-        await conn.execute("SELECT one FROM holdgate.fleet WHERE one = 1 FOR UPDATE")
-        await conn.execute(
-            "INSERT INTO holdgate.nodes SELECT coalesce(max(id), 0) + 1, $1, $2, '', 0, 0, ''"
-            " FROM holdgate.nodes HAVING NOT EXISTS (SELECT 1 FROM holdgate.nodes WHERE name = $1)",
-            node.name,
-            node.origin,
-        )
-        row = await conn.fetchrow(
-            "SELECT n.*, (SELECT max(idx) FROM holdgate.receipts r WHERE r.node = n.id) AS last"
-            " FROM holdgate.nodes n WHERE name = $1",
-            node.name,
-        )
-    if row["origin"] != node.origin:
-        raise StoreBroken(f"node {node.name} there has the log {row['origin']}, not {node.origin}")
-    if not await conn.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, row["id"]):
+        await conn.execute(LOCK)
+        row = await one(conn, "SELECT id FROM holdgate.nodes WHERE name = $1", node.name)
+        if row is None:
+            await conn.execute(
+                "INSERT INTO holdgate.nodes (id, name, origin, owner, size, iat_us, hashes)"
+                " VALUES ((SELECT coalesce(max(id), 0) + 1 FROM holdgate.nodes), $1, $2, '', 0, 0, $3)",
+                *(node.name, node.origin, b""),
+            )
+            row = await one(conn, "SELECT id FROM holdgate.nodes WHERE name = $1", node.name)
+    if not await dialect.enter(conn, row["id"]):
         raise StoreBroken(
             f"another process runs as node {node.name}: give each instance its own `node` and state directory"
         )
+    row = await one(
+        conn,
+        "SELECT n.*, (SELECT max(idx) FROM holdgate.receipts r WHERE r.node = n.id) AS last"
+        " FROM holdgate.nodes n WHERE n.id = $1",
+        row["id"],
+    )
+    if row["origin"] != node.origin:
+        raise StoreBroken(f"node {node.name} there has the log {row['origin']}, not {node.origin}")
     return row
 
 
-async def _own(conn: Any, node: Node, row: Any) -> None:
+async def _own(conn: Any, node: Node, row: Any, lease_s: float) -> None:
     done = await conn.execute(
-        "UPDATE holdgate.nodes SET owner = $1 WHERE id = $2 AND owner = $3 AND size = $4",
-        node.owner,
-        row["id"],
-        row["owner"],
-        row["size"],
+        "UPDATE holdgate.nodes SET owner = $1,"  # noqa: S608
+        f" lease_us = CASE WHEN $5::bigint = 0 THEN 0 ELSE {NOW_US} + $5::bigint END"
+        " WHERE id = $2 AND owner = $3 AND size = $4 AND lease_us = $6",
+        *(node.owner, row["id"], row["owner"], row["size"], round(lease_s * 1_000_000), row["lease_us"]),
     )
     if done != "UPDATE 1":
         raise StoreBroken(f"another process took node {node.name} meanwhile")

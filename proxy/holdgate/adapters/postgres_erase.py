@@ -19,6 +19,7 @@ from typing import Any, Final
 from ..erasure import Erasure
 from ..jcs import loads_strict
 from ..keys import unb64url
+from .store import Conflict
 
 __all__ = ["PostgresEraser", "erasure_filter"]
 
@@ -63,7 +64,10 @@ class PostgresEraser:
             return
         index, erasure = self._runs[0]
         end = index if erasure.ids else min(self._at + _WINDOW, index)
-        self._ask(lambda conn: self._erase(conn, erasure, self._at, end, index))
+        try:
+            self._ask(lambda conn: self._erase(conn, erasure, self._at, end, index))
+        except Conflict:
+            return  # nothing of it was done: the next step() is the same one
         self._at = end
         if end >= index:
             self._runs.popleft()

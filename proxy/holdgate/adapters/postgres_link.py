@@ -1,14 +1,16 @@
-"""One connection to PostgreSQL, each use within a deadline, and what must be true of the server.
+"""One connection to PostgreSQL or CockroachDB, each use within a deadline.
 
     call(work, until): the answer, or StoreLost: then the connection is gone and was not waited for
 
 asyncpg would answer a cancelled call by asking the server to cancel the statement. A COMMIT that waits for
 its synchronous standby must never be cancelled: PostgreSQL then commits without it, and says so in a
 warning only. So nothing here cancels: past the deadline the socket is dropped, and a warning is a failure.
+What must be true of the server is asked before anything else (postgres_server.py).
 
 Invariants (tests/test_postgres.py has one test named after each):
   PL1  A server that can lose what it has committed is not used: fsync, full_page_writes or
-       synchronous_commit off, a standby, no synchronous standby where one is required, or no PostgreSQL.
+       synchronous_commit off, a standby, no synchronous standby where one is required, or neither PostgreSQL
+       nor a CockroachDB that is asked for.
   PL2  No call takes longer than its deadline, and nothing is sent to a server that did not answer.
 """
 
@@ -23,18 +25,16 @@ from typing import Any, Final
 import asyncpg
 
 from ..config_store import PostgresStore
+from .postgres_dialect import Dialect, dialect_of
+from .postgres_server import Server, server_of
+from .postgres_sql import one
 from .store import Conflict, StoreBroken, StoreLost
 
-__all__ = ["CHECKS", "Link", "check"]
+__all__ = ["Link"]
 
-# Read in every transaction too: fsync can be switched off in a running server.
-CHECKS: Final = (
-    "current_setting('fsync') AS fsync, current_setting('full_page_writes') AS full_page_writes,"
-    " current_setting('synchronous_commit') AS synchronous_commit,"
-    " current_setting('synchronous_standby_names') AS standbys, pg_is_in_recovery() AS standby"
-)
-# What passes: connections, resources, an operator's intervention, transactions that the server ended.
-_PASSING: Final = ("08", "25", "28", "3D", "53", "55", "57", "58")
+# What passes: connections, resources, an operator's intervention, transactions that the server ended; 40003:
+# a COMMIT of which the server itself does not know whether it happened. None of these says that nothing did.
+_PASSING: Final = ("08", "25", "28", "3D", "40003", "53", "55", "57", "58")
 # The client's side of a connection that broke, in any of the states that it was in.
 _BROKEN: Final = (
     asyncpg.InterfaceError,
@@ -43,7 +43,7 @@ _BROKEN: Final = (
     TimeoutError,
     asyncio.IncompleteReadError,
 )
-_UNDONE: Final = ("40001", "40P01")
+_UNDONE: Final = ("40001", "40P01")  # and nothing of it happened, also where COMMIT was answered by it
 
 
 class Link:
@@ -55,6 +55,8 @@ class Link:
         self._conn: Any = None  # asyncpg.Connection
         self._warning = ""
         self._first = 0  # of the hosts: the one that answered last
+        self.dialect: Dialect = dialect_of(settings.engine)
+        self._server: Server | None = None
 
     @property
     def is_open(self) -> bool:
@@ -68,6 +70,22 @@ class Link:
         """`work` is given the connection. `until` is of time.monotonic(). Raises StoreLost, Conflict, and
         asyncpg.PostgresError for what does not pass by itself (then the connection is gone as well)."""
         return self._run(self._call(work, until))
+
+    def again[T](self, work: Callable[[Any], Awaitable[T]], until: float) -> T:
+        """The same for a whole transaction that changes nothing when it is undone: then once more."""
+        while True:
+            try:
+                return self.call(work, until)
+            except Conflict:
+                if time.monotonic() >= until:
+                    raise StoreLost("transactions were undone because of others until the deadline") from None
+
+    @property
+    def server(self) -> Server:
+        """What the last connection led to. Raises StoreLost before the first one."""
+        if self._server is None:
+            raise StoreLost("not connected yet")
+        return self._server
 
     @property
     def connection(self) -> object:
@@ -142,7 +160,11 @@ class Link:
             state = error.sqlstate or ""
             if state in _UNDONE:
                 raise Conflict from error
-            if state[:2] in _PASSING:
+            if (
+                state in _PASSING
+                or state[:2] in _PASSING
+                or (self._server and state[:2] in self._server.passing)
+            ):
                 raise StoreLost(f"PostgreSQL: {error}") from error
             raise
         except (StoreLost, StoreBroken):
@@ -200,55 +222,25 @@ class Link:
     async def _set_up(self, conn: Any) -> str:
         """Settings of the session; why this server must not be used, "" when it may."""
         # Before anything else: what only speaks the protocol lacks settings that are asked for below.
-        if foreign := check_kind(await conn.fetchval("SELECT version()")):
-            return foreign
-        row = await conn.fetchrow(f"SELECT {CHECKS}")
-        problem = check(row, require_sync=self._settings.require_sync, writes=self._writes)
-        if problem:
+        server = server_of((await one(conn, "SELECT version()"))[0], self._settings.engine)
+        if isinstance(server, str):
+            return server
+        self._server = server
+        sync = self._settings.require_sync
+        if problem := await server.look(conn, require_sync=sync, writes=self._writes):
             return problem
         await conn.execute("SET statement_timeout = 0; SET client_min_messages = 'warning'")
         if not self._writes:
             return ""
         wait = self._settings.deadline_ms
-        seconds = max(1, -(-wait // 1000))
         # Whoever holds the fleet's row and vanishes must let go of it: the server's own clocks see to that.
         await conn.execute(
             f"SET lock_timeout = {wait}; SET idle_in_transaction_session_timeout = {wait};"
-            f" SET tcp_user_timeout = {wait}; SET tcp_keepalives_idle = {seconds};"
-            f" SET tcp_keepalives_interval = {seconds}; SET tcp_keepalives_count = 3;"
-            " SET default_transaction_isolation = 'read committed'"
+            f" SET default_transaction_isolation = '{self.dialect.isolation}'"
         )
-        if row["synchronous_commit"] != "remote_apply":
-            await conn.execute("SET synchronous_commit = 'on'")
+        await server.settle(conn, wait)
         return ""
 
     def _noticed(self, _: Any, message: Any) -> None:
         if message.severity_en in (None, "WARNING"):
             self._warning = str(message)
-
-
-def check_kind(version: str) -> str:
-    """Why a server that speaks PostgreSQL's protocol is none; "" when it is one."""
-    if version.startswith("PostgreSQL ") and "-YB-" not in version:
-        return ""
-    return (
-        f"this server is no PostgreSQL but {version[:60]!r}: what it promises about locks of a session and"
-        " about durability is not known, so permits are not kept there"
-    )
-
-
-def check(row: Any, *, require_sync: bool, writes: bool = True) -> str:
-    """Why a server must not be trusted with a permit; "" when it can be."""
-    if row["standby"]:  # for readers too: what it lacks yet would look like something that is lost
-        return "this server is a standby: the primary is needed"
-    if not writes:
-        return ""
-    for name in ("fsync", "full_page_writes"):
-        if row[name] != "on":
-            return f"{name} is {row[name]}: what was committed can be lost. Set {name} = on"
-    if row["synchronous_commit"] not in ("on", "remote_apply", "remote_write"):
-        found = row["synchronous_commit"]
-        return f"synchronous_commit is {found}: what was committed can be lost. Set synchronous_commit = on"
-    if require_sync and not row["standbys"].strip():
-        return "require_sync is true, and synchronous_standby_names is empty: a failover could lose permits"
-    return ""

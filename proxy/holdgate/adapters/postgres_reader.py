@@ -1,4 +1,4 @@
-"""Reading a PostgreSQL ledger: of one node, or of the whole fleet, through a connection of its own.
+"""Reading a fleet's ledger: of one node, or of the whole fleet, through a connection of its own.
 
 The SQL of reader.py speaks of one node's tables. Here each name becomes that node's rows; for the whole fleet
 every row, with the node as part of what is joined by.
@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from ..ledger import Total
 from .postgres_erase import erasure_filter
 from .postgres_link import Link
-from .postgres_schema import LOCK_CLASS, VERSION
+from .postgres_schema import VERSION
 from .reader import Reader, StoredReceipt
 from .store import Conflict, StoreLost
 
@@ -38,6 +38,7 @@ _TABLE: Final = re.compile(
 _JOIN: Final = re.compile(r"\b(\w)\.idx = (\w)\.idx\b")
 _OF_NODE: Final = frozenset({"receipts", "permits"})  # the others are joined to these
 _PLACE: Final = re.compile(r"\?")
+_PARAMETER: Final = re.compile(r"\$(\d+)")
 
 
 class PostgresReader(Reader):
@@ -49,8 +50,10 @@ class PostgresReader(Reader):
         super().__init__(state_dir)
         self._link = Link(settings, "holdgate reader", writes=False)
         self._in_snapshot = False
+        self._cursors = 0
         try:
             version = self._ask("SELECT version FROM holdgate.fleet")[0][0]
+            engine = self._ask("SELECT engine FROM holdgate.fleet")[0][0] if version == VERSION else ""
             found = self._ask("SELECT id FROM holdgate.nodes WHERE name = $1", node) if node else []
         except BaseException as error:
             self._link.close()
@@ -60,10 +63,12 @@ class PostgresReader(Reader):
                 raise ConfigError(f"cannot read the ledger: {_said(error)}", file=_WHERE) from error
             raise
         self._id = found[0][0] if found else None
-        if version != VERSION or (node and not found):
+        if version != VERSION or engine != settings.engine or (node and not found):
             self._link.close()
             if version != VERSION:
                 raise ConfigError(f"ledger format {version}; this version reads {VERSION}", file=_WHERE)
+            if engine != settings.engine:
+                raise ConfigError(f"its nodes have `engine: {engine}`, not {settings.engine}", file=_WHERE)
             raise ConfigError(f"no node {node} is in the ledger", file=_WHERE)
         self._place = "iat_us" if self._id is None else "idx"
 
@@ -75,10 +80,7 @@ class PostgresReader(Reader):
         sql = (  # the second condition on the state is the index's own, and lets it be used
             "SELECT r.id FROM holdgate.permits p JOIN holdgate.receipts r ON r.id = p.id"  # noqa: S608
             " WHERE p.state = 'dispatching' AND p.state IN ('dispatching', 'unknown')"
-            " AND NOT EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted"
-            f" AND l.classid = {LOCK_CLASS} AND l.objid = p.node"
-            " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
-            " ORDER BY r.iat_us"
+            f" AND {self._link.dialect.gone} ORDER BY r.iat_us"
         )
         found = [self.get(row[0]) for row in self._rows(sql)]
         return [stored for stored in found if stored is not None]
@@ -118,9 +120,15 @@ class PostgresReader(Reader):
         if alone:
             self._snapshot()
         try:
-            cursor = self._link.call(lambda conn: conn.cursor(text, *values), self._until())
-            while rows := self._link.call(lambda _: cursor.fetch(_CHUNK), self._until()):
+            # Cursors of SQL: those of the protocol are portals, of which CockroachDB has one at a time; and
+            # there DECLARE takes no parameters. The driver knows the columns of each by its name.
+            self._cursors += 1
+            name = f"c{self._cursors}"
+            query = _PARAMETER.sub(lambda found: _literal(values[int(found[1]) - 1]), text)
+            self._do(f"DECLARE {name} CURSOR FOR {query}")
+            while rows := self._ask(f"FETCH FORWARD {_CHUNK} FROM {name}"):
                 yield from rows
+            self._do(f"CLOSE {name}")
         finally:
             if alone:
                 self.end_audit()
@@ -146,17 +154,20 @@ class PostgresReader(Reader):
         return _PLACE.sub(lambda _: f"${next(numbers)}", text)
 
     def _snapshot(self) -> None:
-        self._ask("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        self._do(self._link.dialect.snapshot)
         self._in_snapshot = True
 
     def end_audit(self) -> None:
         if self._in_snapshot:
             self._in_snapshot = False
             if self._link.is_open:
-                self._ask("ROLLBACK")
+                self._do("ROLLBACK")
 
     def totals(self, meters: tuple[str, ...], now_us: int) -> dict[str, Total]:
-        sql = "SELECT id, sum(sum), sum(count) FROM counters WHERE id = ANY(?) AND until_us > ? GROUP BY id"
+        sql = (
+            "SELECT id, sum(sum), sum(count) FROM counters"
+            " WHERE id = ANY(?::text[]) AND until_us > ? GROUP BY id"
+        )
         rows = {row[0]: row for row in self._rows(sql, (list(meters), now_us))}
         return {
             meter: Total(sum=int(rows[meter][1]), count=int(rows[meter][2]))
@@ -189,12 +200,26 @@ class PostgresReader(Reader):
     def _ask(self, sql: str, *values: Any) -> Any:
         return self._link.call(lambda conn: conn.fetch(sql, *values), self._until())
 
+    def _do(self, sql: str) -> None:
+        self._link.call(lambda conn: conn.execute(sql), self._until())
+
     def _until(self) -> float:
         return time.monotonic() + _PATIENCE_S
 
 
 def _said(error: BaseException) -> object:
+    if isinstance(error, Conflict):
+        return "another transaction was in the way; ask again"
     return error.detail if isinstance(error, StoreLost) else error
+
+
+def _literal(value: object) -> str:
+    """A value as SQL, without a character of it in the text."""
+    if isinstance(value, int):
+        return str(int(value))
+    if isinstance(value, str):
+        return f"convert_from(decode('{value.encode().hex()}', 'hex'), 'UTF8')"
+    raise TypeError(f"no literal of {type(value).__name__}")
 
 
 def nodes_of(settings: Settings) -> tuple[str, ...]:

@@ -2,18 +2,18 @@
 
 Claims, permits and counters are the fleet's; receipts and what is kept beside them are a node's, under the
 index that they have in its log. `fleet` is one row: whoever has it locked is the one who judges.
-Only what CockroachDB has too is used (no triggers, no functions of our own), but for advisory locks.
+No triggers, no functions of our own: CockroachDB makes the same tables, from repeatable().
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from .sqlite_schema import charges_of, charges_text, claim_of, row_of
 
-__all__ = ["LOCK_CLASS", "STEPS", "VERSION", "charges_of", "charges_text", "claim_of", "row_of"]
+__all__ = ["STEPS", "TABLES", "VERSION", "charges_of", "charges_text", "claim_of", "repeatable", "row_of"]
 
-LOCK_CLASS: Final = 0x484F4C44  # of the advisory locks that say: this node runs
 _TABLES: Final = """
 CREATE TABLE holdgate.fleet (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL,
   iat_us BIGINT NOT NULL, key_mark TEXT NOT NULL);
@@ -67,6 +67,35 @@ CREATE TABLE holdgate.answers (id TEXT PRIMARY KEY, node INTEGER NOT NULL, idx B
 CREATE INDEX answers_age ON holdgate.answers (node, expires_us);
 """
 
+# Until when a node counts as running, by the database's clock, where no lock of a session says it; and which
+# engine the fleet uses: under one a node would look gone that runs under the other (postgres_dialect.py).
+_LEASES: Final = """
+ALTER TABLE holdgate.nodes ADD COLUMN lease_us BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE holdgate.fleet ADD COLUMN engine TEXT NOT NULL DEFAULT 'postgresql';
+"""
+
 # STEPS[n] turns format n into n + 1; what was released is never edited (sqlite_schema.py says why).
-STEPS: Final = (_TABLES, _PREPARED, _TWINS, _ANSWERS)
+STEPS: Final = (_TABLES, _PREPARED, _TWINS, _ANSWERS, _LEASES)
 VERSION: Final = len(STEPS)
+TABLES: Final = tuple(re.findall(r"CREATE (?:UNLOGGED )?TABLE holdgate\.(\w+)", "".join(STEPS)))
+# What a statement of STEPS begins with -> how it begins, and ends, so that it may be done again.
+_REPEATABLE: Final = (
+    (re.compile(r"CREATE (?:UNLOGGED )?TABLE (?=holdgate\.)"), "CREATE TABLE IF NOT EXISTS ", ""),
+    (re.compile(r"CREATE INDEX (?=\w+ ON holdgate\.)"), "CREATE INDEX IF NOT EXISTS ", ""),
+    (re.compile(r"(ALTER TABLE holdgate\.\w+ ADD COLUMN )"), r"\1IF NOT EXISTS ", ""),
+    (re.compile(r"(INSERT INTO holdgate\.fleet )"), r"\1", " ON CONFLICT DO NOTHING"),
+)
+
+
+def repeatable(step: str) -> tuple[str, ...]:
+    """The statements of a step, each such that doing it again changes nothing; a table is logged then, since
+    only PostgreSQL has others. Raises ValueError for a statement of which that is not known."""
+    return tuple(_repeatable(" ".join(each.split())) for each in step.split(";") if each.strip())
+
+
+def _repeatable(statement: str) -> str:
+    for begins, instead, end in _REPEATABLE:
+        changed, count = begins.subn(instead, statement, count=1)
+        if count and begins.match(statement):
+            return changed + end
+    raise ValueError(f"not known to be repeatable: {statement}")

@@ -1,11 +1,12 @@
-"""PostgreSQL under the serial step: one row lock, a constant number of round trips per group.
+"""PostgreSQL or CockroachDB under the serial step: one row lock, a constant number of round trips per group.
 
     begin  -> BEGIN; lock the fleet's row; this node's head; permits, claims, counters of the whole group
     commit -> one statement that writes everything, COMMIT
 
 Whoever has the row is the one who judges in the whole fleet, so what is read after it is what every earlier
-permit left, at READ COMMITTED, and nothing has to be guessed from versions. Time is the fleet's: no receipt
-is older than one that another node wrote before it.
+permit left, and nothing has to be guessed from versions: at READ COMMITTED, or at SERIALIZABLE where a
+snapshot older than the row is given up (postgres_dialect.py has what differs). Time is the fleet's: no
+receipt is older than one that another node wrote before it.
 
 Invariants (tests/test_postgres.py has one test named after each):
   PG1  What a group reads was read while it held the fleet's row, and its writes are in that transaction.
@@ -21,138 +22,37 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import asyncpg
 
 from ..answer import Answer
 from ..config_store import PostgresStore as Settings
-from ..ledger import Charge, ClaimRow, Finding, State, Total, is_free
-from ..sealing import KeptAnswer
-from ..standing import MAX_DENIALS, Denial, Prepared
+from ..ledger import State
 from ..tlog import TlogError
-from ..twins import TwinError, open_sealed, seal
+from ..twins import TwinError, open_sealed
+from . import postgres_sql as sql
 from .postgres_erase import PostgresEraser
-from .postgres_link import CHECKS, Link, check
-from .postgres_schema import LOCK_CLASS, charges_of, charges_text, claim_of, row_of
-from .sqlite_schema import answer_of, denial_of, denial_row, kept_input, pack, unpack
-from .store import FORGET_EVERY, Changes, Conflict, Head, Node, OutcomeNote, Permit, StoreBroken, StoreLost
+from .postgres_link import Link
+from .postgres_rows import FAILURES, PostgresRows
+from .postgres_write import PostgresWriter
+from .sqlite_schema import unpack
+from .store import Changes, Conflict, Head, Node, StoreBroken, StoreLost
 
-__all__ = ["PostgresLeaves", "PostgresStore", "permit_of"]
+__all__ = ["PostgresLeaves", "PostgresStore"]
 
 log = logging.getLogger("holdgate.postgres")
 
 SKEW_S: Final = 5.0
 _PAUSES_S: Final = (0.0, 0.1, 0.3, 1.0, 2.0)  # between two tries to reach a server that was lost
-_LOCK: Final = "BEGIN; SELECT one FROM holdgate.fleet WHERE one = 1 FOR UPDATE"
-_HEAD: Final = (
-    "SELECT n.owner, n.size, n.iat_us, n.hashes, f.iat_us AS fleet_us,"  # noqa: S608
-    " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us,"
-    f" {CHECKS} FROM holdgate.nodes n CROSS JOIN holdgate.fleet f WHERE n.id = $1"
-)
-PERMITS: Final = (
-    "SELECT id, node, idx, state, http_status, claims, charges, lender, waiting FROM holdgate.permits"
-)
-_CLAIMS: Final = "SELECT * FROM holdgate.claims WHERE key = ANY($1::text[])"
-_COUNTERS: Final = (
-    "SELECT id, until_us, sum, count FROM holdgate.counters WHERE id = ANY($1::text[]) AND until_us > $2"
-)
-_WRITE: Final = """
-WITH w_receipts AS (
-  INSERT INTO holdgate.receipts (node, idx, id, type, outcome, reason, agent, surface, iat_us, jws)
-  SELECT $1::integer, u.* FROM unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[],
-    $7::text[], $8::text[], $9::bigint[], $10::bytea[]) u),
-w_inputs AS (INSERT INTO holdgate.inputs
-  SELECT $1::integer, u.* FROM unnest($11::bigint[], $12::bytea[]) u),
-w_sealed AS (INSERT INTO holdgate.sealed
-  SELECT $1::integer, u.* FROM unnest($13::bigint[], $14::bytea[]) u),
-w_secrets AS (INSERT INTO holdgate.secrets
-  SELECT $1::integer, u.* FROM unnest($13::bigint[], $15::bytea[], $16::bytea[]) u),
-w_erasing AS (INSERT INTO holdgate.erasing SELECT $1::integer, u FROM unnest($17::bigint[]) u),
-w_permits AS (
-  INSERT INTO holdgate.permits (owner, node, idx, id, state, http_status, claims, charges, lender, waiting)
-  SELECT $18::text, $1::integer, u.* FROM unnest($19::bigint[], $20::text[], $21::text[], $22::integer[],
-    $23::text[], $24::text[], $25::text[], $40::text[]) u
-  ON CONFLICT (id) DO UPDATE SET state = excluded.state, http_status = excluded.http_status,
-    charges = excluded.charges, lender = excluded.lender, waiting = excluded.waiting),
-w_claims AS (
-  INSERT INTO holdgate.claims SELECT * FROM unnest($26::text[], $27::text[], $28::text[], $29::text[],
-    $30::integer[], $31::bigint[], $32::integer[], $33::text[], $34::text[], $35::text[], $36::integer[])
-  ON CONFLICT (key) DO UPDATE SET state = excluded.state, digest = excluded.digest,
-    receipt_id = excluded.receipt_id, http_status = excluded.http_status, expires_us = excluded.expires_us,
-    provider = excluded.provider, source = excluded.source, b_state = excluded.b_state,
-    b_receipt = excluded.b_receipt, b_status = excluded.b_status),
-w_fleet AS (UPDATE holdgate.fleet SET iat_us = $37::bigint WHERE one = 1)
-UPDATE holdgate.nodes SET size = $38, iat_us = $41, hashes = $39 WHERE id = $1 AND owner = $18
-"""
-_UNKNOWN: Final = (
-    "SELECT count(*) FROM holdgate.permits WHERE node = $1 AND state = 'unknown'"
-    " AND state IN ('dispatching', 'unknown')"  # as the index says it
-)
-_DENIALS: Final = "SELECT * FROM holdgate.denials WHERE key = ANY($1::text[])"
-_PUT_DENIALS: Final = """
-INSERT INTO holdgate.denials
-SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[])
-ON CONFLICT (key) DO UPDATE SET at_us = excluded.at_us, digest = excluded.digest, policy = excluded.policy,
-  receipt_id = excluded.receipt_id, rules = excluded.rules, expires_us = excluded.expires_us
-"""
-_PREPARED: Final = "SELECT key, receipt_id, expires_us FROM holdgate.prepared WHERE key = $1"
-_INPUTS: Final = """
-SELECT i.json, e.data, s.salt, s.key FROM holdgate.receipts r
-LEFT JOIN holdgate.inputs i ON i.node = r.node AND i.idx = r.idx
-LEFT JOIN holdgate.sealed e ON e.node = r.node AND e.idx = r.idx
-LEFT JOIN holdgate.secrets s ON s.node = r.node AND s.idx = r.idx WHERE r.id = $1
-"""
-_PUT_PREPARED: Final = """
-INSERT INTO holdgate.prepared SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])
-ON CONFLICT (key) DO UPDATE SET receipt_id = excluded.receipt_id, expires_us = excluded.expires_us
-"""
-# A repeat may come to another node than its first request; the claims are the fleet's, and so are answers.
-_ANSWER: Final = """
-SELECT e.data, s.key FROM holdgate.answers a
-JOIN holdgate.sealed e ON e.node = a.node AND e.idx = a.idx
-JOIN holdgate.secrets s ON s.node = a.node AND s.idx = a.idx WHERE a.id = $1
-"""
-_PUT_ANSWERS: Final = """
-INSERT INTO holdgate.answers (node, id, idx, expires_us)
-SELECT $1::integer, u.* FROM unnest($2::text[], $3::bigint[], $4::bigint[]) u
-"""
-# Only this node's own: its eraser touches these rows outside the fleet's lock, in the same thread.
-_FORGET_ANSWERS: Final = (
-    "UPDATE holdgate.secrets s SET key = decode(repeat('00', 32), 'hex') FROM holdgate.answers a"
-    " WHERE a.node = $1 AND a.expires_us <= $2 AND s.node = a.node AND s.idx = a.idx",
-    "DELETE FROM holdgate.sealed e USING holdgate.answers a"
-    " WHERE a.node = $1 AND a.expires_us <= $2 AND e.node = a.node AND e.idx = a.idx",
-    "DELETE FROM holdgate.answers WHERE node = $1 AND expires_us <= $2",
-)
-_TWINS_S: Final = 600  # a request that waits longer than that has given up
-_PUT_TWINS: Final = """
-INSERT INTO holdgate.twins
-SELECT n.id, u.receipt_id, u.until_us, u.data
-FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bytea[]) u (name, receipt_id, until_us, data)
-JOIN holdgate.nodes n ON n.name = u.name ON CONFLICT DO NOTHING
-"""
-# One snapshot: an outcome is seen together with the answer that was committed with it.
-_ENDED: Final = """
-WITH taken AS (DELETE FROM holdgate.twins WHERE node = $1 AND receipt_id = ANY($2::text[])
-  RETURNING receipt_id, data)
-SELECT p.id, t.data FROM holdgate.permits p LEFT JOIN taken t ON t.receipt_id = p.id
-WHERE p.id = ANY($2::text[]) AND p.state <> 'dispatching'
-"""
-_PUT_COUNTERS: Final = """
-INSERT INTO holdgate.counters AS c (id, at_us, until_us, sum, count)
-SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
-ON CONFLICT (id, at_us) DO UPDATE SET sum = c.sum + excluded.sum, count = c.count + excluded.count
-"""
 
 
 class PostgresStore:
-    """Implements store.Store, and Rows of its open transaction."""
+    """Implements store.Store."""
 
-    errors: tuple[type[Exception], ...] = (StoreLost, StoreBroken, Conflict, asyncpg.PostgresError)
+    errors = FAILURES
 
     def __init__(
         self,
@@ -174,13 +74,15 @@ class PostgresStore:
         self._in_doubt = False  # whether a commit ended nobody knows how
         self._stranded: tuple[str, ...] = ()
         self._until = 0.0
+        self._dialect = link.dialect
+        self._lease_s = link.dialect.lease_s(link.deadline_s)
+        self.tend_s = self._lease_s / 5
+        self._tend_at = 0.0  # monotonic
         self._holder = link.connection  # which connection has the lock that says: this node runs
         self._again = False  # a group is judged again: its deadline is the first one
         self._failures, self._try_at = 0, 0.0
-        self._claims: dict[str, ClaimRow | None] = {}
-        self._permits: dict[str, Permit | None] = {}
-        self._denials: dict[str, Denial | None] = {}
-        self._buckets: dict[str, list[tuple[int, int, int]]] = {}  # meter -> (until_us, sum, count)
+        self._rows = PostgresRows(lambda work: self._ask(work, self._until), link.dialect, node_id)
+        self._writer = PostgresWriter(node_id, node.owner, fleet_key)
         self._leaves = PostgresLeaves(settings, f"holdgate {node.name} log", node_id, link)
         self.lost = ""
         self.unknown = 0
@@ -190,10 +92,10 @@ class PostgresStore:
 
     def look(self) -> None:
         """Once, at start: how many outcomes are unknown. Nobody waits here for answers any more."""
-        self._now(lambda conn: conn.execute("DELETE FROM holdgate.twins WHERE node = $1", self._id))
-        self.unknown = self._now(lambda conn: conn.fetchval(_UNKNOWN, self._id))
+        self._repeated(lambda conn: conn.execute("DELETE FROM holdgate.twins WHERE node = $1", self._id))
+        self.unknown = self._repeated(lambda conn: sql.one(conn, sql.UNKNOWN, self._id))[0]
 
-    def begin(self, work: Sequence[object]) -> PostgresStore:
+    def begin(self, work: Sequence[object]) -> PostgresRows:
         """Raises StoreLost at once while the server was lost a moment ago."""
         now = time.monotonic()
         if self.lost and now < self._try_at:
@@ -217,7 +119,7 @@ class PostgresStore:
             self._again = True
             raise
         self.lost, self._failures = "", 0
-        return self
+        return self._rows
 
     def commit(self, changes: Changes) -> None:
         self._in_doubt = True
@@ -236,7 +138,7 @@ class PostgresStore:
             self._log_iat_us = changes.head.iat_us
         self.unknown += changes.unknown
         for permit in changes.permits.values():
-            if permit.state is State.DISPATCHING and permit.receipt_id not in self._permits:
+            if permit.state is State.DISPATCHING and not self._rows.has(permit.receipt_id):
                 self._live.add(permit.receipt_id)
             elif permit.state is not State.DISPATCHING:
                 self._live.discard(permit.receipt_id)
@@ -254,22 +156,37 @@ class PostgresStore:
                 self.begin(())
                 self.rollback()
 
+    def tend(self) -> None:
+        """Renew the lease, so that nobody takes this node for one that is gone; look at the server again."""
+        now = time.monotonic()
+        if not self._lease_s or now < self._tend_at:
+            return
+        self._tend_at = now + self.tend_s
+        try:
+            problem = self._ask(self._renew)
+        except StoreLost as error:
+            self._lose(error)
+        except Conflict:
+            self._tend_at = now
+        else:
+            if problem:
+                self._lose(StoreLost(problem))
+
+    async def _renew(self, conn: Any) -> str:
+        done = await conn.execute(sql.RENEW, self._id, self._node.owner, round(self._lease_s * 1_000_000))
+        if done != "UPDATE 1":
+            raise StoreBroken(f"another process has taken over node {self._node.name}")
+        return str(await self._link.server.look(conn, require_sync=self._settings.require_sync))
+
     def stranded(self) -> Sequence[str]:
         return self._stranded
 
     def orphans(self) -> Sequence[str]:
-        rows = self._now(
-            lambda conn: conn.fetch(
-                "SELECT id FROM holdgate.permits WHERE node = $1 AND state = 'dispatching'"
-                " AND state IN ('dispatching', 'unknown') ORDER BY idx",
-                self._id,
-            )
-        )
-        return [row[0] for row in rows]
+        return [row[0] for row in self._repeated(lambda conn: conn.fetch(sql.ORPHANS, self._id))]
 
     def ended(self, receipt_ids: Collection[str]) -> Mapping[str, Answer | None]:
         try:
-            rows = self._now(lambda conn: conn.fetch(_ENDED, self._id, list(receipt_ids)))
+            rows = self._ask(lambda conn: conn.fetch(sql.ENDED, self._id, list(receipt_ids)))
         except StoreLost as error:
             self._lose(error)
             raise
@@ -285,75 +202,29 @@ class PostgresStore:
             return None
 
     def key_events(self) -> Sequence[tuple[int, bytes]]:
-        rows = self._now(
-            lambda conn: conn.fetch(
-                "SELECT idx, jws FROM holdgate.receipts WHERE node = $1 AND type = 'admin'"
-                " AND reason IN ('key_revoke', 'key_rotate') ORDER BY idx",
-                self._id,
-            )
-        )
+        rows = self._repeated(lambda conn: conn.fetch(sql.KEY_EVENTS, self._id))
         return [(row[0], row[1]) for row in rows]
 
     def leaves(self) -> PostgresLeaves:
         return self._leaves
 
     def close(self) -> None:
+        if self._lease_s and not self.lost:
+            self._lease_s = 0.0
+            # What fails here ends with the lease.
+            with contextlib.suppress(Exception):
+                self._ask(lambda conn: conn.execute(sql.LET_GO, self._id, self._node.owner))
         self._link.close()
         self._leaves.close()
-
-    # --- rows ---
-
-    def claim(self, key: str) -> ClaimRow | None:
-        if key not in self._claims:
-            self._ask(lambda conn: self._fetch_claims(conn, [key]), self._until)
-        return self._claims[key]
-
-    def permit(self, receipt_id: str) -> Permit | None:
-        if receipt_id not in self._permits:
-            self._ask(lambda conn: self._fetch_permits(conn, [receipt_id]), self._until)
-        return self._permits[receipt_id]
-
-    def denial(self, key: str) -> Denial | None:
-        if key not in self._denials:
-            self._ask(lambda conn: self._fetch_denials(conn, [key]), self._until)
-        return self._denials[key]
-
-    def prepared(self, key: str) -> Prepared | None:
-        if not _is_sendable(key):
-            return None
-        row = self._ask(lambda conn: conn.fetchrow(_PREPARED, key), self._until)
-        return (
-            None
-            if row is None
-            else Prepared(key=row["key"], receipt_id=row["receipt_id"], expires_us=row["expires_us"])
-        )
-
-    def answer(self, receipt_id: str) -> KeptAnswer | None:
-        row = self._ask(lambda conn: conn.fetchrow(_ANSWER, receipt_id), self._until)
-        return answer_of(row)
-
-    def inputs(self, receipt_id: str) -> bytes | None:
-        row = self._ask(lambda conn: conn.fetchrow(_INPUTS, receipt_id), self._until)
-        return None if row is None else kept_input(receipt_id, *row)
-
-    def total(self, meter: str, now_us: int) -> Total:
-        if meter not in self._buckets:
-            self._ask(lambda conn: self._fetch_meters(conn, [meter]), self._until)
-        rows = [row for row in self._buckets[meter] if now_us < row[0]]
-        return Total(sum=sum(row[1] for row in rows), count=sum(row[2] for row in rows))
-
-    def deserted(self, receipt_id: str) -> bool:
-        """Whether the node of this PERMIT runs no more: nobody holds its lock, and we would get it."""
-        sql = "SELECT node <> $2 AND pg_try_advisory_xact_lock($3, node) FROM holdgate.permits WHERE id = $1"
-        return bool(self._ask(lambda conn: conn.fetchval(sql, receipt_id, self._id, LOCK_CLASS), self._until))
 
     # --- inside the transaction ---
 
     def _ask[T](self, work: Callable[[Any], Any], until: float | None = None) -> Any:
         return self._link.call(work, time.monotonic() + self._link.deadline_s if until is None else until)
 
-    def _now(self, work: Callable[[Any], Any]) -> Any:
-        return self._ask(work)
+    def _repeated(self, work: Callable[[Any], Any]) -> Any:
+        """At start: once more where the transaction was undone."""
+        return self._link.again(work, time.monotonic() + self._link.deadline_s)
 
     def _lose(self, error: StoreLost) -> None:
         if not self.lost:
@@ -363,26 +234,47 @@ class PostgresStore:
         self._try_at = time.monotonic() + _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)]
         self._failures += 1
 
+    async def _commit(self, conn: Any, changes: Changes) -> None:
+        if not await self._writer.write(conn, changes, self.head.tree.size, self._log_iat_us):
+            raise StoreBroken(f"another process has taken over node {self._node.name}")
+        done = await conn.execute("COMMIT")
+        if done != "COMMIT":
+            raise StoreLost(f"COMMIT was answered by {done}")
+
     async def _begin(self, conn: Any, work: Sequence[object]) -> None:
-        await conn.execute(_LOCK)
-        row = await conn.fetchrow(_HEAD, self._id)
+        if self._in_doubt and self._lease_s and (problem := await self._renew(conn)):
+            # Row locks can be lost there, and what was sent to an earlier connection may still be carried
+            # out. It writes this node's row: a write to that, committed now, is after its end or undoes it.
+            raise StoreLost(problem)
+        await self._lock(conn)
+        columns = self._link.server.columns
+        row = await sql.one(conn, sql.HEAD % (f", {columns}" if columns else ""), self._id)
         self._check_server(row)
         if self._holder is not conn:
             # An earlier connection of ours may still hold it; who the owner is, is in the row.
-            held = await conn.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, self._id)
-            self._holder = conn if held else None
-        self._claims, self._permits, self._denials, self._buckets, self._stranded = {}, {}, {}, {}, ()
+            self._holder = conn if await self._dialect.hold(conn, self._id) else None
+        self._stranded = ()
         self._adopt(row)
         if self._in_doubt:
             await self._look_for_stranded(conn)
-        await self._prefetch(conn, work)
+        await self._rows.prefetch(conn, work, self._stranded, self.head.iat_us)
+
+    async def _lock(self, conn: Any) -> None:
+        """Until the deadline. A transaction whose snapshot is older than what the row's last holder wrote is
+        of no use: it is undone when it gets the row, before anything was read in it, and is begun again."""
+        while True:
+            try:
+                await conn.execute(f"{self._dialect.begin}; {sql.LOCK}")
+                return
+            except asyncpg.SerializationError:
+                await conn.execute("ROLLBACK")
 
     def _check_server(self, row: Any) -> None:
         if row is None:
             raise StoreBroken("this node's row is gone")
         if row["owner"] != self._node.owner:
             raise StoreBroken(f"another process has taken over node {self._node.name}")
-        problem = check(row, require_sync=self._settings.require_sync)
+        problem = self._link.server.check(row, require_sync=self._settings.require_sync)
         if problem:
             raise StoreLost(problem)
         skew_us = self._node.clock_us() - row["now_us"]
@@ -403,145 +295,11 @@ class PostgresStore:
         self.head, self._log_iat_us, self._fleet_us = head, row["iat_us"], row["fleet_us"]
 
     async def _look_for_stranded(self, conn: Any) -> None:
-        rows = await conn.fetch(
-            "SELECT id FROM holdgate.permits WHERE node = $1 AND owner = $2 AND state = 'dispatching'"
-            " AND state IN ('dispatching', 'unknown')",
-            self._id,
-            self._node.owner,
-        )
+        rows = await conn.fetch(sql.STRANDED, self._id, self._node.owner)
         self._stranded = tuple(row[0] for row in rows if row[0] not in self._live)
-        self.unknown = await conn.fetchval(_UNKNOWN, self._id)
+        self.unknown = (await sql.one(conn, sql.UNKNOWN, self._id))[0]
         if not self._stranded:
             self._in_doubt = False
-
-    async def _prefetch(self, conn: Any, work: Sequence[object]) -> None:
-        ids, keys, denials, meters = _wanted(work, self._stranded)
-        if ids:
-            await self._fetch_permits(conn, ids)
-            keys |= {key for permit in self._permits.values() if permit for key in permit.claims}
-        if keys:
-            await self._fetch_claims(conn, keys)
-        holders = {row.receipt_id for row in self._claims.values() if row}
-        holders |= {permit.lender for permit in self._permits.values() if permit and permit.lender}
-        if holders := holders - self._permits.keys():
-            await self._fetch_permits(conn, holders)
-        if denials:
-            await self._fetch_denials(conn, denials)
-        if meters:
-            await self._fetch_meters(conn, meters)
-
-    async def _fetch_denials(self, conn: Any, keys: Iterable[str]) -> None:
-        wanted = list(keys)
-        self._denials.update(dict.fromkeys(wanted))
-        for row in await conn.fetch(_DENIALS, wanted):
-            self._denials[row["key"]] = denial_of(tuple(row))
-
-    async def _fetch_permits(self, conn: Any, ids: Iterable[str]) -> None:
-        wanted = list(ids)
-        self._permits.update(dict.fromkeys(wanted))
-        for row in await conn.fetch(f"{PERMITS} WHERE id = ANY($1::text[])", wanted):
-            self._permits[row["id"]] = permit_of(row, self._id)
-
-    async def _fetch_claims(self, conn: Any, keys: Iterable[str]) -> None:
-        wanted = list(keys)
-        self._claims.update(dict.fromkeys(wanted))
-        for row in await conn.fetch(_CLAIMS, wanted):
-            self._claims[row["key"]] = claim_of(tuple(row))
-
-    async def _fetch_meters(self, conn: Any, meters: Iterable[str]) -> None:
-        wanted = list(meters)
-        self._buckets.update({meter: [] for meter in wanted})
-        for meter, until_us, total, count in await conn.fetch(_COUNTERS, wanted, self.head.iat_us):
-            self._buckets[meter].append((until_us, total, count))
-
-    # --- writing ---
-
-    async def _commit(self, conn: Any, changes: Changes) -> None:
-        done = await conn.execute(_WRITE, *self._columns(changes))
-        if done != "UPDATE 1":
-            raise StoreBroken(f"another process has taken over node {self._node.name}")
-        free = [key for key, row in changes.claims.items() if is_free(row)]
-        if free:
-            await conn.execute("DELETE FROM holdgate.claims WHERE key = ANY($1::text[])", free)
-        if changes.denials:
-            rows = [denial_row(changes.head.iat_us, denial) for _, denial in changes.denials]
-            await conn.execute(_PUT_DENIALS, *_turned(rows, 7))
-        if changes.prepared:
-            objects = [(one.key, one.receipt_id, one.expires_us) for one in changes.prepared]
-            await conn.execute(_PUT_PREPARED, *_turned(objects, 3))
-        if changes.answers:
-            await self._put_twins(conn, changes)
-        if changes.kept:
-            kept = [(one.receipt_id, one.index, one.expires_us) for one in changes.kept]
-            await conn.execute(_PUT_ANSWERS, self._id, *_turned(kept, 3))
-        if self.head.tree.size // FORGET_EVERY != changes.head.tree.size // FORGET_EVERY:
-            await self._forget(conn, changes.head.iat_us)
-        if changes.charges:
-            await self._write_counters(conn, changes.charges, changes.head.iat_us)
-        done = await conn.execute("COMMIT")
-        if done != "COMMIT":
-            raise StoreLost(f"COMMIT was answered by {done}")
-
-    def _columns(self, changes: Changes) -> list[Any]:
-        """The arguments of _WRITE."""
-        permits = [
-            (
-                *(p.index, p.receipt_id, p.state.value, p.http_status, " ".join(p.claims)),
-                *(charges_text(p.charges), p.lender),
-            )
-            for p in changes.permits.values()
-        ]
-        held = [row_of(row) for row in changes.claims.values() if not is_free(row)]
-        sealed = [(index, item.data, item.salt, item.key) for index, item in changes.sealed]
-        head = changes.head
-        return [
-            self._id,
-            *_turned(changes.receipts, 9),
-            *_turned(changes.inputs, 2),
-            *_turned(sealed, 4),
-            [index for index, _ in changes.erasing],
-            self._node.owner,
-            *_turned(permits, 7),
-            *_turned(held, 11),
-            head.iat_us,
-            head.tree.size,
-            pack(head.tree),
-            [" ".join(permit.waiting) for permit in changes.permits.values()],
-            head.iat_us if changes.receipts else self._log_iat_us,
-        ]
-
-    async def _put_twins(self, conn: Any, changes: Changes) -> None:
-        """In the transaction of the outcomes: whoever sees the one sees the other."""
-        now_us, rows = changes.head.iat_us, list[tuple[Any, ...]]()
-        for permit, answer in changes.answers:
-            for node in permit.waiting:
-                data = seal(answer, permit.receipt_id, node, self._fleet_key, secrets.token_bytes)
-                if data is not None:
-                    rows.append((node, permit.receipt_id, now_us + _TWINS_S * 1_000_000, data))
-        await conn.execute("DELETE FROM holdgate.twins WHERE until_us <= $1", now_us)
-        await conn.execute(_PUT_TWINS, *_turned(rows, 4))
-
-    async def _forget(self, conn: Any, now_us: int) -> None:
-        await conn.execute("DELETE FROM holdgate.denials WHERE expires_us <= $1", now_us)
-        await conn.execute("DELETE FROM holdgate.prepared WHERE expires_us <= $1", now_us)
-        for statement in _FORGET_ANSWERS:
-            await conn.execute(statement, self._id, now_us)
-        await conn.execute("DELETE FROM holdgate.twins WHERE until_us <= $1", now_us)
-        await conn.execute(
-            "DELETE FROM holdgate.denials WHERE at_us <="
-            " (SELECT at_us FROM holdgate.denials ORDER BY at_us DESC LIMIT 1 OFFSET $1)",
-            MAX_DENIALS,
-        )
-
-    async def _write_counters(self, conn: Any, changes: Sequence[Charge], now_us: int) -> None:
-        rows = [(c.meter, c.at_us, c.until_us, c.amount, c.count) for c in changes if c.amount or c.count]
-        if rows:
-            await conn.execute(_PUT_COUNTERS, *_turned(rows, 5))
-        await conn.execute(
-            "DELETE FROM holdgate.counters WHERE id = ANY($1::text[]) AND (until_us <= $2 OR count = 0)",
-            sorted({c.meter for c in changes}),
-            now_us,
-        )
 
 
 class PostgresLeaves:
@@ -557,59 +315,12 @@ class PostgresLeaves:
         return None
 
     def read(self, start: int, end: int) -> Sequence[bytes]:
-        sql = "SELECT jws FROM holdgate.receipts WHERE node = $1 AND idx >= $2 AND idx < $3 ORDER BY idx"
+        text = "SELECT jws FROM holdgate.receipts WHERE node = $1 AND idx >= $2 AND idx < $3 ORDER BY idx"
         self._link.prefer(self._writer.host)
-        rows = self._link.call(
-            lambda conn: conn.fetch(sql, self._id, start, end), time.monotonic() + 10 * self._link.deadline_s
+        rows = self._link.again(
+            lambda conn: conn.fetch(text, self._id, start, end), time.monotonic() + 10 * self._link.deadline_s
         )
         return [row[0] for row in rows]
 
     def close(self) -> None:
         self._link.close()
-
-
-def permit_of(row: Mapping[str, Any], node_id: int) -> Permit:
-    """`node_id`: whoever asks."""
-    return Permit(
-        index=row["idx"],
-        receipt_id=row["id"],
-        state=State(row["state"]),
-        http_status=row["http_status"],
-        claims=tuple(row["claims"].split()),
-        charges=charges_of(row["charges"]),
-        lender=row["lender"],
-        away=row["node"] != node_id,
-        waiting=tuple(row["waiting"].split()),
-    )
-
-
-def _turned(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
-
-
-def _wanted(work: Sequence[object], stranded: Sequence[str]) -> tuple[set[str], ...]:
-    """Ids of permits, keys of claims and of denials, and meters that a group will ask for. What it asks for
-    beyond is fetched then; what cannot be asked of a database at all is the judge's own failure, later."""
-    ids, keys, denials, meters = set(stranded), set[str](), set[str](), set[str]()
-    for item in work:
-        task = getattr(item, "work", item)
-        if isinstance(task, OutcomeNote):
-            ids.add(task.receipt_id)
-        elif isinstance(task, Finding):
-            ids.add(task.of)
-        else:
-            keys.update(_names(task, "keys"))
-            denials.update(_names(task, "denials"))
-            meters.update(_names(task, "meters"))
-    return {each for each in ids if _is_sendable(each)}, keys, denials, meters
-
-
-def _names(judge: object, attribute: str) -> Iterable[str]:
-    try:
-        return [name for name in getattr(judge, attribute, ()) if _is_sendable(name)]
-    except Exception:  # noqa: BLE001  (the batch meets the same error, and says whose it is)
-        return ()
-
-
-def _is_sendable(name: object) -> bool:
-    return isinstance(name, str) and name.isascii() and "\0" not in name

@@ -106,11 +106,17 @@ class Reader(ABC):
 
     @property
     def origin(self) -> str:
-        return str(self._row("SELECT origin FROM head")[0])
+        return str(self._head("origin"))
 
     @property
     def size(self) -> int:
-        return int(self._row("SELECT size FROM head")[0])
+        return int(self._head("size"))
+
+    def _head(self, column: str) -> Any:
+        row = self._row(f"SELECT {column} FROM head")  # noqa: S608
+        if row is None:
+            raise ConfigError("the ledger was edited: it has no head row", file=str(self._dir))
+        return row[0]
 
     def get(self, receipt_id: str) -> StoredReceipt | None:
         row = self._row(f"SELECT {_COLUMNS} FROM receipts WHERE id = ?", (receipt_id,))  # noqa: S608
@@ -333,14 +339,15 @@ class Reader(ABC):
     ) -> PermitRow:
         if state not in _STATES:
             raise ConfigError(f"the ledger was edited: no state {state!r}", file=str(self._dir))
-        return PermitRow(
-            id=receipt_id,
-            state=_STATES[state],
-            http_status=http_status,
-            claims=tuple(claims.split()),
-            charges=charges_of(charges),
-            lender=lender,
-        )
+        with self._damage():
+            return PermitRow(
+                id=receipt_id,
+                state=_STATES[state],
+                http_status=http_status,
+                claims=tuple(claims.split()),
+                charges=charges_of(charges),
+                lender=lender,
+            )
 
     @contextlib.contextmanager
     def _damage(self) -> Iterator[None]:

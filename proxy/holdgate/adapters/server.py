@@ -218,7 +218,10 @@ def _around(
     facts: Facts,
     handed: tuple[socket.socket, ...],
 ) -> Server:
-    """The doors of the pipeline: inner door, admin API, resolver and `exec`."""
+    """The doors of the pipeline: inner door, admin API, resolver and `exec`.
+
+    Long because a Server has that many parts, each one line.
+    """
     addon = HoldgateAddon(keeper=pipeline, tls_contexts=agent_tls, barrier_trip=metrics.barrier)
     know_users(config, addon)
     try:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from ..errors import ConfigError
 from ..ledger import Charge, ClaimRow, State, Total
 from ..sealing import KeptAnswer, SealError, Stored
 from ..standing import Denial
@@ -222,19 +223,22 @@ def answer_of(row: tuple[bytes, bytes] | None) -> KeptAnswer | None:
 
 
 def permits_of(rows: Iterable[tuple[int, str, int, str, str, str]], state: State) -> tuple[Permit, ...]:
-    """Rows of OPEN_PERMITS. Raises ValueError."""
-    return tuple(
-        Permit(
-            index=row[0],
-            receipt_id=row[1],
-            state=state,
-            http_status=row[2],
-            claims=tuple(row[3].split()),
-            charges=charges_of(row[4]),
-            lender=row[5],
+    """Rows of OPEN_PERMITS. Raises ConfigError."""
+    try:
+        return tuple(
+            Permit(
+                index=row[0],
+                receipt_id=row[1],
+                state=state,
+                http_status=row[2],
+                claims=tuple(row[3].split()),
+                charges=charges_of(row[4]),
+                lender=row[5],
+            )
+            for row in rows
         )
-        for row in rows
-    )
+    except ValueError as error:
+        raise ConfigError(f"the ledger is damaged or was edited: {error}", file=DB_NAME) from error
 
 
 def read_total(db: sqlite3.Connection, meter: str, now_us: int) -> Total:

@@ -59,6 +59,7 @@ class SqliteStore:
 
     errors: tuple[type[Exception], ...] = (sqlite3.Error,)
     lost = ""
+    tend_s = 0.0
 
     def __init__(self, opened: OpenFile, state_dir: Path, owner: str) -> None:
         self._db, self._dir, self._owner = opened.db, state_dir, owner
@@ -97,6 +98,9 @@ class SqliteStore:
 
     def heal(self) -> None:
         """Nothing heals here: every error ends the ledger."""
+
+    def tend(self) -> None:
+        """Nobody else asks whether this node runs."""
 
     def stranded(self) -> Sequence[str]:
         return ()

@@ -245,6 +245,15 @@ class Store(Protocol):
         """Called now and then while `lost`. Raises what is not going to heal."""
         ...
 
+    @property
+    def tend_s(self) -> float:
+        """How often tend() wants to be called; 0: never."""
+        ...
+
+    def tend(self) -> None:
+        """Called after every group, and that often while nothing happens. Raises what does not heal."""
+        ...
+
     def stranded(self) -> Sequence[str]:
         """PERMITs that a commit in doubt left and nobody dispatched. Asked inside a transaction."""
         ...

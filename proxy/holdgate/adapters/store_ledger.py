@@ -395,6 +395,7 @@ class StoreLedger:
                 self._store.heal()
             else:
                 with contextlib.suppress(StoreLost):
+                    self._store.tend()
                     self._look()
                     self._eraser.step()
             if closing:
@@ -402,11 +403,15 @@ class StoreLedger:
 
     def _next(self) -> object | None:
         """What is queued; None when there is something else to do and nobody waits."""
-        if not self._eraser.busy and not self._deferred and not self._store.lost and not self._waits:
-            return self._queue.get()
-        pause_s = self._eraser.pause_s if self._eraser.busy else _DEFERRED_S
+        pauses = [self._store.tend_s] if self._store.tend_s else []
+        if self._eraser.busy:
+            pauses.append(self._eraser.pause_s)
+        elif self._deferred or self._store.lost:
+            pauses.append(_DEFERRED_S)
+        if self._waits:
+            pauses.append(_LOOK_S)
         try:
-            return self._queue.get(timeout=min(pause_s, _LOOK_S) if self._waits else pause_s)
+            return self._queue.get(timeout=min(pauses, default=None))
         except queue.Empty:
             return None
 

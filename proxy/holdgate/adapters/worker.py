@@ -162,6 +162,7 @@ async def serve_worker(
     """Run until stopped. Raises ConfigError when it cannot start.
 
     `role`: worker-1 to worker-N; `workers`: N. `handed`: the transparent listeners of mode tproxy.
+    Long because what is begun here ends here, in one `finally`.
     """
     worker = _build(config, role, workers, handed)
     loop = asyncio.get_running_loop()
@@ -214,6 +215,7 @@ async def _adopted(worker: Worker) -> bool:
 
 
 def _build(config: Config, role: str, workers: int, handed: tuple[socket.socket, ...]) -> Worker:
+    """Long because a pipeline and a Worker have that many parts, each one line."""
     os.umask(0o077)
     limit_process()
     config = replace(config, limits=divided(config, workers))

@@ -14,7 +14,8 @@ import orjson
 from ..adapters.bundle_load import load_folder
 from ..adapters.open_reader import open_reader
 from ..adapters.reader import Reader
-from ..backtest import Change, NotReplayed, Report, backtest
+from ..backtest import NotReplayed, backtest
+from ..backtest_report import Change, Report
 from ..bundle import Bundle
 from ..errors import ConfigError
 from ..keys import unb64url

@@ -44,6 +44,11 @@ def register(commands: Commands) -> None:
         does="print the signed checkpoint (a C2SP note); keep copies elsewhere",
         example="holdgate log checkpoint > checkpoint-$(date +%F).txt",
     )
+    _register_prove(log)
+    _register_audit(log)
+
+
+def _register_prove(log: Commands) -> None:
     proving = add(
         log,
         "prove",
@@ -61,6 +66,9 @@ def register(commands: Commands) -> None:
         metavar="FILE",
         help="an earlier checkpoint: prints a c2sp.org/tlog-witness add-checkpoint request",
     )
+
+
+def _register_audit(log: Commands) -> None:
     auditing = add(
         log,
         "audit",

@@ -32,7 +32,7 @@ _KEYED: Final = frozenset({"query", "body", "args"})
 
 
 def compile_plan(op: Operation) -> Plan:
-    """Every table of the plan. Longer than 40 lines because a plan has that many parts, each one line."""
+    """Every table of the plan. Long because a plan has that many parts, each one line."""
     spec, head = op.spec, op.map.head
     use = effective(spec, head.defaults)
     ignored = _parsed(op, use.ignore)

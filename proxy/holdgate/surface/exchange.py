@@ -96,6 +96,7 @@ class Exchange:
         given: Given | None = None,
         references: dict[str, str] | None = None,
     ) -> None:
+        """Long because it has that many attributes, each one line."""
         self.method = method
         self.segments = segments
         self.raw_segments = raw_segments

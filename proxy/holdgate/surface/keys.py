@@ -1,7 +1,7 @@
 """Idempotency and conflict keys of a request, as its map declares them.
 
 Native key (the vendor's own), else natural (parameters that identify the action), else for a commit
-the request digest itself. Reads and model calls have none (CONTRACT 12 "Retries").
+the request digest itself. Reads and model calls have none: a repeat of one is a new request.
 
 Invariants (tests/test_surface_keys.py):
   SM21  At most one key of a request; a native one wins over a natural one, that over the digest.

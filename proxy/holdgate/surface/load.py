@@ -86,6 +86,7 @@ def load_map(document: Node, *, required: bool = True) -> SurfaceMap | None:
 
 
 def _spec(name: str, owner: str, node: Node) -> SurfaceMap:
+    """Long because a map has that many keys, each one line."""
     spec = node.mapping(
         required=("hosts", "operations"),
         optional=(
@@ -267,6 +268,7 @@ def _in_clear(node: Node) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _body(node: Node) -> BodySpec:
+    """Long because `body` has that many keys, each one line."""
     keys = node.mapping(
         optional=(
             *(

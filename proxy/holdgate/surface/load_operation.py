@@ -48,7 +48,7 @@ _SECRET_SURFACES: Final = ("secrets.", "identity.")  # their answers are keys, t
 def load_operation(
     node: Node, dispatch: Dispatch | None, load_settings: Callable[[dict[str, Node]], Settings]
 ) -> OperationSpec:
-    """Raises ConfigError."""
+    """Raises ConfigError. Long because an operation has that many keys, each one line."""
     keys = node.mapping(
         required=("id", "match"),
         optional=(
@@ -155,6 +155,7 @@ def _params(node: Node) -> tuple[ParamSpec, ...]:
 
 
 def _param(name: str, node: Node) -> ParamSpec:
+    """Long because a parameter has that many keys, each one line."""
     keys = node.mapping(
         required=("from", "type"),
         optional=(

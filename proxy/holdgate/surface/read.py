@@ -55,6 +55,31 @@ def compile_param(
     hidden: bool,
     in_clear: frozenset[str] | None,
 ) -> ParamPlan:
+    bounds = (param.min, param.max, param.max_length)
+    kind = cel_type(param.type)
+    return ParamPlan(
+        name=param.name,
+        sources=tuple(sources),
+        readers=tuple(_readers(param, sources, op, json_fields)),
+        convert=converter(param.type),
+        listed=kind in (CelType.LIST_STRING, CelType.LIST_INT),
+        required=param.required,
+        material=param.material,
+        digest_only=param.digest_only,
+        hidden=hidden,
+        in_clear=in_clear,
+        absent_means=param.absent_means,
+        repeat=param.repeat,
+        reference=param.type == "reference",
+        bounds=None if bounds == (None, None, None) else bounds,
+        values=None if param.values is None else frozenset(param.values),
+    )
+
+
+def _readers(
+    param: ParamSpec, sources: Sequence[Source], op: Operation, json_fields: frozenset[str]
+) -> list[tuple[Reader, bool | None]]:
+    """How each source is read, and whether what it gives is text; None: as the body says."""
     readers: list[tuple[Reader, bool | None]] = []
     for source in sources:
         if source.kind == "args":
@@ -71,25 +96,7 @@ def compile_param(
             readers.append((_raw(source.name), False))
         else:
             readers.append((reader_of(source, op), True))
-    bounds = (param.min, param.max, param.max_length)
-    kind = cel_type(param.type)
-    return ParamPlan(
-        name=param.name,
-        sources=tuple(sources),
-        readers=tuple(readers),
-        convert=converter(param.type),
-        listed=kind in (CelType.LIST_STRING, CelType.LIST_INT),
-        required=param.required,
-        material=param.material,
-        digest_only=param.digest_only,
-        hidden=hidden,
-        in_clear=in_clear,
-        absent_means=param.absent_means,
-        repeat=param.repeat,
-        reference=param.type == "reference",
-        bounds=None if bounds == (None, None, None) else bounds,
-        values=None if param.values is None else frozenset(param.values),
-    )
+    return readers
 
 
 def reader_of(source: Source, op: Operation) -> Reader:
