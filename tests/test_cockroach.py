@@ -37,6 +37,7 @@ from holdgate.adapters.postgres_reader import PostgresReader
 from holdgate.adapters.postgres_schema import STEPS, TABLES, VERSION, repeatable
 from holdgate.adapters.postgres_server import CockroachServer, PostgresServer, server_of
 from holdgate.adapters.sequencer import CHECKPOINT
+from holdgate.adapters.store import Conflict
 from holdgate.adapters.store_ledger import StoreLedger
 from holdgate.audit_fleet import audit_fleet
 from holdgate.erasure import RETENTION, SHRED, EraseOrder, Erasure
@@ -350,6 +351,65 @@ async def test_pg3_a_commit_that_was_undone_is_judged_again_and_one_that_nobody_
     assert problems(tmp_path, settings) == ()
 
 
+async def test_pg3_while_a_commit_is_in_doubt_nothing_is_read_before_what_it_wrote_is_over(
+    server: Any, tmp_path: Path
+) -> None:
+    """The former transaction is still there, and its lock of the fleet's row is not: it can be lost."""
+    settings = server.database(deadline_ms=500)
+    with opened(tmp_path, settings) as ledger:
+        await ledger.record(RefundJudge("a"))
+        former = await asyncpg.connect(settings.urls[0])
+        await former.execute("BEGIN; UPDATE holdgate.nodes SET size = size WHERE id = 1")
+        ledger._store._in_doubt = True  # type: ignore[attr-defined]
+        assert await refused(ledger, "b")
+        assert not ledger.healthy
+        await former.execute("ROLLBACK")
+        await former.close()
+        await until(lambda: ledger.healthy)
+        assert (await ledger.record(RefundJudge("b"))).entry.outcome is Outcome.PERMIT
+
+
+async def test_pe2_an_erasure_that_the_database_undoes_is_done_again(server: Any, tmp_path: Path) -> None:
+    with opened(tmp_path, server.database()) as ledger:
+        made = await ledger.record(RefundJudge("a", sealed=True))
+        eraser: Any = ledger._eraser
+        erase, undone = eraser._erase, [2]
+
+        async def unlucky(*words: Any) -> None:
+            await erase(*words)
+            if undone[0]:
+                undone[0] -= 1
+                raise asyncpg.SerializationError("restart transaction")
+
+        eraser._erase = unlucky
+        erasure = Erasure(action=SHRED, ids=frozenset({made.entry.receipt_id}))
+        await ledger.erase(EraseOrder(erasure=erasure, count=1, by="local"))
+        assert (undone, eraser.busy) == ([0], False)
+        assert (await ledger.record(RefundJudge("b"))).entry.outcome is Outcome.PERMIT
+
+
+async def test_a_group_that_is_undone_while_it_is_judged_keeps_its_first_deadline(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path, server.database()) as ledger:
+        store: Any = ledger._store
+        store.tend = lambda: None  # the writer thread's, and this test uses its connection
+        rows = store.begin(())
+        first = store._until
+
+        def undone(*_: object) -> None:
+            store._link.drop()
+            raise Conflict
+
+        with monkeypatch.context() as unlucky:
+            unlucky.setattr(store._link, "call", undone)
+            with pytest.raises(Conflict):
+                rows.claim("f" * 64)
+        store.begin(())
+        assert store._until == first
+        store.rollback()
+
+
 @needs_postgres
 async def test_pg1_a_group_that_waited_for_the_row_reads_what_its_last_holder_wrote(
     server: Any, tmp_path: Path
@@ -569,6 +629,7 @@ async def everything(tmp_path: Path, settings: Any) -> None:
         store: Any = one._store
         store._in_doubt = True
         await one.record(RefundJudge("after a doubt"))
+        store.tend = lambda: None  # the writer thread's, and this test uses its connection
         rows = store.begin(())
         rows.prepared("f" * 64)
         rows.inputs(first.entry.receipt_id)
