@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import json
 import ssl
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
@@ -101,3 +104,44 @@ def post(
         )
     finally:
         connection.close()
+
+
+def at_once(count: int, ask: Callable[[int, Barrier], Said]) -> list[Said]:
+    """That many agents: `ask` is told which one it is, and what to wait at until all are connected."""
+    together = Barrier(count)
+    with ThreadPoolExecutor(count) as pool:
+        return [each.result() for each in [pool.submit(ask, number, together) for number in range(count)]]
+
+
+BUDGET = """\
+apiVersion: holdgate/v1
+kind: Policy
+metadata: {name: refund-budget, owner: payments-risk@example.com}
+spec:
+  surface: payments.refund
+  constants: {day_cap: DAY_CAP}
+  counters:
+    agent_refunds_day: {key: [agent.id], window: 24h, measure: sum(params.amount)}
+  rules:
+  - id: within-the-day
+    effect: permit
+    when: >-
+      has(params.amount) && params.amount > 0
+      && counters.agent_refunds_day.sum + params.amount <= constants.day_cap
+"""
+
+
+def give_budget(gate: Instance, day_cap: int) -> None:
+    """Refunds of at most that much a day and agent, in place of the starter's policies for refunds."""
+    for file in (gate.folder / "policies").glob("stripe_refunds*.yaml"):
+        file.unlink()
+    (gate.folder / "policies" / "refund_budget.yaml").write_text(BUDGET.replace("DAY_CAP", str(day_cap)))
+
+
+def agree_on_one_refund(answers: list[Said], vendors: StandIns, intent: str) -> None:
+    """All were told of the one refund that the vendor made, under one receipt."""
+    made = [each for each in vendors.stripe.of_kind("refund") if each["payment_intent"] == intent]
+    assert len(made) == 1
+    assert {(each.status, each.decision) for each in answers} == {(200, "PERMIT")}
+    assert {json.loads(each.body)["id"] for each in answers} == {made[0]["id"]}
+    assert len({each.receipt for each in answers}) == 1

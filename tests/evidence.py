@@ -259,8 +259,9 @@ def nonces() -> Callable[[], bytes]:
     return lambda: next(numbers).to_bytes(16, "little")
 
 
-def open_ledger(state_dir: Path, **changes: Any) -> SqliteLedger:
-    facts: dict[str, Any] = {
+def ledger_settings() -> dict[str, Any]:
+    """What a ledger of tests is opened with: fixed keys, a clock that ticks."""
+    return {
         "receipt_key": RECEIPT_KEY,
         "log_key": LOG_KEY,
         "origin": ORIGIN,
@@ -270,4 +271,7 @@ def open_ledger(state_dir: Path, **changes: Any) -> SqliteLedger:
         "linger_s": 0.0,
         "headroom_bytes": 0,
     }
-    return SqliteLedger.open(state_dir, **(facts | changes))
+
+
+def open_ledger(state_dir: Path, **changes: Any) -> SqliteLedger:
+    return SqliteLedger.open(state_dir, **(ledger_settings() | changes))

@@ -294,6 +294,27 @@ def refund(gate: Gate, amount: int, *more: str) -> list[str]:
     return ["https://api.stripe.com/v1/refunds", "-H", "Authorization: Bearer sk_test_demo", *form, *more]
 
 
+def an_agent_sends_what_is_counted(lab: Lab, gate: Gate) -> None:
+    """The control: a recorder that counts nothing would make every other test pass."""
+    gate.network("down", "--open")
+    before = lab.escaped()
+    for host in FOREIGN.values():
+        lab.agent("udp(sys.argv[1], 9, wait=0.2)", host)
+        lab.agent("tcp(sys.argv[1], 22)", host)
+    assert lab.escaped() >= before + 4
+
+
+def a_client_is_held_and_served(lab: Lab, gate: Gate, version: str) -> None:
+    """One that nothing was set for. `version`: -4 or -6."""
+    before = lab.escaped()
+    amount = 100 + int(version[1])
+    permitted = lab.curl(version, *refund(gate, amount))
+    assert "HTTP/1.1 200 " in permitted and "Holdgate-Decision: PERMIT;" in permitted, permitted
+    seen = gate.tell()
+    assert "HTTP/1.1 403 Holdgate DENY rcpt_" in lab.curl(version, *refund(gate, 900_000 + amount))
+    assert gate.tell() == seen and lab.escaped() == before
+
+
 def packets_after_rules(lab: Lab, gate: Gate) -> int:
     """How many packets of a connection from before the rules arrive after them."""
     gate.network("down", "--open")

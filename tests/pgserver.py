@@ -25,7 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from evidence import LOG_KEY, NODE, ORIGIN, RECEIPT_KEY, nonces, ticking
+from evidence import NODE, ledger_settings
 from holdgate.adapters.reader import Reader
 from holdgate.adapters.store_ledger import StoreLedger
 from holdgate.config_store import PostgresStore
@@ -309,18 +309,7 @@ def open_ledger(state_dir: Path, settings: PostgresStore, **changes: Any) -> Sto
     """As evidence.open_ledger(); the clocks of tests are not the server's."""
     from holdgate.adapters.postgres import PostgresLedger
 
-    facts: dict[str, Any] = {
-        "receipt_key": RECEIPT_KEY,
-        "log_key": LOG_KEY,
-        "origin": ORIGIN,
-        "node": NODE,
-        "clock_us": ticking(),
-        "nonce16": nonces(),
-        "linger_s": 0.0,
-        "headroom_bytes": 0,
-        "fleet_key": bytes(32),
-        "skew_s": 1e9,
-    }
+    facts = ledger_settings() | {"fleet_key": bytes(32), "skew_s": 1e9}
     return PostgresLedger.open(state_dir, settings, **(facts | changes))
 
 

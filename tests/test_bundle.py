@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bundles import MAP, POLICY
 from fakes import FakeClient, FakeMeter, FakeUpstream, MemoryLedger
 from holdgate.adjudicate import Evidence
 from holdgate.agents import Agent
@@ -23,32 +24,6 @@ from holdgate.limits import Limits
 from holdgate.message import Listener, Message, Origin, RequestHead
 from holdgate.pipeline import Pipeline
 
-MAP = """\
-apiVersion: holdgate/v1
-kind: SurfaceMap
-metadata: {name: shop, owner: shop@example.com}
-spec:
-  hosts: [shop.example]
-  operations:
-  - id: buy
-    match: {method: POST, path: /orders}
-    surface: payments.charge
-    effect: commit
-    body: {decode: json}
-    params:
-      amount: {from: body.amount, type: int, required: true, material: true}
-"""
-POLICY = """\
-apiVersion: holdgate/v1
-kind: Policy
-metadata: {name: orders, owner: shop@example.com}
-spec:
-  surface: payments.charge
-  rules:
-  - id: small
-    effect: permit
-    when: params.amount >= 1 && params.amount <= 100
-"""
 POLICY_TEST = (
     "apiVersion: holdgate/v1\nkind: PolicyTest\nmetadata: {name: t}\nspec: {policy: orders, cases: []}\n"
 )

@@ -29,24 +29,9 @@ from holdgate.note import parse_vkey, sign_checkpoint, vkey
 from holdgate.receipt import decision_statement, sign
 from holdgate.tlog import Tree
 from holdgate.tlogproof import parse_proof, verify_proof
+from wrong_files import MAP
 
 SHA = "sha256:" + "0" * 64
-MAP = """\
-apiVersion: holdgate/v1
-kind: SurfaceMap
-metadata: {name: shop, owner: shop@example.com}
-spec:
-  hosts: [shop.example]
-  principal: {from: header.authorization, as: bearer}
-  defaults: {body: {decode: json, content_types: [application/json]}}
-  operations:
-  - id: buy
-    match: {method: POST, path: /orders}
-    surface: payments.charge
-    effect: commit
-    params:
-      amount: {from: body.amount, type: int, required: true, material: true}
-"""
 POLICY = """\
 apiVersion: holdgate/v1
 kind: Policy

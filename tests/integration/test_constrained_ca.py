@@ -27,12 +27,6 @@ NAMES = ("api.stripe.com", "amazonaws.com", "fhir.example.org", "slack.com", "ap
 
 
 @pytest.fixture(scope="module")
-def vendors() -> Iterator[StandIns]:
-    with StandIns() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def gate(vendors: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """api.anthropic.com is mapped, and the CA does not cover it: its map came after the CA."""
     instance = Instance(

@@ -37,12 +37,6 @@ def table(*, old: int = 1) -> str:
 
 
 @pytest.fixture(scope="module")
-def vendors() -> Iterator[StandIns]:
-    with StandIns() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def gate(vendors: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     folder = tmp_path_factory.mktemp("gate")
     made = Instance(folder, connect_to=vendors.connect_to(), extra=blocks()["holdgate.yaml"])

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import http.client
 import json
-import ssl
 import subprocess
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
-from urllib.parse import urlencode
 
 import pytest
 
 import pgserver
+from behind import Said, at_once, give_budget, post
 from holdgate.audit_fleet import NO_DIRECTORY
 from holdgate.demo.instance import Instance
 from holdgate.demo.standins import StandIns
@@ -31,56 +29,10 @@ pytestmark = pytest.mark.slow
 
 NODES = ("edge-1", "edge-2", "edge-3")
 PARALLEL = 64
-BUDGET = """\
-apiVersion: holdgate/v1
-kind: Policy
-metadata: {name: refund-budget, owner: payments-risk@example.com}
-spec:
-  surface: payments.refund
-  constants: {day_cap: 2000}
-  counters:
-    agent_refunds_day: {key: [agent.id], window: 24h, measure: sum(params.amount)}
-  rules:
-  - id: within-the-day
-    effect: permit
-    when: >-
-      has(params.amount) && params.amount > 0
-      && counters.agent_refunds_day.sum + params.amount <= constants.day_cap
-"""
 
 
-@dataclass(frozen=True)
-class Said:
-    status: int
-    decision: str
-    reason: str
-    receipt: str
-    body: bytes
-
-
-def post(gate: Instance, key: str, together: Barrier | None = None, **form: object) -> Said:
-    """One refund, asked for on a connection of its own; sent when all are connected."""
-    context = ssl.create_default_context(cafile=str(gate.state_dir / "ca" / "ca.pem"))
-    host, _, port = gate.proxy.partition(":")
-    connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=50)
-    connection.set_tunnel("api.stripe.com", 443)
-    headers = {
-        "Authorization": "Bearer sk_test_demo",
-        "Content-Type": "application/x-www-form-urlencoded",
-        "Idempotency-Key": key,
-    }
-    try:
-        connection.connect()
-        if together is not None:
-            together.wait(60)
-        connection.request("POST", "/v1/refunds", body=urlencode(form), headers=headers)
-        answer = connection.getresponse()
-        body = answer.read()
-        word, _, rest = answer.headers["Holdgate-Decision"].partition(";")
-        said = dict(part.partition("=")[::2] for part in rest.split(";"))
-        return Said(answer.status, word, said["reason"], said.get("id", "").strip('"'), body)
-    finally:
-        connection.close()
+def refund(gate: Instance, key: str, together: Barrier | None = None, **form: object) -> Said:
+    return post(gate, "/v1/refunds", key, together=together, **form)
 
 
 def command(gate: Instance, *words: str) -> subprocess.CompletedProcess[str]:
@@ -125,9 +77,7 @@ def fleet(
         gate = Instance(
             tmp_path_factory.mktemp(node), connect_to=vendors.connect_to(), extra=store, node=node
         )
-        for file in (gate.folder / "policies").glob("stripe_refunds*.yaml"):
-            file.unlink()
-        (gate.folder / "policies" / "refund_budget.yaml").write_text(BUDGET)
+        give_budget(gate, 2000)
         gates.append(gate)
     # One fleet has one fleet key: claims are named under it.
     key = gates[0].state_dir / "keys" / "fleet.key"
@@ -149,15 +99,11 @@ def made(vendors: StandIns, intent: str) -> list[int]:
 def test_64_identical_refunds_at_three_nodes_reach_the_vendor_once(
     fleet: list[Instance], vendors: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intent, together = vendors.stripe.charged(5000), Barrier(PARALLEL)
+    intent = vendors.stripe.charged(5000)
     before = vendors.counts("stripe").requests
     monkeypatch.setattr(vendors.stripe, "delay_s", 12.0)  # all come while the first is in flight
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        asked = [
-            pool.submit(post, fleet[number % 3], "same-64", together, payment_intent=intent, amount=70)
-            for number in range(PARALLEL)
-        ]
-        said = [each.result() for each in asked]
+    form = {"payment_intent": intent, "amount": 70}
+    said = at_once(PARALLEL, lambda n, together: refund(fleet[n % 3], "same-64", together, **form))
     answers = {(one.status, one.reason, said.count(one)) for one in said}
     assert made(vendors, intent) == [70]
     assert vendors.counts("stripe").requests - before == 1
@@ -167,22 +113,22 @@ def test_64_identical_refunds_at_three_nodes_reach_the_vendor_once(
 def test_one_charge_has_one_open_refund_wherever_it_is_asked_for(
     fleet: list[Instance], vendors: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intent, together = vendors.stripe.charged(5000), Barrier(9)
-    with monkeypatch.context() as slow, ThreadPoolExecutor(9) as pool:
+    intent = vendors.stripe.charged(5000)
+
+    def ask(n: int, together: Barrier) -> Said:
+        return refund(fleet[n % 3], f"c-{n}", together, payment_intent=intent, amount=11 + n)
+
+    with monkeypatch.context() as slow:
         slow.setattr(vendors.stripe, "delay_s", 8.0)
-        asked = [
-            pool.submit(post, fleet[n % 3], f"c-{n}", together, payment_intent=intent, amount=11 + n)
-            for n in range(9)
-        ]
-        answers = Counter((each.result().status, each.result().reason) for each in asked)
+        answers = Counter((each.status, each.reason) for each in at_once(9, ask))
     assert answers == {(200, "permit_rule"): 1, (409, "conflict"): 8}
     assert len(made(vendors, intent)) == 1
 
 
 def test_a_key_is_known_at_every_node(fleet: list[Instance], vendors: StandIns) -> None:
     intent = vendors.stripe.charged(5000)
-    assert post(fleet[0], "known", payment_intent=intent, amount=30).decision == "PERMIT"
-    other = post(fleet[1], "known", payment_intent=intent, amount=31)
+    assert refund(fleet[0], "known", payment_intent=intent, amount=30).decision == "PERMIT"
+    other = refund(fleet[1], "known", payment_intent=intent, amount=31)
     assert (other.status, other.decision, other.reason) == (422, "DENY", "idempotency_key_reused")
     assert made(vendors, intent) == [30]
 
@@ -192,7 +138,7 @@ def test_the_budget_is_the_fleets(fleet: list[Instance], vendors: StandIns) -> N
     before = sum(each["amount"] for each in vendors.stripe.of_kind("refund"))
     with ThreadPoolExecutor(15) as pool:
         asked = [
-            pool.submit(post, fleet[n % 3], f"b-{n}", payment_intent=intent, amount=90)
+            pool.submit(refund, fleet[n % 3], f"b-{n}", payment_intent=intent, amount=90)
             for n, intent in enumerate(intents)
         ]
         answers = Counter(each.result().decision for each in asked)
@@ -208,14 +154,14 @@ def test_a_node_that_dies_is_settled_by_another_and_then_by_itself(
     intent = vendors.stripe.charged(1000)
     with monkeypatch.context() as slow, ThreadPoolExecutor(1) as pool:
         slow.setattr(vendors.stripe, "delay_s", 20.0)
-        asked = pool.submit(post, three, "dies", payment_intent=intent, amount=1)
+        asked = pool.submit(refund, three, "dies", payment_intent=intent, amount=1)
         name = store_of(one).rpartition("/")[2].partition("?")[0]
         count = "SELECT count(*) FROM holdgate.permits WHERE state = 'dispatching'"
         until(lambda: asked.done() or server.sql(count, name) == "1")
         assert not asked.done(), asked.result()
         three.kill()
         assert isinstance(asked.exception(), OSError | http.client.HTTPException)
-    assert post(one, "other", payment_intent=intent, amount=1).reason == "conflict"
+    assert refund(one, "other", payment_intent=intent, amount=1).reason == "conflict"
     found: list[dict[str, str]] = []
 
     def listed() -> bool:
@@ -268,7 +214,7 @@ def test_when_the_database_dies_nothing_goes_out_and_it_heals(
     before = vendors.counts("stripe").requests
     server.kill()
     for number, gate in enumerate(fleet):
-        said = post(gate, f"down-{number}", payment_intent=intent, amount=1)
+        said = refund(gate, f"down-{number}", payment_intent=intent, amount=1)
         assert (said.status, said.decision, said.reason) == (503, "SILENCE", "store_unavailable")
         assert ready(gate) == 503
     assert vendors.counts("stripe").requests == before
@@ -276,7 +222,7 @@ def test_when_the_database_dies_nothing_goes_out_and_it_heals(
     for gate in fleet:
         until(lambda gate=gate: ready(gate) == 200)  # type: ignore[misc]
     # The budget is spent or nearly so: what matters is that there is a decision again.
-    assert post(fleet[0], "again", payment_intent=intent, amount=5000).reason == "no_rule_matched"
+    assert refund(fleet[0], "again", payment_intent=intent, amount=5000).reason == "no_rule_matched"
 
 
 def test_a_second_instance_of_a_node_and_a_stranger_do_not_start(

@@ -14,38 +14,19 @@ from typing import Any
 
 import pytest
 
-from behind import Bench, post
+from behind import Bench, Said, agree_on_one_refund, at_once, give_budget, post
 from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.demo.instance import Instance
 from holdgate.demo.standins import StandIns
 
-BUDGET = """\
-apiVersion: holdgate/v1
-kind: Policy
-metadata: {name: refund-budget, owner: payments-risk@example.com}
-spec:
-  surface: payments.refund
-  constants: {day_cap: 1000}
-  counters:
-    agent_refunds_day: {key: [agent.id], window: 24h, measure: sum(params.amount)}
-  rules:
-  - id: within-the-day
-    effect: permit
-    when: >-
-      has(params.amount) && params.amount > 0
-      && counters.agent_refunds_day.sum + params.amount <= constants.day_cap
-"""
 PARALLEL = 64
 
 
 @pytest.fixture(scope="module")
 def budgeted(vendors: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """Refunds of at most 1000 a day and agent."""
-    folder = tmp_path_factory.mktemp("budget")
-    gate = Instance(folder, connect_to=vendors.connect_to())
-    for file in (folder / "policies").glob("stripe_refunds*.yaml"):
-        file.unlink()
-    (folder / "policies" / "refund_budget.yaml").write_text(BUDGET)
+    gate = Instance(tmp_path_factory.mktemp("budget"), connect_to=vendors.connect_to())
+    give_budget(gate, 1000)
     with gate:
         yield gate
 
@@ -55,37 +36,25 @@ def test_64_identical_refunds_reach_the_vendor_once_and_64_answers_agree(
 ) -> None:
     intent = vendors.stripe.charged(5000)
     before = vendors.counts("stripe").requests
-    together = Barrier(PARALLEL)
     monkeypatch.setattr(vendors.stripe, "delay_s", 3.0)  # so that all come while the first is in flight
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        asked = [
-            pool.submit(
-                post, gate, "/v1/refunds", "same-64", together=together, payment_intent=intent, amount=700
-            )
-            for _ in range(PARALLEL)
-        ]
-        answers = [each.result() for each in asked]
-    made = [each for each in vendors.stripe.of_kind("refund") if each["payment_intent"] == intent]
-    assert len(made) == 1
-    assert {(each.status, each.decision) for each in answers} == {(200, "PERMIT")}
-    assert {json.loads(each.body)["id"] for each in answers} == {made[0]["id"]}
-    assert len({each.receipt for each in answers}) == 1
+    form = {"payment_intent": intent, "amount": 700}
+    answers = at_once(PARALLEL, lambda _, all_: post(gate, "/v1/refunds", "same-64", together=all_, **form))
+    agree_on_one_refund(answers, vendors, intent)
     assert vendors.counts("stripe").requests - before == 1
 
 
 def test_two_refunds_of_one_charge_are_never_open_at_once(
     gate: Instance, vendors: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intent, together = vendors.stripe.charged(5000), Barrier(8)
-    with monkeypatch.context() as slow, ThreadPoolExecutor(8) as pool:
+    intent = vendors.stripe.charged(5000)
+
+    def refund(n: int, together: Barrier) -> Said:
+        form = {"payment_intent": intent, "amount": 10 + n}
+        return post(gate, "/v1/refunds", f"c-{n}", together=together, **form)
+
+    with monkeypatch.context() as slow:
         slow.setattr(vendors.stripe, "delay_s", 2.0)
-        asked = [
-            pool.submit(
-                post, gate, "/v1/refunds", f"c-{n}", together=together, payment_intent=intent, amount=10 + n
-            )
-            for n in range(8)
-        ]
-        answers = Counter((each.result().status, each.result().reason) for each in asked)
+        answers = Counter((each.status, each.reason) for each in at_once(8, refund))
     assert answers == {(200, "permit_rule"): 1, (409, "conflict"): 7}
     after = post(gate, "/v1/refunds", "c-after", payment_intent=intent, amount=9)
     assert (after.status, after.decision) == (200, "PERMIT")

@@ -15,7 +15,20 @@ from pathlib import Path
 
 import pytest
 
-from netlab import ASK, FLOOD, FOREIGN, GET, ROWS, Gate, Lab, needs_lab, packets_after_rules, refund
+from netlab import (
+    ASK,
+    FLOOD,
+    FOREIGN,
+    GET,
+    ROWS,
+    Gate,
+    Lab,
+    a_client_is_held_and_served,
+    an_agent_sends_what_is_counted,
+    needs_lab,
+    packets_after_rules,
+    refund,
+)
 
 pytestmark = [pytest.mark.slow, needs_lab]
 
@@ -62,24 +75,12 @@ def up(gate: Gate) -> Gate:
 
 
 def test_without_rules_the_recorder_sees_what_an_agent_sends(lab: Lab, gate: Gate) -> None:
-    """The control: a recorder that counts nothing would make every test below pass."""
-    gate.network("down", "--open")
-    before = lab.escaped()
-    for host in FOREIGN.values():
-        lab.agent("udp(sys.argv[1], 9, wait=0.2)", host)
-        lab.agent("tcp(sys.argv[1], 22)", host)
-    assert lab.escaped() >= before + 4
+    an_agent_sends_what_is_counted(lab, gate)
 
 
 @pytest.mark.parametrize("version", ["-4", "-6"])
 def test_a_client_without_any_setting_is_held_and_served(lab: Lab, up: Gate, version: str) -> None:
-    before = lab.escaped()
-    amount = 100 + int(version[1])
-    permitted = lab.curl(version, *refund(up, amount))
-    assert "HTTP/1.1 200 " in permitted and "Holdgate-Decision: PERMIT;" in permitted, permitted
-    seen = up.tell()
-    assert "HTTP/1.1 403 Holdgate DENY rcpt_" in lab.curl(version, *refund(up, 900_000 + amount))
-    assert up.tell() == seen and lab.escaped() == before
+    a_client_is_held_and_served(lab, up, version)
 
 
 def test_what_serves_has_no_capability_and_can_gain_none(up: Gate) -> None:

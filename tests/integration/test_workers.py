@@ -12,12 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 from typing import Any
 
 import pytest
 
-from behind import Bench, Said, post
+from behind import Bench, Said, agree_on_one_refund, at_once, post
 from holdgate.adapters.admin.shapes import decode_jws
 from holdgate.adapters.control import ask
 from holdgate.adapters.sqlite_reader import SqliteReader
@@ -106,21 +105,11 @@ def test_64_identical_refunds_over_two_workers_are_one_at_the_vendor_and_64_answ
     two: Instance, vendors: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole(two)
-    intent, before, together = vendors.stripe.charged(5000), seen(vendors), Barrier(PARALLEL)
+    intent, before = vendors.stripe.charged(5000), seen(vendors)
     monkeypatch.setattr(vendors.stripe, "delay_s", 3.0)  # so that all come while the first is in flight
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        asked = [
-            pool.submit(
-                post, two, "/v1/refunds", "w-64", together=together, payment_intent=intent, amount=700
-            )
-            for _ in range(PARALLEL)
-        ]
-        answers = [each.result() for each in asked]
-    made = [each for each in vendors.stripe.of_kind("refund") if each["payment_intent"] == intent]
-    assert len(made) == 1
-    assert {(each.status, each.decision) for each in answers} == {(200, "PERMIT")}
-    assert {json.loads(each.body)["id"] for each in answers} == {made[0]["id"]}
-    assert len({each.receipt for each in answers}) == 1
+    form = {"payment_intent": intent, "amount": 700}
+    answers = at_once(PARALLEL, lambda _, all_: post(two, "/v1/refunds", "w-64", together=all_, **form))
+    agree_on_one_refund(answers, vendors, intent)
     assert seen(vendors) - before == 1
 
 
