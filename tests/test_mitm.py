@@ -21,8 +21,9 @@ from OpenSSL import crypto
 from client_pki import make_ca
 from doors import open_door
 from holdgate.adapters import mitm
-from holdgate.adapters.gate_layer import DenyLayer, GateLayer
+from holdgate.adapters.gate_layer import DenyLayer, GateLayer, Relay
 from holdgate.adapters.mitm import HOOKS, IGNORED_HOOKS, REQUIRED_OPTIONS, HoldgateAddon, check_options
+from holdgate.limits import Limits
 
 
 def addon(**change: Any) -> Any:
@@ -225,6 +226,38 @@ async def test_m5_a_connection_too_many_is_answered_at_once_and_nothing_of_it_is
         elsewhere[1].close()
         while door.addon.sources or door.addon.surplus:  # nothing of them is remembered
             await asyncio.sleep(0.01)
+
+
+class _Whole:
+    """An answer of which one piece is there at once."""
+
+    async def next(self) -> bytes:
+        return b"more"
+
+    def abandon(self) -> None:
+        raise AssertionError("that is the layer's to do")
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_m6_an_agent_that_does_not_read_its_answer_is_cut(reads: bool) -> None:
+    made, _ = addon(keeper=SimpleNamespace(limits=Limits(idle_s=30.0 if reads else 0.05)))
+    accepted: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+    listener = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), "127.0.0.1", 0)
+    reader, agent = await asyncio.open_connection(*listener.sockets[0].getsockname()[:2])
+    writer = await accepted
+    reading = asyncio.ensure_future(reader.read()) if reads else None
+    writer.write(b"x" * 32_000_000)
+
+    made._writer = lambda client: writer
+    relay = Relay(_Whole(), SimpleNamespace(id="c"))  # type: ignore[arg-type]
+    await made.holdgate_relay(relay)
+    assert relay.piece == (b"more" if reads else None)
+    assert writer.transport.is_closing() is not reads
+    writer.close()
+    if reading is not None:
+        assert len(await reading) == 32_000_000
+    agent.close()
+    listener.close()
 
 
 async def test_en1_the_engine_has_three_addons(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ Invariants (tests/test_mitm.py has one test named after each):
   M3  Engine options that would disarm the gate are refused at start and on every update.
   M4  Every hook that a connection can fire is in HOOKS or IGNORED_HOOKS; another one is a barrier trip.
   M5  A connection beyond limits.connections_per_source is answered 503, or closed, and nothing of it is read.
+  M6  A piece of an answer that its agent does not take within limits.idle_s cuts the answer: who does not
+      read keeps no permit open, nor what it holds.
 """
 
 from __future__ import annotations
@@ -328,7 +330,7 @@ class HoldgateAddon:
             piece = await relay.stream.next()
             writer = self._writer(relay.client)
             if writer is not None:
-                await writer.drain()
+                await self._taken(writer)
             relay.piece = piece
         except (DispatchError, OSError) as error:
             log.info("an answer was cut: %s", error)
@@ -336,6 +338,15 @@ class HoldgateAddon:
             log.error("relaying failed: %r", error)
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
+
+    async def _taken(self, writer: asyncio.StreamWriter) -> None:
+        """Until the agent has taken what waits for it, or most of it. Raises OSError."""
+        try:
+            async with asyncio.timeout(self.keeper.limits.idle_s):
+                await writer.drain()
+        except TimeoutError:
+            writer.transport.abort()  # closing would wait for the agent, too
+            raise OSError("the agent did not take it") from None
 
     def configure(self, updated: set[str]) -> None:
         if self.armed:
