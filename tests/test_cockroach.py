@@ -32,11 +32,12 @@ import test_postgres
 import test_sqlite
 import test_stores
 from evidence import T0, RefundJudge
-from holdgate.adapters import postgres_link, postgres_sql, postgres_write
+from holdgate.adapters import postgres_dialect, postgres_link, postgres_sql, postgres_write
 from holdgate.adapters.postgres_reader import PostgresReader
 from holdgate.adapters.postgres_schema import STEPS, TABLES, VERSION, repeatable
 from holdgate.adapters.postgres_server import CockroachServer, PostgresServer, server_of
 from holdgate.adapters.sequencer import CHECKPOINT
+from holdgate.adapters.store import Conflict
 from holdgate.adapters.store_ledger import StoreLedger
 from holdgate.audit_fleet import audit_fleet
 from holdgate.erasure import RETENTION, SHRED, EraseOrder, Erasure
@@ -139,12 +140,32 @@ def test_what_is_left_out_is_there_and_the_rest_runs_with_this_engine(server: An
 
 # --- PD1: who runs as a node ---
 
+LEASE_S = 3.0
+SHORT = f"""\
+import holdgate.adapters.postgres_dialect as dialect
+dialect._Cockroach.lease_s = lambda self, deadline_s: {LEASE_S}
+"""
+
+
+@pytest.fixture
+def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadline that is long, since this machine is shared, and a lease that can be waited for."""
+    monkeypatch.setattr(postgres_dialect._Cockroach, "lease_s", lambda self, deadline_s: LEASE_S)
+
+
+def test_a_lease_is_longer_than_two_groups_and_a_renewal() -> None:
+    for deadline_s in (0.05, 1.0, 30.0):
+        lease_s = postgres_dialect.dialect_of("cockroachdb").lease_s(deadline_s)
+        assert lease_s > lease_s / 5 + 2 * deadline_s + 1
+        assert postgres_dialect.dialect_of("cockroachdb").patience_s > lease_s
+    assert postgres_dialect.dialect_of("postgresql").lease_s(1.0) == 0
+
 
 def killed(folder: Path, server: Any, settings: Any, name: str) -> None:
     """A process that is killed -9 as this node, with permits in flight."""
     words = [str(folder), f"127.0.0.1:{server.port}", database_of(settings), name, "1"]
     script = WRITER.format(tests=str(Path(__file__).parent)).replace("random.random() * 0.01", "3600")
-    script = script.replace("(where, database)", f"(where, database, deadline_ms={settings.deadline_ms})")
+    script = f"{SHORT}\n{script}"
     command = [sys.executable, "-c", script, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "open\n"
@@ -155,9 +176,9 @@ def killed(folder: Path, server: Any, settings: Any, name: str) -> None:
 
 
 def test_pd1_a_node_that_was_killed_starts_again_by_itself_and_its_permits_are_unknown(
-    server: Any, tmp_path: Path
+    server: Any, tmp_path: Path, short_leases: None
 ) -> None:
-    settings = server.database(deadline_ms=1000)  # a lease of 5 s
+    settings = server.database()
     (tmp_path / "1").mkdir()
     killed(tmp_path / "1", server, settings, "edge-1")
     with PostgresReader(tmp_path / "1", settings, None) as reader:
@@ -170,7 +191,7 @@ def test_pd1_a_node_that_was_killed_starts_again_by_itself_and_its_permits_are_u
 
 
 def test_pd1_a_node_that_lives_is_not_replaced_and_one_that_closed_is_at_once(
-    server: Any, tmp_path: Path
+    server: Any, tmp_path: Path, short_leases: None
 ) -> None:
     settings = server.database()
     lease = "SELECT lease_us FROM holdgate.nodes"
@@ -207,9 +228,9 @@ def test_pd1_nodes_that_start_at_once_make_one_set_of_tables(server: Any, tmp_pa
 
 
 async def test_pd2_a_node_that_is_paused_is_gone_for_others_but_nothing_is_sent_twice(
-    server: Any, tmp_path: Path
+    server: Any, tmp_path: Path, short_leases: None
 ) -> None:
-    settings = server.database(deadline_ms=500)  # a lease of 3.5 s
+    settings = server.database()
     with fleet_of(tmp_path, settings, "1 2") as (one, two):
         made = await one.record(RefundJudge("a", conflict="c"))
         paused, one._store.tend = one._store.tend, lambda: None  # type: ignore[method-assign]
@@ -235,9 +256,9 @@ async def test_pd2_a_node_that_is_paused_is_gone_for_others_but_nothing_is_sent_
 
 
 async def test_pd2_whoever_took_the_place_of_a_paused_node_has_it_and_the_paused_one_ends(
-    server: Any, tmp_path: Path
+    server: Any, tmp_path: Path, short_leases: None
 ) -> None:
-    settings = server.database(deadline_ms=500)
+    settings = server.database()
     with opened(tmp_path / "1", settings) as paused:
         made = await paused.record(RefundJudge("a"))
         await until((tmp_path / "1" / CHECKPOINT).exists)
@@ -253,9 +274,9 @@ async def test_pd2_whoever_took_the_place_of_a_paused_node_has_it_and_the_paused
 
 
 async def test_pd2_a_node_that_was_replaced_notices_it_while_nothing_happens(
-    server: Any, tmp_path: Path
+    server: Any, tmp_path: Path, short_leases: None
 ) -> None:
-    settings = server.database(deadline_ms=500)
+    settings = server.database()
     with opened(tmp_path, settings) as ledger:
         server.sql("UPDATE holdgate.nodes SET owner = 'somebody else'", database_of(settings))
         await until(lambda: not ledger.healthy)
@@ -348,6 +369,87 @@ async def test_pg3_a_commit_that_was_undone_is_judged_again_and_one_that_nobody_
         with PostgresReader(tmp_path, settings, "edge-1") as reader:
             assert reader.state_of(later.entry.prior) is State.NOT_SENT
     assert problems(tmp_path, settings) == ()
+
+
+async def test_pg3_while_a_commit_is_in_doubt_nothing_is_read_before_what_it_wrote_is_over(
+    server: Any, tmp_path: Path
+) -> None:
+    """The former transaction is still there, and its lock of the fleet's row is not: it can be lost."""
+    settings = server.database(deadline_ms=1500)
+    with opened(tmp_path, settings) as ledger:
+        await ledger.record(RefundJudge("a"))
+        former = await asyncpg.connect(settings.urls[0])
+        await former.execute("BEGIN; UPDATE holdgate.nodes SET size = size WHERE id = 1")
+        ledger._store._in_doubt = True  # type: ignore[attr-defined]
+        assert await refused(ledger, "b")
+        await until(lambda: ledger._store._failures > 2)  # type: ignore[attr-defined]
+        assert not ledger.healthy
+        await former.execute("ROLLBACK")
+        await former.close()
+        await until(lambda: ledger.healthy)
+        assert (await ledger.record(RefundJudge("b"))).entry.outcome is Outcome.PERMIT
+
+
+class Undone:
+    """A connection whose first statements are undone."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.sent = times, list[str]()
+
+    async def execute(self, statement: str) -> None:
+        self.sent.append(statement)
+        if self.times and statement != "ROLLBACK":
+            self.times -= 1
+            raise asyncpg.SerializationError("could not serialize access due to concurrent update")
+
+
+def test_pg1_who_waits_for_the_row_behind_many_is_not_refused(server: Any, tmp_path: Path) -> None:
+    with opened(tmp_path, server.database()) as ledger:
+        conn = Undone(5)
+        asyncio.run(ledger._store._lock(conn))  # type: ignore[attr-defined]
+    begin = f"BEGIN ISOLATION LEVEL SERIALIZABLE; {postgres_sql.LOCK}"
+    assert conn.sent == [begin, "ROLLBACK"] * 5 + [begin]
+
+
+async def test_pe2_an_erasure_that_the_database_undoes_is_done_again(server: Any, tmp_path: Path) -> None:
+    with opened(tmp_path, server.database()) as ledger:
+        made = await ledger.record(RefundJudge("a", sealed=True))
+        eraser: Any = ledger._eraser
+        erase, undone = eraser._erase, [2]
+
+        async def unlucky(*words: Any) -> None:
+            await erase(*words)
+            if undone[0]:
+                undone[0] -= 1
+                raise asyncpg.SerializationError("restart transaction")
+
+        eraser._erase = unlucky
+        erasure = Erasure(action=SHRED, ids=frozenset({made.entry.receipt_id}))
+        await ledger.erase(EraseOrder(erasure=erasure, count=1, by="local"))
+        assert (undone, eraser.busy) == ([0], False)
+        assert (await ledger.record(RefundJudge("b"))).entry.outcome is Outcome.PERMIT
+
+
+async def test_a_group_that_is_undone_while_it_is_judged_keeps_its_first_deadline(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path, server.database()) as ledger:
+        store: Any = ledger._store
+        store.tend = lambda: None  # the writer thread's, and this test uses its connection
+        rows = store.begin(())
+        first = store._until
+
+        def undone(*_: object) -> None:
+            store._link.drop()
+            raise Conflict
+
+        with monkeypatch.context() as unlucky:
+            unlucky.setattr(store._link, "call", undone)
+            with pytest.raises(Conflict):
+                rows.claim("f" * 64)
+        store.begin(())
+        assert store._until == first
+        store.rollback()
 
 
 @needs_postgres
@@ -569,6 +671,7 @@ async def everything(tmp_path: Path, settings: Any) -> None:
         store: Any = one._store
         store._in_doubt = True
         await one.record(RefundJudge("after a doubt"))
+        store.tend = lambda: None  # the writer thread's, and this test uses its connection
         rows = store.begin(())
         rows.prepared("f" * 64)
         rows.inputs(first.entry.receipt_id)

@@ -9,7 +9,7 @@ import pytest
 
 from holdgate.canonical import CanonicalRequest
 from holdgate.digest import fingerprint
-from holdgate.errors import InputError, Reason
+from holdgate.errors import ConfigError, InputError, Reason
 from holdgate.message import Headers
 from surface_requests import FORM, JSON, index_of, params, recognise, request, shared_index
 
@@ -320,6 +320,64 @@ def test_a_presigned_url_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         recognise(index, request("/a?X-Amz-Signature=ab", method="GET", host="a.test"))
     assert caught.value.reason is Reason.UNKNOWN_PARAMETER
+
+
+SPELLINGS = """
+hosts: [a.test]
+operations:
+- {id: A, match: {method: GET, path: /a, query: {kind: absent}}, surface: data.read, effect: read,
+   params: {with: {from: [query.with, "query.with:all"], type: string},
+            since: {from: "query.at[gte]", type: string}},
+   ignore: ["query.*", "query.at.*"]}
+- {id: B, match: {method: POST, path: /b}, surface: data.write, effect: prepare,
+   body: {decode: json}, unknown_params: pass_body, params: {model: {from: body.model.id, type: string}}}
+- {id: C, match: {method: POST, path: /c}, surface: data.write, effect: prepare,
+   body: {decode: form, syntax: flat}, params: {to: {from: body.to, type: string}}, ignore: ["body.*"]}
+- {id: D, match: {method: GET, path: /d}, surface: data.read, effect: read,
+   params: {expand: {from: "query.expand.*", type: list<string>, repeat: true}}, ignore: ["query.*"]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "headers", "body", "refused"),
+    [
+        pytest.param("/a?with:all=x&at[gte]=1&at[lt]=2&other[]=y", {}, b"", False, id="what is named"),
+        pytest.param("/a?With=x", {}, b"", True, id="other letters"),
+        pytest.param("/a?with[]=x", {}, b"", True, id="an index"),
+        pytest.param("/a?with:some=x", {}, b"", True, id="a modifier"),
+        pytest.param("/a?WITH:ALL=x", {}, b"", True, id="other letters and a modifier"),
+        pytest.param("/a?Kind=x", {}, b"", True, id="what tells operations apart"),
+        pytest.param("/b", JSON, b'{"model":{"id":"m"},"models":1}', False, id="a JSON field like none"),
+        pytest.param("/b", JSON, b'{"Model":{"id":"m"}}', True, id="a JSON field in other letters"),
+        pytest.param("/c", FORM, b"to=a&more=b", False, id="a form field like none"),
+        pytest.param("/c", FORM, b"to=a&TO=b", True, id="a form field in other letters"),
+        pytest.param("/c", FORM, b"to=a&to[]=b", True, id="a form field with an index"),
+        pytest.param("/d?Expand[0]=x", {}, b"", True, id="other letters of a family"),
+    ],
+)
+def test_another_spelling_of_a_name_that_is_read_is_not_ignored(
+    target: str, headers: Headers, body: bytes, refused: bool
+) -> None:
+    method = "POST" if body else "GET"
+    canonical = request(target, method=method, host="a.test", headers=headers, body=body)
+    index = index_of(SPELLINGS)
+    if not refused:
+        assert recognise(index, canonical).actions
+        return
+    with pytest.raises(InputError) as caught:
+        recognise(index, canonical)
+    assert caught.value.reason is Reason.UNKNOWN_PARAMETER
+
+
+def test_all_keys_of_a_name_are_one_list() -> None:
+    index = index_of(SPELLINGS)
+    target = "/d?expand[1]=b&limit=3&expand[0]=a&expand[]=c&expand[]=d&expand=e&expand.x=f&expanded=no"
+    found = recognise(index, request(target, method="GET", host="a.test"))
+    assert params(found) == {"expand": tuple("bacdef")}
+    assert params(recognise(index, request("/d?limit=3", method="GET", host="a.test"))) == {}
+    single = SPELLINGS.replace("list<string>, repeat: true", "string")
+    with pytest.raises(ConfigError, match="several keys"):
+        index_of(single)
 
 
 def test_an_escaped_slash_needs_the_maps_word() -> None:

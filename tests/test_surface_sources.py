@@ -26,6 +26,7 @@ from holdgate.surface.sources import (
         pytest.param("header.Stripe-Account", "header", "stripe-account", (), id="header in lower case"),
         pytest.param("query.created[gte]", "query", "created[gte]", (), id="query key with brackets"),
         pytest.param("query.a.b", "query", "a.b", (), id="query key with a dot"),
+        pytest.param("query.a.*", "query", "a.*", (), id="all query keys of a name"),
         pytest.param("body.a.b", "body", "a.b", ("a", "b"), id="nested field"),
         pytest.param("body.a[].b", "body", "a[].b", ("a", EACH, "b"), id="field of every item"),
         pytest.param("body.a[][]", "body", "a[][]", ("a", EACH, EACH), id="list of lists"),
@@ -40,7 +41,20 @@ def test_a_source_is_read(text: str, kind: str, name: str, path: tuple[Any, ...]
 
 
 @pytest.mark.parametrize(
-    "text", ["", "amount", "body.", "cookie.x", "body.a..b", "body.a[b]", "raw.md5", "body.*"]
+    "text",
+    [
+        "",
+        "amount",
+        "body.",
+        "cookie.x",
+        "body.a..b",
+        "body.a[b]",
+        "raw.md5",
+        "body.*",
+        "query.*",
+        "query.a*",
+        "header.a.*",
+    ],
 )
 def test_what_is_no_source_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):

@@ -81,7 +81,7 @@ class PostgresStore:
         self._holder = link.connection  # which connection has the lock that says: this node runs
         self._again = False  # a group is judged again: its deadline is the first one
         self._failures, self._try_at = 0, 0.0
-        self._rows = PostgresRows(lambda work: self._ask(work, self._until), link.dialect, node_id)
+        self._rows = PostgresRows(self._ask_in_group, link.dialect, node_id)
         self._writer = PostgresWriter(node_id, node.owner, fleet_key)
         self._leaves = PostgresLeaves(settings, f"holdgate {node.name} log", node_id, link)
         self.lost = ""
@@ -221,6 +221,13 @@ class PostgresStore:
 
     def _ask[T](self, work: Callable[[Any], Any], until: float | None = None) -> Any:
         return self._link.call(work, time.monotonic() + self._link.deadline_s if until is None else until)
+
+    def _ask_in_group(self, work: Callable[[Any], Any]) -> Any:
+        try:
+            return self._ask(work, self._until)
+        except Conflict:
+            self._again = True
+            raise
 
     def _repeated(self, work: Callable[[Any], Any]) -> Any:
         """At start: once more where the transaction was undone."""

@@ -17,7 +17,7 @@ from .plan import Operation, Plan
 from .read import ParamPlan, compile_param, reader_of
 from .reconcilable import check_reconcile
 from .settings import Effective, effective
-from .sources import Cover, Pattern, Source, parse_pattern, parse_source
+from .sources import Cover, Pattern, Source, base_of, parse_pattern, parse_source
 from .spec import ParamSpec
 from .types import cel_type
 
@@ -46,6 +46,7 @@ def compile_plan(op: Operation) -> Plan:
     tests = [parse_source(row.source) for row in spec.discriminators]
     keys = [parse_source(s) for s in use.idempotency.sources]
     principals = op.map.principal_sources
+    read_keys = frozenset(_key_of(s) for s in (*reads, *tests) if s.kind in _KEYED)
     inherited = _item_sources(op)
     selectors = tests + keys + principals + _dispatch_sources(op) + inherited
     declared = {param.name for param in params}
@@ -82,7 +83,8 @@ def compile_plan(op: Operation) -> Plan:
         query_prefixes=queries.prefixes,
         any_query=queries.everything,
         merged=use.merge,
-        read_keys=frozenset(s.name for each in params for s in each.sources if s.kind in _KEYED),
+        read_keys=read_keys,
+        read_names=frozenset(base_of(key).casefold() for key in read_keys),
         presigned=sigv4,
         digest_headers=frozenset(digested),
         header_prefixes=tuple(sorted({name[:-1] for name in families})),
@@ -106,6 +108,11 @@ def compile_plan(op: Operation) -> Plan:
         deadlines=use.deadlines,
         target=spec.target if spec.target is not None else head.base + spec.path,
     )
+
+
+def _key_of(source: Source) -> str:
+    """The name at the top of the query or body."""
+    return str(source.path[0]) if source.path else source.name.removesuffix(".*")
 
 
 def _parsed(op: Operation, texts: Sequence[str]) -> list[Pattern]:
@@ -285,9 +292,11 @@ def _query_rules(
     prefixes: list[str] = []
     everything = False
     for param in params:
-        (free if param.repeat else single).update(
-            s.name for s in param.sources if s.kind in ("query", "args")
-        )
+        names = {s.name for s in param.sources if s.kind in ("query", "args")}
+        families = [name[:-2] for name in sorted(names) if name.endswith(".*")]
+        (free if param.repeat else single).update(names - {f"{stem}.*" for stem in families})
+        free.update(families)
+        prefixes += [f"{stem}{mark}" for stem in families for mark in "[."]
     single |= {s.name for s in selectors if s.kind == "query"}
     for pattern in patterns:
         if pattern.kind not in ("query", "args"):

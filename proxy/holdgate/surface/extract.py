@@ -22,7 +22,7 @@ from .exchange import Exchange
 from .model import Action, Effect, Param, Value
 from .plan import Operation, Plan
 from .read import ParamPlan, read_param
-from .sources import MISSING
+from .sources import MISSING, base_of
 from .types import JSON_SAFE, canonical_json, sha256_text
 
 __all__ = ["action_of", "check_body", "declared_headers", "evaluate", "principal_of"]
@@ -36,6 +36,7 @@ _OVERRIDES: Final = (
 _PLAIN_NAME: Final = re.compile(r"[0-9a-z\-]+")
 # The decoder of aws-chunked compares these with the body.
 _AWS_FRAMING: Final = frozenset({"x-amz-decoded-content-length", "x-amz-trailer"})
+_NAMED: Final = frozenset({"form", "json"})  # decoders whose records have names that servers may fold
 _BEARER: Final = re.compile(r"(?i:bearer) ([\x21-\x7e]+)\Z")
 _BASIC: Final = re.compile(r"(?i:basic) ([A-Za-z0-9+/]+={0,2})\Z")
 _SIGV4: Final = re.compile(r"AWS4-[A-Z0-9-]+ +Credential=([A-Za-z0-9_]+)/[^\s,]*,.*\Z")
@@ -51,7 +52,7 @@ def evaluate(op: Operation, exchange: Exchange) -> tuple[dict[str, Value], list[
     if exchange.query:
         _check_query(plan, exchange)
     check_body(plan, exchange)
-    _check_modifiers(plan, exchange)
+    _check_spellings(plan, exchange)
     values = {}
     for param in plan.params:
         value = read_param(param, exchange)
@@ -113,14 +114,22 @@ def _check_query(plan: Plan, exchange: Exchange) -> None:
         raise InputError(Reason.DUPLICATE_PARAMETER, "arguments in the query beside a JSON body")
 
 
-def _check_modifiers(plan: Plan, exchange: Exchange) -> None:
-    """A parameter's name with a modifier (FHIR's `_include:iterate`) is the parameter to some servers, so
-    `ignore: [query.*]` does not speak of it. Raises InputError."""
-    keys = (*exchange.query, *exchange.body) if exchange.kind == "form" else exchange.query
+def _check_spellings(plan: Plan, exchange: Exchange) -> None:
+    """Another spelling of a name that the map reads, with a modifier (FHIR's `_include:iterate`), an index
+    (`_include[]`) or in other letters, is the same to some servers: only what names it speaks of it, not
+    `ignore: [query.*]` and not `pass_body`. Raises InputError."""
+    body, cover = exchange.body, plan.cover
+    named = cover.children if cover is not None else {}
+    keys = [key for key in body if key not in named] if exchange.kind in _NAMED and type(body) is dict else []
+    keys += [
+        key
+        for key in exchange.query
+        if key not in plan.single_query and key not in plan.free_query
+        and not key.startswith(plan.query_prefixes)
+    ]  # fmt: skip
     for key in keys:
-        name, colon, _ = key.partition(":")
-        if colon and name in plan.read_keys and key not in plan.read_keys:
-            raise InputError(Reason.UNKNOWN_PARAMETER, f"{key!r} is not in the surface map, and {name!r} is")
+        if key not in plan.read_keys and base_of(key).casefold() in plan.read_names:
+            raise InputError(Reason.UNKNOWN_PARAMETER, f"{key!r} is not in the surface map; one like it is")
 
 
 def check_body(plan: Plan, exchange: Exchange) -> None:

@@ -216,6 +216,10 @@ def _check_param(name: str, node: Node, keys: dict[str, Node], parsed: list[Sour
         raise keys["type"].fail(
             f"parameter {name!r} reads a list (`[]`): type it list<string>, list<int> or json"
         )
+    if any(item.kind == "query" and item.name.endswith(".*") for item in parsed) and not (
+        cel.startswith("list<") and _is_set(keys, "repeat")
+    ):
+        raise keys["from"].fail(f"parameter {name!r} reads several keys: a list type, and `repeat: true`")
     if _is_set(keys, "repeat") and not cel.startswith("list<"):
         raise keys["type"].fail(f"parameter {name!r} repeats: type it list<string> or list<int>")
     if cel not in ("int", "list<int>") and ("min" in keys or "max" in keys):

@@ -40,7 +40,8 @@ class Plan:
     query_prefixes: tuple[str, ...]
     any_query: bool
     merged: bool  # arguments may stand in the query or in the body
-    read_keys: frozenset[str]  # of query and body, that parameters are read from
+    read_keys: frozenset[str]  # of query and body, that parameters are read from and operations told apart by
+    read_names: frozenset[str]  # those without modifier and index, case folded
     presigned: bool  # SigV4: credentials in the query are refused
     digest_headers: frozenset[str]
     header_prefixes: tuple[str, ...]  # of headers that a map declares as a family: x-amz-meta-*

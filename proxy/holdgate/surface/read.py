@@ -119,7 +119,22 @@ def reader_of(source: Source, op: Operation) -> Reader:
             return _raw(name)
 
 
+def _family(stem: str) -> Reader:
+    """All values of `stem`, `stem[...]` and `stem.x`, in the order of their keys."""
+    prefixes = (f"{stem}[", f"{stem}.")
+
+    def read(exchange: Exchange) -> Any:
+        query = exchange.query
+        found = [value for key in query if key == stem or key.startswith(prefixes) for value in query[key]]
+        return found or MISSING
+
+    return read
+
+
 def _query(name: str, repeat: bool) -> Reader:
+    if name.endswith(".*"):
+        return _family(name[:-2])
+
     def read(exchange: Exchange) -> Any:
         values = exchange.query.get(name)
         if values is None:

@@ -2,6 +2,7 @@
 
     body.card.number   body.items[].id   query.created[gte]   header.x-y   path.id   args.channel
     body.metadata.*    query.*           (patterns only)
+    query.expand.*                       (as a source: all of `expand`, `expand[0]`, `expand[]`, `expand.x`)
 
 A `Cover` is a tree of declared body fields: it says which fields of a decoded body nobody declared,
 and it cuts out the volatile ones. `dig` reads one path.
@@ -24,6 +25,7 @@ __all__ = [
     "Pattern",
     "ShapeError",
     "Source",
+    "base_of",
     "dig",
     "parse_pattern",
     "parse_source",
@@ -68,6 +70,11 @@ class Pattern:
     deep: bool
 
 
+def base_of(key: str) -> str:
+    """The name of a query or form key without modifier or index: `_include:iterate`, `expand[0]`."""
+    return key.partition(":")[0].partition("[")[0]
+
+
 def parse_source(text: str) -> Source:
     """Read one `from` entry. Raises ValueError that says what is allowed."""
     kind, _, name = text.partition(".")
@@ -78,6 +85,8 @@ def parse_source(text: str) -> Source:
         raise ValueError(f"{text!r} is not a source: write one of {', '.join(k + '.NAME' for k in _KINDS)}")
     if kind == "raw" and name not in ("sha256", "bytes"):
         raise ValueError(f"{text!r}: raw has only raw.sha256 and raw.bytes")
+    if kind != "const" and "*" in (name.removesuffix(".*") if kind == "query" else name):
+        raise ValueError(f"{text!r} is not a source: only query.NAME.* stands for several keys")
     if kind == "header":
         name = name.lower()
     return Source(kind, name, _path("." + name, text) if kind in ("body", "args") else ())

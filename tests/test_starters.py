@@ -1,0 +1,234 @@
+"""What the starter policies let through: a plain request passes, its twin with one more word does not."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+
+from holdgate.errors import InputError, Outcome
+from holdgate.files import packaged
+from holdgate.gate import decide
+from holdgate.policy import PolicySet, load_policies
+from holdgate.surface.index import SurfaceIndex
+from holdgate.surface.load import load_maps
+from test_maps import plain, recognise
+
+SIGNED: Final = (
+    "Authorization: AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20261121/us-east-1/s3/aws4_request, "
+    "SignedHeaders=host;x-amz-date, Signature=00"
+)
+BEARER: Final = "Authorization: Bearer t"
+FORM: Final = "Content-Type: application/x-www-form-urlencoded"
+JSON: Final = "Content-Type: application/json"
+S3: Final = "Host: acme-internal.s3.eu-central-1.amazonaws.com"
+SLACK: Final = "Host: slack.com"
+OPENAI: Final = "Host: api.openai.com"
+GCS: Final = "Host: storage.googleapis.com"
+STRIPE: Final = "Host: api.stripe.com"
+FHIR: Final = "Host: fhir.example.org"
+SECRETS: Final = "Host: secretsmanager.us-east-1.amazonaws.com"
+
+
+@pytest.fixture(scope="module")
+def index() -> SurfaceIndex:
+    return SurfaceIndex.compile(load_maps([packaged("surfaces")]))
+
+
+@pytest.fixture(scope="module")
+def policies(index: SurfaceIndex) -> PolicySet:
+    return load_policies([packaged("policies")], index)
+
+
+def request(line: str, *headers: str, body: str = "") -> bytes:
+    lines = [f"{line} HTTP/1.1", *headers, *([f"Content-Length: {len(body)}"] if body else [])]
+    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+
+
+def outcome(index: SurfaceIndex, policies: PolicySet, raw: bytes) -> Outcome:
+    try:
+        recognised = recognise(index, raw)
+    except InputError:
+        return Outcome.SILENCE
+    host = next(line[6:] for line in raw.decode().split("\r\n") if line.startswith("Host: "))
+    actions = [
+        {
+            "surface": action.surface,
+            "operation": action.operation,
+            "effect": str(action.effect),
+            "host": host,
+            "params": {param.name: plain(param.value) for param in action.params},
+        }
+        for action in recognised.actions
+    ]
+    inputs: dict[str, Any] = {
+        "v": 1,
+        "agent": {"id": "a", "groups": [], "attrs": {}},
+        "actions": actions,
+        "request": {"digest": recognised.digest},
+        "clock": {"now_s": 1772452800, "hour_utc": 12, "weekday_utc": 1},
+        "approvals": [],
+    }
+    return decide(policies, inputs).outcome
+
+
+def slack(method: str, body: str) -> bytes:
+    return request(f"POST /api/{method}", SLACK, BEARER, JSON, body=body)
+
+
+def copy(*headers: str) -> bytes:
+    return request("PUT /b.txt", S3, SIGNED, "x-amz-copy-source: acme-internal/b.txt", *headers)
+
+
+def put(*headers: str) -> bytes:
+    return request("PUT /b.txt", S3, SIGNED, *headers, body="hello")
+
+
+def secret(target: str, body: str) -> bytes:
+    kind = "Content-Type: application/x-amz-json-1.1"
+    return request("POST /", SECRETS, SIGNED, kind, f"X-Amz-Target: secretsmanager.{target}", body=body)
+
+
+def responses(more: str) -> bytes:
+    return request("POST /v1/responses", OPENAI, BEARER, JSON, body='{"input":"hi"' + more + "}")
+
+
+def chat(model: str, *headers: str) -> bytes:
+    body = '{"messages":[],"model":"' + model + '"}'
+    return request("POST /v1/chat/completions", OPENAI, BEARER, JSON, *headers, body=body)
+
+
+def rewrite(query: str, body: str) -> bytes:
+    path = "/storage/v1/b/acme-reports/o/a/rewriteTo/b/acme-reports/o/b"
+    return request(f"POST {path}{query}", GCS, BEARER, JSON, body=body)
+
+
+def insert(query: str) -> bytes:
+    line = f"POST /upload/storage/v1/b/acme-reports/o?uploadType=media&name=a{query}"
+    return request(line, GCS, BEARER, "Content-Type: text/plain", body="hello")
+
+
+def stripe(query: str) -> bytes:
+    return request(f"GET /v1/{query}", STRIPE, BEARER)
+
+
+def search(query: str) -> bytes:
+    return request(f"GET /fhir/R4/Observation?{query}", FHIR, BEARER)
+
+
+def document(more: str) -> bytes:
+    subject = '"subject":{"reference":"Patient/p1"},"status":"current"'
+    body = '{"resourceType":"DocumentReference",' + subject + more + "}"
+    return request("POST /fhir/R4/DocumentReference", FHIR, BEARER, JSON, body=body)
+
+
+MESSAGE: Final = '{"channel":"C1","text":"hi"'
+TWINS: Final = {
+    # Slack pings a group that a rich text names, and reads plain mentions in the text of a block.
+    "slack: a user group as an element": (
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"divider"}]}'),
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"usergroup","usergroup_id":"S1"}]}'),
+    ),
+    "slack: a plain mention in a block": (
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"mrkdwn","text":"hello"}]}'),
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"mrkdwn","text":"@channel hello"}]}'),
+    ),
+    "slack: metadata that only apps see": (
+        slack("chat.postMessage", MESSAGE + "}"),
+        slack("chat.postMessage", MESSAGE + ',"metadata":{"event_type":"deploy","event_payload":{}}}'),
+    ),
+    "slack: an edit that shows another file": (
+        slack("chat.update", MESSAGE + ',"ts":"1.2"}'),
+        slack("chat.update", MESSAGE + ',"ts":"1.2","file_ids":["F1"]}'),
+    ),
+    "slack: reactions of a file, beside a channel": (
+        slack("reactions.get", '{"channel":"C1","timestamp":"1.2"}'),
+        slack("reactions.get", '{"channel":"C1","file":"F1"}'),
+    ),
+    "slack: who writes to whom": (
+        slack("conversations.list", '{"types":"public_channel"}'),
+        slack("conversations.list", '{"types":"im,private_channel"}'),
+    ),
+    # Under somebody else's key, or in the archive, data is as good as gone; a copy onto itself is enough.
+    "s3: a put under a foreign key": (
+        put("x-amz-server-side-encryption: AES256"),
+        put(
+            "x-amz-server-side-encryption: aws:kms",
+            "x-amz-server-side-encryption-aws-kms-key-id: arn:aws:kms:us-east-1:999999999999:key/k",
+        ),
+    ),
+    "s3: a copy under a foreign key": (
+        copy("x-amz-metadata-directive: REPLACE"),
+        copy(
+            "x-amz-server-side-encryption: aws:kms",
+            "x-amz-server-side-encryption-aws-kms-key-id: arn:aws:kms:us-east-1:999999999999:key/k",
+        ),
+    ),
+    "s3: a copy into the archive": (
+        copy("x-amz-storage-class: STANDARD"),
+        copy("x-amz-storage-class: DEEP_ARCHIVE"),
+    ),
+    "s3: a copy that loses the tags": (
+        copy("x-amz-tagging-directive: COPY"),
+        copy("x-amz-tagging-directive: REPLACE"),
+    ),
+    "gcs: a copy under a foreign key": (
+        rewrite("", "{}"),
+        rewrite("?destinationKmsKeyName=projects/evil/locations/eu/keyRings/r/cryptoKeys/k", "{}"),
+    ),
+    "gcs: a copy into the archive": (
+        rewrite("", '{"storageClass":"STANDARD"}'),
+        rewrite("", '{"storageClass":"ARCHIVE"}'),
+    ),
+    "gcs: an upload under a foreign key": (
+        insert(""),
+        insert("&kmsKeyName=projects/evil/locations/eu/keyRings/r/cryptoKeys/k"),
+    ),
+    # Labels say which version is current; tags can open a secret to somebody.
+    "secrets: a label": (
+        secret("PutSecretValue", '{"SecretId":"agents/x","SecretString":"s"}'),
+        secret("PutSecretValue", '{"SecretId":"agents/x","SecretString":"s","VersionStages":["prod"]}'),
+    ),
+    "secrets: a tag": (
+        secret("CreateSecret", '{"Name":"agents/x","SecretString":"s"}'),
+        secret("CreateSecret", '{"Name":"agents/x","SecretString":"s","Tags":[{"Key":"k","Value":"v"}]}'),
+    ),
+    # A stored prompt brings its own tools; a search model searches without being told.
+    "openai: a stored prompt": (
+        responses(',"model":"gpt-5"'),
+        responses(',"model":"gpt-5","prompt":{"id":"pmpt_1"}'),
+    ),
+    "openai: a model that searches the web": (chat("gpt-5"), chat("gpt-4o-search-preview")),
+    "openai: a project of another key": (chat("gpt-5"), chat("gpt-5", "OpenAI-Project: proj_1")),
+    "openai: another organisation": (chat("gpt-5"), chat("gpt-5", "OpenAI-Organization: org-1")),
+    # What may not be read is not read along with what may.
+    "stripe: an expansion": (stripe("charges/ch_1"), stripe("charges/ch_1?expand[]=transfer.destination")),
+    "stripe: an expansion by number": (
+        stripe("charges?limit=3&created[gte]=1"),
+        stripe("charges?expand%5B7%5D=data.on_behalf_of"),
+    ),
+    "stripe: payouts as events": (stripe("refunds"), stripe("events?type=payout.paid")),
+    "fhir: what contains it": (
+        search("patient=p1"),
+        search("patient=p1&_contained=true&_containedType=container"),
+    ),
+    "fhir: an include in capitals": (search("patient=p1"), search("patient=p1&_INCLUDE=Observation:*")),
+    "fhir: an include as a list": (search("patient=p1"), search("patient=p1&_include%5B%5D=Observation:*")),
+    "fhir: a void by the status of the document": (
+        document(',"docStatus":"final"'),
+        document(',"docStatus":"entered-in-error"'),
+    ),
+    "pypi: a package whose name goes on": (
+        request("GET /packages/aa/bb/acme_tool-1.2.tar.gz", "Host: files.pypi.example.org"),
+        request("GET /packages/aa/bb/acme_tool-evil-1.2.tar.gz", "Host: files.pypi.example.org"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_plain_request_passes_and_its_twin_does_not(
+    index: SurfaceIndex, policies: PolicySet, name: str
+) -> None:
+    harmless, harmful = TWINS[name]
+    assert outcome(index, policies, harmless) is Outcome.PERMIT
+    assert outcome(index, policies, harmful) is not Outcome.PERMIT
