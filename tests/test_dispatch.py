@@ -1175,7 +1175,10 @@ ALLOWED = {
     "adapters/gate_line.py": {"create_unix_connection", "sock_connect"},
     # The database of `store:`, and no other address; the others know asyncpg's errors only.
     "adapters/postgres_link.py": {"asyncpg"},
-    **{f"adapters/{name}.py": {"asyncpg"} for name in ("postgres", "postgres_store", "postgres_reader")},
+    **{
+        f"adapters/{name}.py": {"asyncpg"}
+        for name in ("postgres", "postgres_dialect", "postgres_store", "postgres_reader")
+    },
     # `holdgate signer`: a process of its own, on a Unix socket.
     "adapters/signer_server.py": {"socketserver"},
     # Tries to get out where an agent stands: sent there by `holdgate doctor`, never imported by `run`.
