@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from holdgate.errors import ConfigError
@@ -65,7 +65,6 @@ OPERATIONS = st.builds(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # slow on a busy machine
 @given(OPERATIONS)
 def test_sm1_a_spec_survives_json(operation: OperationSpec) -> None:
     assert unpack(OperationSpec, json.loads(json.dumps(pack(operation)))) == operation

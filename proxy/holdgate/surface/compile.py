@@ -92,9 +92,9 @@ def compile_plan(op: Operation) -> Plan:
         digest_drop=drop,
         digest_drop_query=drop_query,
         slashless=_slashless(op),
-        principal=tuple((reader_of(s, op), s.kind == "header") for s in principals),
+        principal=tuple((reader_of(s, op.path_value), s.kind == "header") for s in principals),
         principal_forms=head.principal.forms if head.principal else (),
-        key_sources=tuple(reader_of(s, op) for s in keys),
+        key_sources=tuple(reader_of(s, op.path_value) for s in keys),
         natural=use.idempotency.natural,
         ttl_s=use.idempotency.ttl_s,
         window_s=use.idempotency.window_s or use.idempotency.ttl_s,
@@ -231,7 +231,9 @@ def _param(
         if any(name == param.name for name, _ in op.spec.settings.in_clear):
             raise op.fail(f"in_clear: {param.name!r} is not material, or redacted, or digest_only")
         in_clear = None
-    return compile_param(param, sources, op, json_fields=body.json_fields, hidden=hidden, in_clear=in_clear)
+    return compile_param(
+        param, sources, op.path_value, json_fields=body.json_fields, hidden=hidden, in_clear=in_clear
+    )
 
 
 def _within(source: Source, pattern: Pattern) -> bool:

@@ -150,7 +150,7 @@ def _enclosing(op: Operation, param: ParamPlan, exchange: Exchange) -> Value | N
         if source.kind == "path" and source.name in op.variables:
             value: Any = op.path_value(source.name, exchange)
         elif source.kind in _ENCLOSING:
-            value = reader_of(source, op)(exchange)
+            value = reader_of(source, op.path_value)(exchange)
         else:
             continue
         if value is MISSING:

@@ -20,6 +20,7 @@ from ..canonical import CanonicalRequest
 from ..errors import ConfigError, InputError, Reason
 from ..limits import Limits
 from ..message import Headers
+from .compile import compile_plan
 from .exchange import Exchange
 from .explode import Item, explode
 from .extract import action_of, evaluate, principal_of
@@ -112,7 +113,7 @@ class SurfaceIndex:
             head = unpack(SurfaceMap, {**row["head"], "operations": []})
             entries.append(
                 _Entry(
-                    runtime=MapRuntime(head, row["operations"]),
+                    runtime=MapRuntime(head, row["operations"], compile_plan),
                     surfaces=row["surfaces"],
                     body_max=row["body_max"],
                     body_default=row["body_default"],

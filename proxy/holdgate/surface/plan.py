@@ -10,7 +10,7 @@ Invariant (tests/test_surface_index.py):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,7 @@ class MapRuntime:
     __slots__ = (
         "_base",
         "_operations",
+        "compile_plan",
         "credentials",
         "head",
         "host_variables",
@@ -80,7 +81,13 @@ class MapRuntime:
         "retry_headers",
     )
 
-    def __init__(self, head: SurfaceMap, packed: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        head: SurfaceMap,
+        packed: Mapping[str, Mapping[str, Any]],
+        compile_plan: Callable[[Operation], Plan],
+    ) -> None:
+        self.compile_plan = compile_plan
         self.head = head  # without `operations`: they are in `packed`
         self.packed = packed
         self._operations: dict[str, Operation] = {}
@@ -162,7 +169,7 @@ class Operation:
             source = parse_source(row.source)
             # The parameters of a media type do not discriminate.
             media = source.kind == "header" and source.name == "content-type"
-            read = _read_essence if media else reader_of(source, self)
+            read = _read_essence if media else reader_of(source, self.path_value)
             (body if source.kind == "body" else head).append((read, row.expect))
             facts.add((row.source, row.expect))
             if row.expect not in ("present", "absent"):
@@ -191,9 +198,7 @@ class Operation:
     @property
     def plan(self) -> Plan:
         if self._plan is None:
-            from .compile import compile_plan  # not at the top: it needs Operation
-
-            self._plan = compile_plan(self)
+            self._plan = self.map.compile_plan(self)
         return self._plan
 
 

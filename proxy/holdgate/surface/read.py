@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError, Reason
 from .exchange import Exchange, json_text
@@ -18,12 +18,10 @@ from .sources import MISSING, ShapeError, Source, dig
 from .spec import ParamSpec
 from .types import Converter, cel_type, converter
 
-if TYPE_CHECKING:
-    from .plan import Operation
-
 __all__ = ["ParamPlan", "Reader", "Tests", "check_value", "compile_param", "read_param", "reader_of", "typed"]
 
 type Reader = Callable[[Exchange], Any]
+type PathValue = Callable[[str, Exchange], str]  # of a variable of the operation's path
 type Tests = tuple[tuple[Reader, str], ...]
 
 
@@ -49,7 +47,7 @@ class ParamPlan:
 def compile_param(
     param: ParamSpec,
     sources: Sequence[Source],
-    op: Operation,
+    path_value: PathValue,
     *,
     json_fields: frozenset[str],
     hidden: bool,
@@ -60,7 +58,7 @@ def compile_param(
     return ParamPlan(
         name=param.name,
         sources=tuple(sources),
-        readers=tuple(_readers(param, sources, op, json_fields)),
+        readers=tuple(_readers(param, sources, path_value, json_fields)),
         convert=converter(param.type),
         listed=kind in (CelType.LIST_STRING, CelType.LIST_INT),
         required=param.required,
@@ -77,7 +75,7 @@ def compile_param(
 
 
 def _readers(
-    param: ParamSpec, sources: Sequence[Source], op: Operation, json_fields: frozenset[str]
+    param: ParamSpec, sources: Sequence[Source], path_value: PathValue, json_fields: frozenset[str]
 ) -> list[tuple[Reader, bool | None]]:
     """How each source is read, and whether what it gives is text; None: as the body says."""
     readers: list[tuple[Reader, bool | None]] = []
@@ -95,11 +93,11 @@ def _readers(
         elif source.kind == "raw":
             readers.append((_raw(source.name), False))
         else:
-            readers.append((reader_of(source, op), True))
+            readers.append((reader_of(source, path_value), True))
     return readers
 
 
-def reader_of(source: Source, op: Operation) -> Reader:
+def reader_of(source: Source, path_value: PathValue) -> Reader:
     """The reader of one source outside of params, or of a plain one inside."""
     name = source.name
     match source.kind:
@@ -112,7 +110,7 @@ def reader_of(source: Source, op: Operation) -> Reader:
         case "host":
             return lambda exchange: exchange.host_vars.get(name, MISSING)
         case "path":
-            return lambda exchange: op.path_value(name, exchange)
+            return lambda exchange: path_value(name, exchange)
         case "const":
             return lambda exchange: name
         case _:
