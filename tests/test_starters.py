@@ -112,6 +112,11 @@ def stripe(query: str) -> bytes:
     return request(f"GET /v1/{query}", STRIPE, BEARER)
 
 
+def item(more: str) -> bytes:
+    body = f"customer=cus_1&amount=100&currency=eur{more}"
+    return request("POST /v1/invoiceitems", STRIPE, BEARER, FORM, body=body)
+
+
 def search(query: str) -> bytes:
     return request(f"GET /fhir/R4/Observation?{query}", FHIR, BEARER)
 
@@ -208,6 +213,7 @@ TWINS: Final = {
         stripe("charges?expand%5B7%5D=data.on_behalf_of"),
     ),
     "stripe: payouts as events": (stripe("refunds"), stripe("events?type=payout.paid")),
+    "stripe: many of a small item": (item(""), item("&quantity=1000")),
     "fhir: what contains it": (
         search("patient=p1"),
         search("patient=p1&_contained=true&_containedType=container"),
