@@ -1176,8 +1176,8 @@ ALLOWED = {
     # The database of `store:`, and no other address; the others know asyncpg's errors only.
     "adapters/postgres_link.py": {"asyncpg"},
     **{
-        f"adapters/{name}.py": {"asyncpg"}
-        for name in ("postgres", "postgres_dialect", "postgres_store", "postgres_reader")
+        f"adapters/postgres{name}.py": {"asyncpg"}
+        for name in ("", "_dialect", "_reader", "_rows", "_server", "_sql", "_store")
     },
     # `holdgate signer`: a process of its own, on a Unix socket.
     "adapters/signer_server.py": {"socketserver"},
