@@ -925,6 +925,19 @@ async def test_p3_an_upstream_faster_than_the_agent_is_paused() -> None:
         assert not wire.lost
 
 
+async def test_the_total_deadline_is_that_of_a_slow_agent_too() -> None:
+    script = answers(HEAD + b"Content-Length: 8000000\r\n\r\n", b"x" * 8_000_000, then=hold_open)
+    async with upstream(script) as served, dispatcher(served) as door:
+        exchange = await door.dispatch(with_deadlines(total_s=0.2))
+        assert isinstance(exchange, UpstreamExchange)
+        while not exchange._wire.expired:
+            await asyncio.sleep(0.01)
+        assert await exchange.read(), "what was taken before"
+        with pytest.raises(DispatchError, match="the total deadline passed") as caught:
+            await exchange.read()
+        assert caught.value.http == 504
+
+
 async def test_pieces_come_as_they_arrive() -> None:
     more = asyncio.Event()
 
@@ -1162,7 +1175,10 @@ ALLOWED = {
     "adapters/gate_line.py": {"create_unix_connection", "sock_connect"},
     # The database of `store:`, and no other address; the others know asyncpg's errors only.
     "adapters/postgres_link.py": {"asyncpg"},
-    **{f"adapters/{name}.py": {"asyncpg"} for name in ("postgres", "postgres_store", "postgres_reader")},
+    **{
+        f"adapters/postgres{name}.py": {"asyncpg"}
+        for name in ("", "_dialect", "_reader", "_rows", "_server", "_sql", "_store")
+    },
     # `holdgate signer`: a process of its own, on a Unix socket.
     "adapters/signer_server.py": {"socketserver"},
     # Tries to get out where an agent stands: sent there by `holdgate doctor`, never imported by `run`.

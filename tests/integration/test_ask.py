@@ -42,6 +42,17 @@ spec:
   - {id: not-yours, effect: deny, when: agent.id == "reconciler", reason: Somebody else reads}
 """
 
+READ_EVENTS = """\
+apiVersion: holdgate/v1
+kind: Policy
+metadata: {name: event-reads, owner: payments-risk@example.com}
+spec:
+  surface: payments.read
+  operations: [stripe.GetEvents]
+  rules:
+  - {id: another-agent, effect: permit, when: agent.id == "demo-agent" && params.object == "event"}
+"""
+
 
 @pytest.fixture(scope="module")
 def desk(vendors: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
@@ -198,7 +209,14 @@ def test_ac1_an_answer_settles_only_with_the_receipt_of_its_own_read(
     words = ["reconcile", "ask", "-c", str(desk.gate.config), "--proxy", desk.gate.proxy]
     words += ["--credentials", str(credentials(desk))]
 
-    elsewhere = read_events(desk.gate)
+    policy = desk.gate.folder / "policies" / "event_reads.yaml"
+    try:
+        policy.write_text(READ_EVENTS)
+        control(desk.gate.state_dir, {"ask": "reload"})
+        elsewhere = read_events(desk.gate)
+    finally:
+        policy.unlink()
+        control(desk.gate.state_dir, {"ask": "reload"})
     assert receipt(desk, elsewhere)["outcome"] == "PERMIT"
 
     def proves(receipt_id: str) -> Callable[..., Answer]:

@@ -87,9 +87,10 @@ class UpstreamExchange:
         wire, reader = self._wire, self._reader
         try:
             data = reader.read()
+            # Who takes what keeps coming slowly gets no more time than who waits for it.
+            if wire.expired and not reader.done and not (data and wire.ended):
+                raise unknown(504, "the total deadline passed")
             if not data and not reader.done:
-                if wire.expired:
-                    raise unknown(504, "the total deadline passed")
                 if wire.lost and not wire.ended:
                     raise unknown(502, "the connection broke in the middle of the response body")
                 if wire.ended:
