@@ -597,7 +597,16 @@ operations:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        pytest.param(OP % "" + "    produces: {id: header.x}\n", "path of one text", id="an id in a header"),
+        pytest.param(OP % "" + "    produces: {id: query.x}\n", "path of one text", id="an id in a query"),
+        pytest.param(OP % "" + "    produces: {id: body.id, as: url}\n", "only one", id="an unknown decoder"),
+        pytest.param(
+            OP % "" + "    produces: {id: body.id, as: url_query.}\n", "only one", id="a decoder of nothing"
+        ),
+        pytest.param(
+            (OP % "").replace("by: params.id", "by: params.id, once: true, parallel: true"),
+            "takes such an object",
+            id="once, and several at once",
+        ),
         pytest.param(
             OP % "" + "    produces: {id: 'body.a[].id'}\n", "path of one text", id="an id in a list"
         ),
@@ -631,6 +640,96 @@ def test_a_lock_keeps_what_is_bound(index: SurfaceIndex) -> None:
         object="m0:pi_1", to=("m0.Create", "m0.Update"), once=True, blind=False
     )
     assert recognise(index, asked).conflict_keys == ("m0:bound=m0:pi_1",)
+
+
+# --- an upload address that is a right by itself ---
+
+UPLOADS = """\
+hosts: [up.test]
+principal: {from: header.authorization, as: bearer}
+operations:
+  - id: Start
+    match: {method: POST, path: "/b/{bucket}"}
+    surface: data.write
+    effect: prepare
+    produces: {id: header.location, as: url_query.upload_id}
+    params: {bucket: {from: path.bucket, type: string, required: true, material: true}}
+  - id: Continue
+    match: {method: PUT, path: "/b/{bucket}"}
+    surface: data.write
+    effect: commit
+    binds: {to: Start, by: params.upload_id, parallel: true}
+    body: {decode: opaque}
+    params:
+      bucket: {from: path.bucket, type: string, required: true, material: true}
+      upload_id: {from: query.upload_id, type: string, required: true, material: true, digest_only: true}
+      range: {from: header.content-range, type: string, material: true}
+    headers: [content-range]
+"""
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> Shop:
+    index = index_of(UPLOADS)
+    shop = Shop(index, permit_all(index, tmp_path, ["data.write"]))
+    shop.upstream.headers = ((b"Location", b"https://up.test/b/mine?upload_id=s%2B1%3D"),)
+    return shop
+
+
+async def put(shop: Shop, upload: str, part: str, *, agent: str = "10.0.0.1", credential: str = "sk") -> Said:
+    headers = {
+        "Authorization": f"Bearer {credential}",
+        "Content-Type": "application/octet-stream",
+        "Content-Range": f"bytes {part}",
+    }
+    target = f"/b/mine?upload_id={upload}"
+    return await shop.ask(target, b"data", method="PUT", host="up.test", agent=agent, headers=headers)
+
+
+async def start(shop: Shop) -> Said:
+    return await shop.ask("/b/mine", host="up.test", headers={"Authorization": "Bearer sk"})
+
+
+async def test_an_upload_goes_only_to_the_address_that_the_agent_was_given(uploads: Shop) -> None:
+    before = await put(uploads, "s%2B1%3D", "0-3/8")
+    assert (before.reason, uploads.sent) == ("input_unavailable", [])
+    made = await start(uploads)
+    for foreign in ("theirs", "s%252B1%253D", "S%2B1%3D", "s%2B1"):
+        assert (await put(uploads, foreign, "0-3/8")).reason == "input_unavailable"
+    assert (await put(uploads, "s%2B1%3D", "0-3/8", agent="10.0.0.2")).reason == "input_unavailable"
+    assert (await put(uploads, "s%2B1%3D", "0-3/8", credential="other")).reason == "input_unavailable"
+    assert uploads.sent == [b"/b/mine"]
+    first = await put(uploads, "s%2B1%3D", "0-3/8")
+    assert (first.outcome, statement(uploads, first.receipt)["binds"]) == ("PERMIT", [made.receipt])
+
+
+async def test_every_chunk_of_an_upload_is_bound_and_none_waits_for_another(uploads: Shop) -> None:
+    await start(uploads)
+    uploads.upstream.status = 308
+    for part in ("0-3/12", "4-7/12"):
+        assert (await put(uploads, "s%2B1%3D", part)).outcome == "PERMIT"
+    uploads.upstream.error = DispatchError(OutcomeStatus.UNKNOWN, 502, "reset by the test")
+    lost = await put(uploads, "s%2B1%3D", "8-11/12")
+    assert (lost.status, len(uploads.sent)) == (502, 4)
+    uploads.upstream.error = None
+    # The answer was lost: how far did it get?
+    assert (await put(uploads, "s%2B1%3D", "*/12")).outcome == "PERMIT"
+
+
+async def test_an_upload_that_was_answered_with_another_host_is_not_known(uploads: Shop) -> None:
+    uploads.upstream.headers = ((b"Location", b"https://evil.test/b/mine?upload_id=s1"),)
+    await start(uploads)
+    assert (await put(uploads, "s1", "0-3/8")).reason == "input_unavailable"
+
+
+def test_a_lock_keeps_where_an_address_stands() -> None:
+    index = index_of(UPLOADS)
+    again = SurfaceIndex.from_lock(json.loads(json.dumps(index.to_lock())))
+    asked = request("/b/mine", host="up.test", headers={"Authorization": "Bearer sk"})
+    found = recognise(again, asked).produces
+    assert found == recognise(index, asked).produces
+    assert found is not None
+    assert (found.header, found.query) == ("location", "upload_id")
 
 
 # --- batches ---

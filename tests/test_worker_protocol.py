@@ -258,6 +258,9 @@ CASES = {
         recognised=replace(MANY, bonds=(BOND, None), produces=MADE)
     ),
     "what makes an object": case(recognised=replace(MANY, produces=MADE)),
+    "what makes an object that a URL in a header names": case(
+        recognised=replace(MANY, produces=replace(MADE, path=(), header="location", query="upload_id"))
+    ),
     "what keeps its answer": case(recognised=replace(MANY, keys=(replace(NATURAL, keep=True),))),
     "a flood": case(agent=AGENT, recognised=None, wire="", raw_digest="sha256:" + "1" * 64,
                     refusal=Reason.UNKNOWN_DESTINATION, count=41),
@@ -273,6 +276,13 @@ def test_wp2_the_same_entry_is_made_of_a_case_on_both_sides(
     if given.recognised is not None and given.recognised.sensitive:
         assert entry_of(given).sealed is not None
     assert entry_of(there_and_back(given)) == entry_of(given)
+
+
+def test_wp2_where_an_answer_names_its_object_comes_out_as_it_went_in() -> None:
+    for made in (MADE, replace(MADE, path=(), header="location", query="upload_id")):
+        assert there_and_back(case(recognised=replace(MANY, produces=made))).recognised == replace(
+            there_and_back(case(recognised=MANY)).recognised, produces=made
+        )
 
 
 def test_wp2_an_agent_is_the_one_that_the_gate_process_knows() -> None:

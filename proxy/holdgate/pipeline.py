@@ -263,7 +263,7 @@ class Pipeline:
             return None
 
         def named(head: ResponseHead, body: bytes) -> Made | None:
-            identity = object_id(head, body, produces.path)
+            identity = object_id(head, body, produces, request.destination)
             if identity is None:
                 log.info("%s: its answer names no object", recorded.entry.receipt_id)
                 return None

@@ -269,7 +269,9 @@ def _plain_recognised(recognised: Recognised) -> dict[str, Any]:
 
 
 def _plain_produces(produces: Produces | None) -> list[Any]:
-    return [] if produces is None else [produces.map, produces.path, produces.ttl_s]
+    if produces is None:
+        return []
+    return [produces.map, produces.path, produces.ttl_s, produces.header, produces.query]
 
 
 def read_case(plain: Mapping[str, Any], agents: Mapping[str, Agent]) -> Case:
@@ -327,10 +329,16 @@ def _read_bond(row: Any) -> Bond:
 
 
 def _read_produces(row: Any) -> Produces:
-    name, path, ttl_s = row
+    name, path, ttl_s, header, query = row
     if type(ttl_s) is not int:
         raise TypeError("ttl")
-    return Produces(map=_is_text(name), path=tuple(_texts(path)), ttl_s=ttl_s)
+    return Produces(
+        map=_is_text(name),
+        path=tuple(_texts(path)),
+        ttl_s=ttl_s,
+        header=_is_text(header),
+        query=_is_text(query),
+    )
 
 
 def _read_action(row: Any) -> Action:

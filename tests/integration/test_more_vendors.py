@@ -3,6 +3,7 @@ works, what is not ends in the client's own error, and the vendor saw nothing of
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -206,3 +207,26 @@ def test_google_cloud_storage_raises_its_own_error(bench: Bench, call: str, reas
     assert reason in done.stdout and "rcpt_" in done.stdout
     # The client asks for the bucket itself beside its calls, which is a read that is permitted.
     assert all(request.method == b"GET" for request in bench.vendor.requests[before:])
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_an_upload_goes_only_to_a_session_that_was_started_here(bench: Bench) -> None:
+    """Whoever has the id of an upload may write to it: with one of another's bucket, data would go there."""
+    place = "https://storage.googleapis.com/upload/storage/v1/b/acme-reports/o?uploadType=resumable"
+    kind = ("-H", "Content-Type: application/octet-stream", "-H", "Content-Range: bytes 0-5/6")
+
+    def curl(*words: str) -> str:
+        done = bench.run("curl", "-si", "-H", "Authorization: Bearer ya29.not-a-secret", *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    before = len(bench.vendor.requests)
+    said = curl("-X", "PUT", *kind, "-d", "secret", f"{place}&upload_id=theirs")
+    assert "input_unavailable" in said and len(bench.vendor.requests) == before
+    started = curl("-X", "POST", "-H", "Content-Type: application/json", "-d", '{"name":"q1/a"}', place)
+    (own,) = re.findall(r"(?mi)^location: (\S+)", started)
+    for foreign in (f"{place}&upload_id=theirs", f"{own}x"):
+        said = curl("-X", "PUT", *kind, "-d", "secret", foreign)
+        assert "input_unavailable" in said and len(bench.vendor.requests) == before + 1
+    assert "PERMIT" in curl("-X", "PUT", *kind, "-d", "secret", own)
+    assert bench.vendor.requests[-1].body == b"secret"

@@ -145,8 +145,10 @@ def _produces(op: Operation, key_ttl_s: int) -> Produces | None:
         raise op.fail("only a prepare or a commit that is no batch produces an object")
     if spec.ttl_s < key_ttl_s:  # else a late replay could make an old decision known again
         raise op.fail("produces.ttl must be at least as long as idempotency.ttl")
-    path = tuple([part for part in parse_source(spec.id).path if isinstance(part, str)])
-    return Produces(map=op.map.head.name, path=path, ttl_s=spec.ttl_s)
+    source = parse_source(spec.id)
+    header = source.name if source.kind == "header" else ""
+    path = tuple([part for part in source.path if isinstance(part, str)])
+    return Produces(map=op.map.head.name, path=path, ttl_s=spec.ttl_s, header=header, query=spec.query)
 
 
 def _check_binds(op: Operation, sensitive: bool) -> None:
@@ -163,6 +165,16 @@ def _check_binds(op: Operation, sensitive: bool) -> None:
             raise op.fail(f"binds.to: {identity!r} is no operation of this map with `produces`")
         if effective(op.map.operation(identity).spec, op.map.head.defaults).sensitive and not sensitive:
             raise op.fail(f"binds.to: {identity!r} is sensitive, and so must be what its parameters get into")
+    if spec.parallel:
+        _check_parallel(op, frozenset(spec.to))
+
+
+def _check_parallel(op: Operation, to: frozenset[str]) -> None:
+    """What changes or takes an object must never be open together with what acts on it."""
+    for identity in op.map.packed:
+        other = op.map.operation(identity).spec.binds
+        if other is not None and other.once and not to.isdisjoint(other.to):
+            raise op.fail(f"binds.parallel: {identity!r} takes such an object (`once`)")
 
 
 def _check_variables(op: Operation, reads: Sequence[Source], ignored: Sequence[Pattern]) -> None:

@@ -97,9 +97,11 @@ def conflict_keys(op: Operation, values: dict[str, Value]) -> list[str]:
 
     Of one parameter: its value, a key per item of a list. Of several: canonical JSON of those that are there.
     What is bound to an object is about that object, whether the map says so or not: what changes it and what
-    acts on it must never be open together.
+    acts on it must never be open together. `parallel` is for objects that nothing changes.
     """
-    found = [f"{op.map.head.name}:bound={bound.object}"] if (bound := bond(op, values)) else []
+    binds = op.spec.binds
+    bound = bond(op, values) if binds is not None and not binds.parallel else None
+    found = [f"{op.map.head.name}:bound={bound.object}"] if bound else []
     for key, names in op.plan.conflict:
         prefix = f"{op.map.head.name}:{key}="
         if len(names) == 1:

@@ -259,22 +259,32 @@ def _param_names(node: Node, texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _produces(node: Node) -> ProducesSpec:
-    """`{id: body.id, ttl: 168h}`."""
-    keys = node.mapping(required=("id",), optional=("ttl",), what="produces")
+    """`{id: body.id, ttl: 168h}`, `{id: header.location, as: url_query.upload_id}`."""
+    keys = node.mapping(required=("id",), optional=("as", "ttl"), what="produces")
     identity = keys["id"].text("produces.id")
     try:
         source = parse_source(identity)
-        if source.kind != "body" or not source.path or EACH in source.path:
-            raise ValueError("it must be the path of one text in the answer's body, such as body.id")
+        if source.kind != "header" and (source.kind != "body" or not source.path or EACH in source.path):
+            raise ValueError(
+                "it must be the path of one text in the answer's body, or a header: body.id, header.location"
+            )
     except ValueError as error:
         raise keys["id"].fail(f"produces.id: {error}") from None
     given = {"ttl_s": duration(keys["ttl"], "produces.ttl")} if "ttl" in keys else {}
-    return ProducesSpec(id=identity, **given)
+    return ProducesSpec(id=identity, query=_decoder(keys["as"]) if "as" in keys else "", **given)
+
+
+def _decoder(node: Node) -> str:
+    """`url_query.NAME`: the name."""
+    kind, _, name = node.text("produces.as").partition(".")
+    if kind != "url_query" or not name or "*" in name:
+        raise node.fail("produces.as: the only one there is is url_query.NAME")
+    return name
 
 
 def _binds(node: Node) -> BindsSpec:
     """`{to: PostPaymentIntents, by: params.payment_intent, once: true, blind: allow}`."""
-    keys = node.mapping(required=("to", "by"), optional=("once", "blind"), what="binds")
+    keys = node.mapping(required=("to", "by"), optional=("once", "blind", "parallel"), what="binds")
     to = tuple(item.text("binds.to") for item in one_or_more(keys["to"], "binds.to"))
     (by,) = _param_names(keys["by"], (keys["by"].text("binds.by"),))
     return BindsSpec(
@@ -282,6 +292,7 @@ def _binds(node: Node) -> BindsSpec:
         by=by,
         once="once" in keys and keys["once"].boolean("binds.once"),
         blind="blind" in keys and keys["blind"].choice(("allow", "refuse"), "binds.blind") == "allow",
+        parallel="parallel" in keys and keys["parallel"].boolean("binds.parallel"),
     )
 
 

@@ -110,8 +110,10 @@ class Produces:
     """Where the vendor's answer names the object that the request made."""
 
     map: str
-    path: tuple[str, ...]  # in the decoded body
+    path: tuple[str, ...]  # in the decoded body; with `header`: nothing
     ttl_s: int
+    header: str = ""  # of the answer, lower case: the id stands there, not in the body
+    query: str = ""  # what stands there is a URL of the same host, whose parameter of this name is the id
 
     def object(self, identity: str) -> str:
         return f"{self.map}:{identity}"

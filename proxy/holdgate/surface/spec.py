@@ -157,8 +157,9 @@ class ExplodeSpec:
 class ProducesSpec:
     """Where the vendor's answer says which object the operation made, and how long that may be acted on."""
 
-    id: str  # a body source
+    id: str  # a source: of the body, or a header
     ttl_s: int = 604_800
+    query: str = ""  # written `as: url_query.NAME`: the parameter of the URL that stands there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +170,9 @@ class BindsSpec:
     by: str  # the parameter that names the object
     once: bool = False
     blind: bool = False
+    parallel: bool = (
+        False  # several may act on the object at once: its chunks, and the question how far they got
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
