@@ -35,7 +35,6 @@ log = logging.getLogger("holdgate.lane")
 
 _READ_BYTES: Final = 16_384  # what one TLS record can hold
 _WRITE_BYTES: Final = 65_536
-_PIECE_BYTES: Final = 65_535
 
 _running: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks weakly
 
@@ -141,11 +140,6 @@ class AgentConnection(mode_servers.ProxyConnectionHandler):
 
     def _receive(self, lane: Lane, data: bytes) -> bool:
         """Hand on what was decrypted. True when the engine has to look: the session ended, or speaks."""
-        # In pieces like the engine's: a session keeps the room that its largest one took.
-        pieces = [data[at : at + _PIECE_BYTES] for at in range(0, len(data), _PIECE_BYTES)]
-        return any([self._decrypt(lane, piece) for piece in pieces])
-
-    def _decrypt(self, lane: Lane, data: bytes) -> bool:
         session, plain, ended = lane.tls.tls, b"", False
         try:
             session.bio_write(data)
