@@ -68,20 +68,6 @@ def test_no_check_is_an_assert(path: Path) -> None:
     assert asserts == [], "python -O removes asserts: raise instead"
 
 
-# Long and without a reason so far: to be split, or given one, when next touched. Nothing is added here.
-STILL_LONG = {
-    "adapters/batch.py",
-    "adapters/batch.py _outcome",
-    "adapters/gate_layer.py",
-    "adapters/gate_line.py",
-    "adapters/sqlite_store.py _write",
-    "adapters/store_ledger.py",
-    "adapters/store_ledger.py open_over",
-    "adapters/worker_door.py",
-    "pipeline.py",
-    "worker_protocol.py",
-    "worker_protocol.py read_recorded",
-}
 LONG_MODULE, LONG_FUNCTION = 400, 40  # lines; of a function without its docstring
 
 
@@ -105,14 +91,7 @@ def length(node: ast.stmt) -> int:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_what_is_long_says_why(path: Path) -> None:
-    assert set(unexplained(path)) - STILL_LONG == set(), (
-        'split it, or write "Long because ..." in its docstring'
-    )
-
-
-def test_what_is_not_long_any_more_is_struck_off() -> None:
-    found = {name for path in SOURCES for name in unexplained(path)}
-    assert STILL_LONG - found == set(), "strike it off STILL_LONG"
+    assert list(unexplained(path)) == [], 'split it, or write "Long because ..." in its docstring'
 
 
 @pytest.mark.checkout

@@ -39,8 +39,9 @@ def test_yf1_a_mounted_config_map_has_its_files_once(tmp_path: Path) -> None:
     [
         (lambda root: (root / "more").symlink_to(root.parent), "a link to a folder is not followed"),
         (lambda root: _write(root / "a.yml"), "name it"),
+        (lambda root: _write(root / "deny.YAML"), "name it"),
     ],
-    ids=["a linked folder", "another ending"],
+    ids=["a linked folder", "another ending", "the ending in capitals"],
 )
 def test_yf1_what_would_not_be_read_is_said(
     tmp_path: Path, make: Callable[[Path], None], message: str

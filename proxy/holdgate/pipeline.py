@@ -16,6 +16,8 @@ Invariants (tests/test_pipeline.py has one test named after each):
       has none, this one is decided again; at the hold deadline it is `in_flight`.
   P7  A kept answer goes only to a repeat that was recorded as already_executed and has the credential of the
       first request; nothing leaves, and nobody shares it.
+
+Long because the nine steps, and the refusal that each of them may end in, are read together.
 """
 
 from __future__ import annotations

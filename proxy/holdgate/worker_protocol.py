@@ -20,6 +20,8 @@ Invariants (tests/test_worker_protocol.py has one test named after each):
   WP2  A Case comes out as it went in: the same Entry is made of it, byte for byte.
   WP3  An answer is a Recorded only for exactly the case that was asked: agent, request.digest, wire digest
        and destination; a PERMIT only in words, under the bundle asked, of what was not refused already.
+
+Long because what one end writes stands beside what the other end reads.
 """
 
 from __future__ import annotations
@@ -442,7 +444,10 @@ def read_told(plain: list[Any]) -> Told | None:
 
 
 def read_recorded(frame: Frame, asked: Case, bundle: str) -> Recorded:
-    """The answer to `asked`, which was recognised under the bundle of this digest. Raises WireError."""
+    """The answer to `asked`, which was recognised under the bundle of this digest. Raises WireError.
+
+    Long because every field is checked where it is read.
+    """
     head = frame.head
     jws, again = _split(frame)
     try:

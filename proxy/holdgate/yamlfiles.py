@@ -5,7 +5,7 @@ is a link itself: what lies under a name that begins with `..` is read through t
 
 Invariants (tests/test_yamlfiles.py):
   YF1  yaml_files() has every *.yaml below a folder, each once, or raises ConfigError: also where a folder in
-       it cannot be read or is a link, and where a file is named *.yml.
+       it cannot be read or is a link, and where a file is named *.yml or *.YAML.
   YF2  read_file() returns the whole of a plain file of at most MAX_FILE_BYTES, or raises ConfigError; it
        does not wait for what is no plain file.
 """
@@ -37,10 +37,10 @@ def yaml_files(folder: Path) -> list[Path]:
                     "a link to a folder is not followed: name the folder itself in holdgate.yaml",
                     file=str(path),
                 )
-            if path.suffix == ".yml":
-                raise ConfigError("name it *.yaml; other names are not loaded", file=str(path))
             if path.suffix == ".yaml":
                 found.append(path)
+            elif path.suffix.lower() in (".yml", ".yaml"):
+                raise ConfigError("name it *.yaml; other names are not loaded", file=str(path))
     return sorted(found)
 
 

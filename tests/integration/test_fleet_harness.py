@@ -138,12 +138,14 @@ def round_of(fleet: Fleet, number: int, fault: str) -> list[Said]:
     rng = random.Random(number)
     with ThreadPoolExecutor(CLIENTS) as pool:
         agents = [pool.submit(agent, who) for who in range(CLIENTS)]
-        time.sleep(rng.uniform(0.2, 0.6))
-        mend = FAULTS[fault](fleet, rng)
-        time.sleep(rng.uniform(0.05, 2 * DEADLINE_MS / 1000))
-        mend()
-        time.sleep(ROUND_S / 2)
-        over.set()
+        try:
+            time.sleep(rng.uniform(0.2, 0.6))
+            mend = FAULTS[fault](fleet, rng)
+            time.sleep(rng.uniform(0.05, 2 * DEADLINE_MS / 1000))
+            mend()
+            time.sleep(ROUND_S / 2)
+        finally:  # or the agents would never end
+            over.set()
         said = [one for each in agents for one in each.result()]
     fleet.said += said
     fleet.happened[fault] += 1

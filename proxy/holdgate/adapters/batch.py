@@ -2,6 +2,8 @@
 
 Judging is serial: each Judge sees the claims that every earlier item left, committed or in this
 group. Nothing is written until all are judged, so a Judge that raises leaves no trace.
+
+Long because it is one transaction: decisions, outcomes, notes and key changes see each other's rows here.
 """
 
 from __future__ import annotations
@@ -305,6 +307,7 @@ class Batch:
             self._outcome(permit, note, None)
 
     def _outcome(self, permit: Permit, note: OutcomeNote, finding: Finding | None) -> str:
+        """Long because what an outcome moves (receipt, answer, charges, claims, object) moves at once."""
         found = finding.found if finding else OutcomeStatus.EXECUTED
         state = settle(permit.state, note.status, note.delivered, found)
         http_status = note.http_status if 100 <= note.http_status <= 599 else 0

@@ -25,7 +25,6 @@ from mitmproxy.proxy import mode_servers
 from ..config import Address, Listen
 from ..limits import Limits
 from ..network_rules import twin
-from .lane import AgentConnection
 from .mitm import REQUIRED_OPTIONS, HoldgateAddon
 
 __all__ = ["build_engine", "serves"]
@@ -44,7 +43,6 @@ def build_engine(
     `handed`: the transparent listener was opened by somebody else, and is not the engine's. `shared`: other
     processes listen at the same ports, and the kernel gives each its part of the connections.
     """
-    mode_servers.ProxyConnectionHandler = AgentConnection  # type: ignore[misc]
     if shared:
         mode_servers.AsyncioServerInstance.listen = _listen_shared  # type: ignore[method-assign, assignment]
     modes = []
@@ -89,7 +87,7 @@ def serves(
     )  # never started: not its address
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        handler = AgentConnection(engine, reader, writer, engine.options, instance.mode)
+        handler = mode_servers.ProxyConnectionHandler(engine, reader, writer, engine.options, instance.mode)
         context = handler.layer.context
         handler.layer = instance.make_top_layer(context)
         try:

@@ -10,7 +10,7 @@ Invariants (tests/test_gate_layer.py has one test named after each):
   GL4  A connection that sends something that is not HTTP, or nothing, ends with a receipt and no answer.
   GL5  Proxy credentials are the tunnel's, or a plain request's own; never those of another request.
 
-Over 400 lines: the life of one connection, in one piece.
+Long because it is the life of one connection, in one piece.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ Invariants (tests/test_gate_line.py has one test named after each):
   GL4  An outcome reaches the gate that lives now, or the next one, however the connection ends.
   GL5  Superseded comes only after this process has the gate's bundle, so beginning again makes sense.
   GL6  Only a peer of our own user is believed to be the gate.
+
+Long because one connection carries questions, outcomes and what is told again after it was lost: the order of
+these is what the invariants are about.
 """
 
 from __future__ import annotations

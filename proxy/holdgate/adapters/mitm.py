@@ -41,7 +41,6 @@ from ..answer import DispatchError
 from ..errors import InputError, Reason
 from ..message import Listener, Origin
 from .gate_layer import DenyLayer, Expired, Gatekeeper, GateLayer, Held, Relay
-from .lane import AgentConnection, Lane
 
 __all__ = ["HOOKS", "IGNORED_HOOKS", "REQUIRED_OPTIONS", "HoldgateAddon", "check_options"]
 
@@ -258,15 +257,8 @@ class HoldgateAddon:
         return _source(client) if vouched is None else f"exec {vouched}"
 
     def watch(self, gate: GateLayer) -> None:
-        client, above = gate.context.client, gate.context.layers
-        self.waiting.pop(client, None)
+        self.waiting.pop(gate.context.client, None)
         self.layers.add(gate)
-        outer = next((seen for seen in above if isinstance(seen, layers.ClientTLSLayer)), None)
-        handler = self.connections.get(client.id)
-        if outer is not None and isinstance(handler, AgentConnection):
-            handler.lane = Lane(
-                tls=outer, gate=gate, hooked=self.dispatch_hook, barrier_trip=self.barrier_trip
-            )
 
     def forget(self, gate: GateLayer) -> None:
         self.layers.discard(gate)

@@ -183,6 +183,7 @@ class SqliteStore:
         self._files_at = now + _FILES_S
 
     def _write(self, changes: Changes) -> None:
+        """Long because there are many tables: each is written once, and only when something changed in it."""
         db = self._db
         db.executemany(PUT_RECEIPT, changes.receipts)
         if changes.inputs:

@@ -6,7 +6,7 @@ The thread commits whatever queued while the last commit ran; nobody waits for c
 alone wait up to `linger_s` for a decision to share its commit with, since nobody waits for them: what a
 crash in that time costs is an outcome that is known (then it is `unknown`), never a permit.
 Tiles and checkpoint follow a commit within a second, in a thread of their own (sequencer.py).
-What is particular to a database is behind store.py. One class for two threads, over 400 lines: they are
+What is particular to a database is behind store.py. Long because it is one class for two threads: they are
 read together or not at all.
 
 Invariants (tests/test_sqlite.py has one test named after each):
@@ -173,7 +173,10 @@ class StoreLedger:
         **given: Unpack[_Needed],
     ) -> Self:
         """Open the store with `prepare`, which has audited the log's tail, and close what a crash left open.
-        Raises ConfigError; BackendError when a signature is needed now and cannot be had."""
+        Raises ConfigError; BackendError when a signature is needed now and cannot be had.
+
+        Long because what was opened is let go of where a later step fails.
+        """
         keys = KeyRing(state_dir, given["receipt_key"], given["log_key"], device)
         where = Node(
             key=keys.receipt,

@@ -17,6 +17,8 @@ Invariants (tests/test_worker_door.py has one test named after each):
   WD4  Identical requests of several workers share one dispatch and one answer, as within one process.
   WD5  An outcome of a permit that was made `unknown` meanwhile reconciles it; of others it changes nothing.
   WD6  A frame that is not as agreed, or a peer of another user, ends that connection and nothing else.
+
+Long because it is the other end of gate_line.py, with the same order to keep.
 """
 
 from __future__ import annotations
