@@ -598,9 +598,13 @@ operations:
     ("spec", "message"),
     [
         pytest.param(OP % "" + "    produces: {id: query.x}\n", "path of one text", id="an id in a query"),
-        pytest.param(OP % "" + "    produces: {id: body.id, as: url}\n", "only one", id="an unknown decoder"),
         pytest.param(
-            OP % "" + "    produces: {id: body.id, as: url_query.}\n", "only one", id="a decoder of nothing"
+            OP % "" + "    produces: {id: body.id, as: url}\n", "must be url_query", id="an unknown decoder"
+        ),
+        pytest.param(
+            OP % "" + "    produces: {id: body.id, as: url_query.}\n",
+            "must be url_query",
+            id="a decoder of nothing",
         ),
         pytest.param(
             (OP % "").replace("by: params.id", "by: params.id, once: true, parallel: true"),
@@ -729,7 +733,107 @@ def test_a_lock_keeps_where_an_address_stands() -> None:
     found = recognise(again, asked).produces
     assert found == recognise(index, asked).produces
     assert found is not None
-    assert (found.header, found.query) == ("location", "upload_id")
+    assert (found.header, found.form) == ("location", "url_query.upload_id")
+
+
+ADDRESSES = """\
+hosts: [api.talk.test]
+principal: {from: header.authorization, as: bearer}
+defaults: {body: {decode: form}}
+operations:
+  - id: Place
+    match: {method: POST, path: /place}
+    surface: talk.send
+    effect: prepare
+    produces: {id: body.url, as: url_last_segment, host: files.talk.test}
+    params: {size: {from: body.size, type: int, required: true, material: true}}
+  - id: Plain
+    match: {method: POST, path: /plain}
+    surface: talk.send
+    effect: prepare
+    produces: {id: body.url}
+"""
+FILES = """\
+hosts: [files.talk.test]
+principal: {from: header.authorization, as: bearer}
+operations:
+  - id: Upload
+    match: {method: POST, path: "/upload/{upload}"}
+    surface: talk.send
+    effect: prepare
+    binds: {map: m0, to: Place, by: params.upload, principal: any, parallel: true}
+    body: {decode: opaque}
+    params: {upload: {from: path.upload, type: string, required: true, material: true, digest_only: true}}
+"""
+
+
+async def send(shop: Shop, upload: str, *, agent: str = "10.0.0.1", credential: str = "") -> Said:
+    headers = {"Authorization": f"Bearer {credential}"} if credential else {}
+    return await shop.ask(f"/upload/{upload}", b"data", host="files.talk.test", agent=agent, headers=headers)
+
+
+async def place(shop: Shop, url: str) -> Said:
+    shop.upstream.body = json.dumps({"ok": True, "url": url}).encode()
+    headers = {"Authorization": "Bearer sk", "Content-Type": FORM}
+    return await shop.ask("/place", b"size=4", host="api.talk.test", headers=headers)
+
+
+async def test_an_address_at_another_host_is_known_there_to_the_agent_that_was_given_it(
+    tmp_path: Path,
+) -> None:
+    index = index_of(ADDRESSES, FILES)
+    shop = Shop(index, permit_all(index, tmp_path, ["talk.send"]))
+    assert ((await send(shop, "a1")).reason, shop.sent) == ("input_unavailable", [])
+    for elsewhere in ("https://api.talk.test/upload/a1", "https://files.talk.test/upload/a1?b", "a1"):
+        await place(shop, elsewhere)
+        assert (await send(shop, "a1")).reason == "input_unavailable"
+    made = await place(shop, "https://files.talk.test/upload/a1")
+    assert (await send(shop, "theirs")).reason == "input_unavailable"
+    assert (await send(shop, "a1", agent="10.0.0.2")).reason == "input_unavailable"
+    assert set(shop.sent) == {b"/place"}
+    for credential in ("", "sk", "sk2"):  # the address is the right: some clients send nothing beside it
+        done = await send(shop, "a1", credential=credential)
+        assert (done.outcome, statement(shop, done.receipt)["binds"]) == ("PERMIT", [made.receipt])
+
+
+def test_policies_read_what_another_map_made() -> None:
+    index = index_of(ADDRESSES, FILES)
+    again = SurfaceIndex.from_lock(json.loads(json.dumps(index.to_lock())))
+    for one in (index, again):
+        schema, needed = one.bound_schema("talk.send", ("m1.Upload",))
+        assert (list(schema), needed) == (["size"], True)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "message"),
+    [
+        pytest.param(ADDRESSES, FILES.replace("map: m0", "map: m7"), "no map 'm7'", id="no such map"),
+        pytest.param(
+            ADDRESSES, FILES.replace("to: Place", "to: No"), "of the map 'm0'", id="no such operation"
+        ),
+        pytest.param(
+            ADDRESSES, FILES.replace("to: Place", "to: Plain"), "at a host of", id="no object there"
+        ),
+        pytest.param(
+            ADDRESSES.replace("host: files.talk.test}", "host: evil.test}"),
+            FILES,
+            "at a host of",
+            id="elsewhere",
+        ),
+        pytest.param(
+            ADDRESSES.replace("params: {size", "sensitive: true\n    params: {size"),
+            FILES,
+            "so must be",
+            id="open",
+        ),
+        pytest.param(
+            ADDRESSES, FILES.replace("parallel:", "once:"), "needs the principal", id="once for any"
+        ),
+    ],
+)
+def test_a_map_that_binds_to_another_wrongly_is_refused(one: str, two: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        index_of(one, two)
 
 
 # --- batches ---

@@ -25,9 +25,11 @@ def read(body: bytes, headers: Headers = JSON, *, status: int = 200, path: str =
     return object_id(ResponseHead(status=status, reason=b"", headers=headers), body, produces, HERE)
 
 
-def located(*urls: bytes, status: int = 200, destination: str = HERE, query: str = "upload_id") -> str | None:
+def located(
+    *urls: bytes, status: int = 200, destination: str = HERE, form: str = "url_query.upload_id"
+) -> str | None:
     head = ResponseHead(status=status, reason=b"", headers=tuple((b"Location", url) for url in urls))
-    produces = Produces(map="m", path=(), ttl_s=WEEK, header="location", query=query)
+    produces = Produces(map="m", path=(), ttl_s=WEEK, header="location", form=form)
     return object_id(head, b"", produces, destination)
 
 
@@ -176,7 +178,7 @@ def test_pd3_an_answer_without_one_such_header_names_nothing() -> None:
 
 def test_a_url_in_a_body_and_an_id_in_a_header() -> None:
     head = ResponseHead(status=200, reason=b"", headers=(*JSON, (b"X-Id", b"x1")))
-    inside = Produces(map="m", path=("url",), ttl_s=WEEK, query="t")
+    inside = Produces(map="m", path=("url",), ttl_s=WEEK, form="url_query.t")
     assert object_id(head, b'{"url":"https://up.test/u?t=1"}', inside, HERE) == "1"
     assert object_id(head, b'{"url":7}', inside, HERE) is None
     assert object_id(head, b"{", Produces(map="m", path=(), ttl_s=WEEK, header="x-id"), HERE) == "x1"
@@ -190,3 +192,20 @@ def test_a_url_in_a_body_and_an_id_in_a_header() -> None:
 def test_pd1_a_url_is_an_id_or_none(url: bytes) -> None:
     found = located(url)
     assert found is None or (1 <= len(found) <= 1024 and found.isascii() and found.isprintable())
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        pytest.param("https://up.test/upload/v1/CwAB", "CwAB", id="plain"),
+        pytest.param("https://up.test/upload/a%3Db", "a=b", id="escaped: as it will be read"),
+        pytest.param("https://up.test/upload/", None, id="an empty one"),
+        pytest.param("https://up.test/upload/x?y=1", None, id="a query behind it"),
+        pytest.param("https://up.test/upload/x?", None, id="an empty query"),
+        pytest.param("https://up.test/upload/a%2Fb%00", None, id="NUL"),
+        pytest.param("https://up.test/upload/..", None, id="dots"),
+        pytest.param("https://evil.test/upload/x", None, id="another host"),
+    ],
+)
+def test_pd3_the_last_segment_of_a_url(url: str, found: str | None) -> None:
+    assert located(url.encode(), form="url_last_segment") == found

@@ -242,7 +242,9 @@ MANY = replace(
     conflict_keys=("stripe:ch_1",),
 )
 BOND = Bond(object="ok:pi_1", to=("ok.Make", "ok.Change"), once=True, blind=False)
+ANYBODYS = replace(BOND, once=False, any_principal=True)
 MADE = Produces(map="ok", path=("data", "id"), ttl_s=5)
+LOCATED = replace(MADE, path=(), header="location", form="url_query.x", host="h.test")
 CASES = {
     "a keyed refund": case(),
     "no key, no principal": case(recognised=recognised()),
@@ -257,9 +259,10 @@ CASES = {
     "what acts on an object and makes it anew": case(
         recognised=replace(MANY, bonds=(BOND, None), produces=MADE)
     ),
+    "what acts on an object with any credential": case(recognised=replace(MANY, bonds=(ANYBODYS, None))),
     "what makes an object": case(recognised=replace(MANY, produces=MADE)),
     "what makes an object that a URL in a header names": case(
-        recognised=replace(MANY, produces=replace(MADE, path=(), header="location", query="upload_id"))
+        recognised=replace(MANY, produces=LOCATED)
     ),
     "what keeps its answer": case(recognised=replace(MANY, keys=(replace(NATURAL, keep=True),))),
     "a flood": case(agent=AGENT, recognised=None, wire="", raw_digest="sha256:" + "1" * 64,
@@ -279,10 +282,13 @@ def test_wp2_the_same_entry_is_made_of_a_case_on_both_sides(
 
 
 def test_wp2_where_an_answer_names_its_object_comes_out_as_it_went_in() -> None:
-    for made in (MADE, replace(MADE, path=(), header="location", query="upload_id")):
+    for made in (MADE, LOCATED):
         assert there_and_back(case(recognised=replace(MANY, produces=made))).recognised == replace(
             there_and_back(case(recognised=MANY)).recognised, produces=made
         )
+    for bond in (BOND, ANYBODYS):
+        found = there_and_back(case(recognised=replace(MANY, bonds=(bond, None)))).recognised
+        assert found is not None and found.bonds == (bond, None)
 
 
 def test_wp2_an_agent_is_the_one_that_the_gate_process_knows() -> None:

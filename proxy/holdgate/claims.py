@@ -178,7 +178,7 @@ def _things(recognised: Recognised, request: Target, fleet_key: bytes) -> list[C
     ]
     objects = [
         Claim(
-            key=object_key(request, bond.object, fleet_key),
+            key=object_key(request.destination, bond.object, fleet_key),
             digest=recognised.digest,
             source=ONCE_SOURCE,
             ttl_s=_ONCE_TTL_S,
@@ -191,6 +191,6 @@ def _things(recognised: Recognised, request: Target, fleet_key: bytes) -> list[C
     return [*conflicts, *objects]
 
 
-def object_key(request: Target, name: str, fleet_key: bytes) -> str:
+def object_key(destination: str, name: str, fleet_key: bytes) -> str:
     """The stored name of an object: one row, whoever asks (ST6). Whose it is, its decision says (ST4)."""
-    return op_key("object", request.destination, name, secret=fleet_key)
+    return op_key("object", destination, name, secret=fleet_key)

@@ -238,7 +238,7 @@ def _bind(
     for action, bond in zip(inputs["actions"], recognised.bonds, strict=False):
         part = bound
         if part is None and bond is not None:
-            known = prepared(object_key(request, bond.object, fleet_key))
+            known = prepared(object_key(request.destination, bond.object, fleet_key))
             part = bound_part(known, bond, now_us, agent=agent.id, principal=recognised.principal)
         if part is not None and bond is not None:
             action["bound"] = part

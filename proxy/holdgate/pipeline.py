@@ -265,12 +265,13 @@ class Pipeline:
             return None
 
         def named(head: ResponseHead, body: bytes) -> Made | None:
-            identity = object_id(head, body, produces, request.destination)
+            destination = produces.destination(request.destination)
+            identity = object_id(head, body, produces, destination)
             if identity is None:
                 log.info("%s: its answer names no object", recorded.entry.receipt_id)
                 return None
             name = produces.object(identity)
-            key = object_key(request, name, self.evidence.fleet_key)
+            key = object_key(destination, name, self.evidence.fleet_key)
             return Made(key=key, ttl_us=produces.ttl_s * 1_000_000, told=recorded.entry.told)
 
         return named

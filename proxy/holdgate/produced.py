@@ -11,8 +11,9 @@ object is SILENCE. The agent's answer is not touched, and never waits for this.
 Invariants (tests/test_produced.py):
   PD1  object_id() is total: whatever the answer is, an id of 1 to 1024 printable ASCII characters, or None.
   PD2  An answer that is not a success, cut, too large, of another type or coding, or ambiguous names nothing.
-  PD3  A URL names its id only if it is an absolute https one of the destination that was asked, without user
-       or fragment, in canonical form, with the parameter exactly once.
+  PD3  A URL names its id only if it is an absolute https one of the destination that was asked, or of the
+       host that the map names, without user or fragment, in canonical form, with the parameter exactly once;
+       or without a query, for its last segment.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ _MAX_NODES: Final = 10_000
 
 
 def object_id(head: ResponseHead, body: bytes, produces: Produces, destination: str) -> str | None:
-    """The id in an answer of `destination` that came whole. None: it names none that can be relied on."""
+    """The id in an answer that came whole, of an object at `destination`. None: none to be relied on."""
     if not 200 <= head.status < 300 or len(body) > MAX_ANSWER_BYTES:
         return None
     try:
         value = _stated(head, body, produces)
-        if produces.query:
-            value = _of_url(value, produces.query, destination)
+        if produces.form:
+            value = _of_url(value, produces.form, destination)
     except (InputError, ValueError):
         return None
     if type(value) is int:
@@ -66,15 +67,21 @@ def _stated(head: ResponseHead, body: bytes, produces: Produces) -> Any:
     return value
 
 
-def _of_url(url: Any, name: str, destination: str) -> str:
-    """The only `name` in its query. Raises InputError, ValueError."""
+def _of_url(url: Any, form: str, destination: str) -> str:
+    """The only parameter of that name in its query, or the last segment. Raises InputError, ValueError."""
     found = _URL.match(url) if type(url) is str else None
     if found is None:
         raise ValueError("no absolute https URL")
-    host, port, target = found.groups()
+    host, port, text = found.groups()
     if f"{host.lower()}:{int(port or 443)}" != destination:
         raise ValueError("a URL of another host")
-    (value,) = [value for key, value in read_target(target.encode()).query or () if key == name]
+    target = read_target(text.encode())
+    if form == "url_last_segment":
+        if target.query is not None:
+            raise ValueError("a query behind the id")
+        return target.segments[-1]
+    name = form.removeprefix("url_query.")
+    (value,) = [value for key, value in target.query or () if key == name]
     return value
 
 

@@ -21,7 +21,8 @@ Invariants (tests/test_standing.py; ST3 to ST6: tests/test_bonds.py):
   ST2  A denial never makes a PERMIT, and nothing but a DENY by a policy here leaves one.
   ST3  What is bound is what the gate decided when the object was made, read from that decision's own input;
        expired, destroyed, unreadable, or made by another operation than the map says: nothing is bound.
-  ST4  An object is known only after an executed PERMIT for the same agent, destination and principal.
+  ST4  An object is known only after an executed PERMIT for the same agent, destination and principal;
+       where the map says that the id is a right by itself (`principal: any`), for the same agent.
   ST5  A repeated answer never makes an object anew that somebody acted on: only whoever took it can.
   ST6  What one agent or credential makes or changes, no other confirms on what it knows itself; nor is it
        told of what the other did.
@@ -120,7 +121,7 @@ def bound_part(
     if found is None or now_us >= found.expires_us:
         return None
     made = _made(found)
-    if made is None or made[0] != (agent, principal):
+    if made is None or made[0] != (agent, made[0][1] if bond.any_principal else principal):
         return None
     action = made[1]
     try:

@@ -263,17 +263,19 @@ def _plain_recognised(recognised: Recognised) -> dict[str, Any]:
         "conflict_keys": recognised.conflict_keys,
         "digest": recognised.digest,
         "sensitive": recognised.sensitive,
-        "bonds": [
-            [] if bond is None else [bond.object, bond.to, bond.once, bond.blind] for bond in recognised.bonds
-        ],
+        "bonds": [_plain_bond(bond) for bond in recognised.bonds],
         "produces": _plain_produces(recognised.produces),
     }
+
+
+def _plain_bond(bond: Bond | None) -> list[Any]:
+    return [] if bond is None else [bond.object, bond.to, bond.once, bond.blind, bond.any_principal]
 
 
 def _plain_produces(produces: Produces | None) -> list[Any]:
     if produces is None:
         return []
-    return [produces.map, produces.path, produces.ttl_s, produces.header, produces.query]
+    return [*(produces.map, produces.path, produces.ttl_s), produces.header, produces.form, produces.host]
 
 
 def read_case(plain: Mapping[str, Any], agents: Mapping[str, Agent]) -> Case:
@@ -326,12 +328,18 @@ def _read_recognised(plain: Mapping[str, Any]) -> Recognised:
 
 
 def _read_bond(row: Any) -> Bond:
-    name, to, once, blind = row
-    return Bond(object=_is_text(name), to=tuple(_texts(to)), once=_flag(once), blind=_flag(blind))
+    name, to, once, blind, any_principal = row
+    return Bond(
+        object=_is_text(name),
+        to=tuple(_texts(to)),
+        once=_flag(once),
+        blind=_flag(blind),
+        any_principal=_flag(any_principal),
+    )
 
 
 def _read_produces(row: Any) -> Produces:
-    name, path, ttl_s, header, query = row
+    name, path, ttl_s, header, form, host = row
     if type(ttl_s) is not int:
         raise TypeError("ttl")
     return Produces(
@@ -339,7 +347,8 @@ def _read_produces(row: Any) -> Produces:
         path=tuple(_texts(path)),
         ttl_s=ttl_s,
         header=_is_text(header),
-        query=_is_text(query),
+        form=_is_text(form),
+        host=_is_text(host),
     )
 
 

@@ -438,6 +438,23 @@ def test_slack_uploads_a_file_in_three_steps(bench: Bench) -> None:
     assert b"x" * 5000 in Slack.seen[1][2]
 
 
+def test_slack_uploads_only_to_an_address_that_was_given_here(bench: Bench) -> None:
+    Slack.seen.clear()
+    said = bench.agent(
+        """
+    import urllib.request
+    for sent in ({}, {"Authorization": "Bearer xoxb-demo"}):
+        sent |= {"Content-Type": "application/octet-stream"}
+        request = urllib.request.Request("https://files.slack.com/upload/v1/theirs", b"secret", sent)
+        print(urllib.request.urlopen(request, timeout=20).headers["Holdgate-Decision"])  # Slack refuses with 200
+    """
+    )
+    for line in said.splitlines():
+        assert line.startswith("SILENCE;") and "reason=input_unavailable" in line, said
+    assert len(said.splitlines()) == 2
+    assert Slack.seen == []
+
+
 def test_slack_files_that_are_too_large_or_for_a_person_are_refused(bench: Bench) -> None:
     pytest.importorskip("slack_sdk")
     Slack.seen.clear()

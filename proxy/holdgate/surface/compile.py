@@ -6,14 +6,14 @@ Invariant (tests/test_surface_plan.py):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ..fields import is_inert
 from .exchange import BODILESS_METHODS, BodyPlan
 from .model import Effect, Produces
-from .plan import Operation, Plan
+from .plan import MapRuntime, Operation, Plan
 from .read import ParamPlan, compile_param, reader_of
 from .reconcilable import check_reconcile
 from .settings import Effective, effective
@@ -21,7 +21,7 @@ from .sources import Cover, Pattern, Source, base_of, parse_pattern, parse_sourc
 from .spec import ParamSpec
 from .types import cel_type
 
-__all__ = ["compile_plan"]
+__all__ = ["check_between", "compile_plan"]
 
 _ALWAYS_SILENT: Final = frozenset({"authorization", "content-type", "content-encoding"})
 _FROM_ENCLOSING: Final = frozenset({"header", "query", "path"})
@@ -148,7 +148,9 @@ def _produces(op: Operation, key_ttl_s: int) -> Produces | None:
     source = parse_source(spec.id)
     header = source.name if source.kind == "header" else ""
     path = tuple([part for part in source.path if isinstance(part, str)])
-    return Produces(map=op.map.head.name, path=path, ttl_s=spec.ttl_s, header=header, query=spec.query)
+    return Produces(
+        map=op.map.head.name, path=path, ttl_s=spec.ttl_s, header=header, form=spec.form, host=spec.host
+    )
 
 
 def _check_binds(op: Operation, sensitive: bool) -> None:
@@ -160,21 +162,43 @@ def _check_binds(op: Operation, sensitive: bool) -> None:
     by = next((param for param in op.spec.params if param.name == spec.by), None)
     if by is None or not by.required or cel_type(by.type) not in ("string", "int"):
         raise op.fail(f"binds.by: {spec.by!r} must be a required parameter that is one text or number")
-    for identity in spec.to:
-        if identity not in op.map.packed or op.map.operation(identity).spec.produces is None:
-            raise op.fail(f"binds.to: {identity!r} is no operation of this map with `produces`")
-        if effective(op.map.operation(identity).spec, op.map.head.defaults).sensitive and not sensitive:
+    if spec.any_principal and spec.once:  # a claim on an object is of whoever made it
+        raise op.fail("binds: what takes an object (`once`) needs the principal that made it")
+    if not spec.map:
+        _check_makers(op, op.map, sensitive)
+
+
+def check_between(maps: Mapping[str, MapRuntime]) -> None:
+    """What binds to operations of another map. Raises ConfigError."""
+    for one in maps.values():
+        for op in one.operations():
+            spec = op.spec.binds
+            if spec is not None and spec.map:
+                if spec.map not in maps:
+                    raise op.fail(f"binds.map: there is no map {spec.map!r}")
+                _check_makers(op, maps[spec.map], op.plan.sensitive)
+
+
+def _check_makers(op: Operation, makers: MapRuntime, sensitive: bool) -> None:
+    spec = op.spec.binds
+    hosts = {pattern.host for pattern in op.map.head.hosts}
+    for identity in spec.to if spec else ():
+        made = makers.operation(identity).spec if identity in makers.packed else None
+        if made is None or made.produces is None:
+            whose = "this map" if makers is op.map else f"the map {makers.head.name!r}"
+            raise op.fail(f"binds.to: {identity!r} is no operation of {whose} with `produces`")
+        if (made.produces.host or makers is not op.map) and made.produces.host not in hosts:
+            raise op.fail(f"binds.to: what {identity!r} produces is no object at a host of this map")
+        if effective(made, makers.head.defaults).sensitive and not sensitive:
             raise op.fail(f"binds.to: {identity!r} is sensitive, and so must be what its parameters get into")
-    if spec.parallel:
-        _check_parallel(op, frozenset(spec.to))
-
-
-def _check_parallel(op: Operation, to: frozenset[str]) -> None:
-    """What changes or takes an object must never be open together with what acts on it."""
-    for identity in op.map.packed:
-        other = op.map.operation(identity).spec.binds
-        if other is not None and other.once and not to.isdisjoint(other.to):
-            raise op.fail(f"binds.parallel: {identity!r} takes such an object (`once`)")
+    if spec is not None and spec.parallel:
+        # What changes or takes an object must never be open together with what acts on it.
+        for other in [*op.map.operations(), *makers.operations()]:
+            taken = other.spec.binds
+            if taken is None or not taken.once or (taken.map or other.map.head.name) != makers.head.name:
+                continue
+            if not set(spec.to).isdisjoint(taken.to):
+                raise op.fail(f"binds.parallel: {other.name!r} takes such an object (`once`)")
 
 
 def _check_variables(op: Operation, reads: Sequence[Source], ignored: Sequence[Pattern]) -> None:

@@ -20,7 +20,7 @@ from ..canonical import CanonicalRequest
 from ..errors import ConfigError, InputError, Reason
 from ..limits import Limits
 from ..message import Headers
-from .compile import compile_plan
+from .compile import check_between, compile_plan
 from .exchange import Exchange
 from .explode import Item, explode
 from .extract import action_of, evaluate, principal_of
@@ -101,6 +101,7 @@ class SurfaceIndex:
             for operation in entry.runtime.operations():
                 _ = operation.plan
             check_overlaps(entry.runtime)
+        check_between({name: entry.runtime for name, entry in index._by_map.items()})
         return index
 
     @classmethod
@@ -294,7 +295,8 @@ class SurfaceIndex:
         """Parameters of what these operations act on, and whether one of them is not permitted without."""
         known = self._by_name(surface)
         chosen = [known[name] for name in (known if operations is None else operations)]
-        return bound_schema(chosen), any(map(_needs_bond, chosen))
+        schema = bound_schema(chosen, lambda name: self._by_map[name].runtime)
+        return schema, any(map(_needs_bond, chosen))
 
     def _by_name(self, surface: str) -> dict[str, Operation]:
         known = self._named.get(surface)

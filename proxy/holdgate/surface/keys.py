@@ -83,12 +83,13 @@ def bond(op: Operation, values: dict[str, Value]) -> Bond | None:
     spec = op.spec.binds
     if spec is None:
         return None
-    head = op.map.head.name
+    head = spec.map or op.map.head.name
     return Bond(
         object=f"{head}:{values[spec.by]}",
         to=tuple(f"{head}.{identity}" for identity in spec.to),
         once=spec.once,
         blind=spec.blind,
+        any_principal=spec.any_principal,
     )
 
 

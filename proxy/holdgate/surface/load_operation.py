@@ -260,7 +260,7 @@ def _param_names(node: Node, texts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _produces(node: Node) -> ProducesSpec:
     """`{id: body.id, ttl: 168h}`, `{id: header.location, as: url_query.upload_id}`."""
-    keys = node.mapping(required=("id",), optional=("as", "ttl"), what="produces")
+    keys = node.mapping(required=("id",), optional=("as", "host", "ttl"), what="produces")
     identity = keys["id"].text("produces.id")
     try:
         source = parse_source(identity)
@@ -271,20 +271,24 @@ def _produces(node: Node) -> ProducesSpec:
     except ValueError as error:
         raise keys["id"].fail(f"produces.id: {error}") from None
     given = {"ttl_s": duration(keys["ttl"], "produces.ttl")} if "ttl" in keys else {}
-    return ProducesSpec(id=identity, query=_decoder(keys["as"]) if "as" in keys else "", **given)
+    form = _form(keys["as"]) if "as" in keys else ""
+    host = keys["host"].text("produces.host") if "host" in keys else ""
+    return ProducesSpec(id=identity, form=form, host=host, **given)
 
 
-def _decoder(node: Node) -> str:
-    """`url_query.NAME`: the name."""
-    kind, _, name = node.text("produces.as").partition(".")
-    if kind != "url_query" or not name or "*" in name:
-        raise node.fail("produces.as: the only one there is is url_query.NAME")
-    return name
+def _form(node: Node) -> str:
+    form = node.text("produces.as")
+    kind, _, name = form.partition(".")
+    if form != "url_last_segment" and (kind != "url_query" or not name or "*" in name):
+        raise node.fail("produces.as must be url_query.NAME or url_last_segment")
+    return form
 
 
 def _binds(node: Node) -> BindsSpec:
     """`{to: PostPaymentIntents, by: params.payment_intent, once: true, blind: allow}`."""
-    keys = node.mapping(required=("to", "by"), optional=("once", "blind", "parallel"), what="binds")
+    keys = node.mapping(
+        required=("to", "by"), optional=("map", "once", "blind", "principal", "parallel"), what="binds"
+    )
     to = tuple(item.text("binds.to") for item in one_or_more(keys["to"], "binds.to"))
     (by,) = _param_names(keys["by"], (keys["by"].text("binds.by"),))
     return BindsSpec(
@@ -292,6 +296,9 @@ def _binds(node: Node) -> BindsSpec:
         by=by,
         once="once" in keys and keys["once"].boolean("binds.once"),
         blind="blind" in keys and keys["blind"].choice(("allow", "refuse"), "binds.blind") == "allow",
+        map=keys["map"].text("binds.map") if "map" in keys else "",
+        any_principal="principal" in keys
+        and keys["principal"].choice(("any", "same"), "binds.principal") == "any",
         parallel="parallel" in keys and keys["parallel"].boolean("binds.parallel"),
     )
 

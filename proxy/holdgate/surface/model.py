@@ -103,6 +103,7 @@ class Bond:
     to: tuple[str, ...]  # full names of the operations that may have made it
     once: bool  # the action takes the bond: no other may be permitted on it, unless this one has no effect
     blind: bool  # the map allows deciding without one
+    any_principal: bool = False  # the id is a right by itself: the same agent is enough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,13 @@ class Produces:
     path: tuple[str, ...]  # in the decoded body; with `header`: nothing
     ttl_s: int
     header: str = ""  # of the answer, lower case: the id stands there, not in the body
-    query: str = ""  # what stands there is a URL of the same host, whose parameter of this name is the id
+    form: str = ""  # what stands there is a URL: `url_query.NAME` or `url_last_segment` of it is the id
+    host: str = (
+        ""  # the object is one at this host, and a URL is of it; else at the destination that was asked
+    )
+
+    def destination(self, asked: str) -> str:
+        return f"{self.host}:443" if self.host else asked
 
     def object(self, identity: str) -> str:
         return f"{self.map}:{identity}"

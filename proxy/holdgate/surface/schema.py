@@ -6,13 +6,13 @@ Invariants (tests/test_surface_index.py):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 
 from ..errors import ConfigError
 from .model import ParamSchema
-from .plan import Operation
+from .plan import MapRuntime, Operation
 from .spec import ParamSpec
 from .types import cel_type
 
@@ -47,7 +47,9 @@ def param_schema(operations: Sequence[Operation]) -> Mapping[str, ParamSchema]:
     }
 
 
-def bound_schema(operations: Iterable[Operation]) -> Mapping[str, ParamSchema]:
+def bound_schema(
+    operations: Iterable[Operation], maps: Callable[[str], MapRuntime]
+) -> Mapping[str, ParamSchema]:
     """The parameters of what these are bound to.
 
     All are optional: which of several operations made the object is known only when it is used. One that
@@ -55,8 +57,12 @@ def bound_schema(operations: Iterable[Operation]) -> Mapping[str, ParamSchema]:
     """
     found: dict[str, ParamSchema | None] = {}
     for op in operations:
-        for identity in op.spec.binds.to if op.spec.binds else ():
-            for param in op.map.operation(identity).spec.params:
+        binds = op.spec.binds
+        if binds is None:
+            continue
+        makers = maps(binds.map) if binds.map else op.map
+        for identity in binds.to:
+            for param in makers.operation(identity).spec.params:
                 schema = ParamSchema(type=cel_type(param.type), optional=True)
                 found[param.name] = schema if found.get(param.name, schema) == schema else None
     return {name: schema for name, schema in sorted(found.items()) if schema is not None}

@@ -159,20 +159,23 @@ class ProducesSpec:
 
     id: str  # a source: of the body, or a header
     ttl_s: int = 604_800
-    query: str = ""  # written `as: url_query.NAME`: the parameter of the URL that stands there
+    form: str = (
+        ""  # written `as: url_query.NAME` or `url_last_segment`: the part of the URL that stands there
+    )
+    host: str = ""  # at which it is an object, where that is another one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BindsSpec:
     """What an operation on an object that was made before is tied to."""
 
-    to: tuple[str, ...]  # ids of operations of this map that make it
+    to: tuple[str, ...]  # ids of operations that make it
     by: str  # the parameter that names the object
     once: bool = False
     blind: bool = False
-    parallel: bool = (
-        False  # several may act on the object at once: its chunks, and the question how far they got
-    )
+    parallel: bool = False  # several may act on the object at once: chunks, and the question how far they got
+    map: str = ""  # whose operations; "": of this map
+    any_principal: bool = False  # written `principal: any`: whatever the credential, or without one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
