@@ -446,7 +446,7 @@ def test_slack_uploads_only_to_an_address_that_was_given_here(bench: Bench) -> N
     for sent in ({}, {"Authorization": "Bearer xoxb-demo"}):
         sent |= {"Content-Type": "application/octet-stream"}
         request = urllib.request.Request("https://files.slack.com/upload/v1/theirs", b"secret", sent)
-        print(urllib.request.urlopen(request, timeout=20).headers["Holdgate-Decision"])  # Slack refuses with 200
+        print(urllib.request.urlopen(request, timeout=20).headers["Holdgate-Decision"])  # it is a 200
     """
     )
     for line in said.splitlines():
