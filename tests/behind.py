@@ -19,6 +19,18 @@ from holdgate.demo.instance import Instance
 from holdgate.demo.recorder import Counts
 from holdgate.demo.standins import StandIns
 
+# The starter policies let only the agent `reconciler` read events.
+READ_EVENTS = """\
+apiVersion: holdgate/v1
+kind: Policy
+metadata: {name: event-reads, owner: payments-risk@example.com}
+spec:
+  surface: payments.read
+  operations: [stripe.GetEvents]
+  rules:
+  - {id: another-agent, effect: permit, when: agent.id == "demo-agent" && params.object == "event"}
+"""
+
 
 @dataclass
 class Bench:

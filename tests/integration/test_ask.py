@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from behind import Bench, post
+from behind import READ_EVENTS, Bench, post
 from holdgate.adapters.admin.shapes import decode_jws
 from holdgate.adapters.asking import Answer
 from holdgate.adapters.control import ask as control
@@ -40,17 +40,6 @@ spec:
   surface: payments.read
   rules:
   - {id: not-yours, effect: deny, when: agent.id == "reconciler", reason: Somebody else reads}
-"""
-
-READ_EVENTS = """\
-apiVersion: holdgate/v1
-kind: Policy
-metadata: {name: event-reads, owner: payments-risk@example.com}
-spec:
-  surface: payments.read
-  operations: [stripe.GetEvents]
-  rules:
-  - {id: another-agent, effect: permit, when: agent.id == "demo-agent" && params.object == "event"}
 """
 
 

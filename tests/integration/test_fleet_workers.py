@@ -19,7 +19,7 @@ from threading import Barrier
 import pytest
 
 import pgserver
-from behind import Bench, Said, post
+from behind import READ_EVENTS, Bench, Said, post
 from holdgate.demo.instance import Instance
 from holdgate.demo.standins import StandIns
 
@@ -47,6 +47,7 @@ def pair(vendors: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             for file in (gate.folder / "policies").glob("*.yaml"):
                 if not file.name.startswith("stripe"):
                     file.unlink()
+            (gate.folder / "policies" / "event_reads.yaml").write_text(READ_EVENTS)
         many.run_words = ("run", "--workers", "2")
         key = many.state_dir / "keys" / "fleet.key"
         (single.state_dir / "keys" / "fleet.key").write_bytes(key.read_bytes())
