@@ -34,6 +34,14 @@ def test_yf1_a_mounted_config_map_has_its_files_once(tmp_path: Path) -> None:
     assert read_file(tmp_path / "a.yaml") == b"a: b\n"
 
 
+def test_yf1_nothing_is_left_out_for_the_dots_of_its_name(tmp_path: Path) -> None:
+    for name in ("..old/deny.yaml", "real.txt"):
+        _write(tmp_path / name)
+    (tmp_path / "..deny.yaml").symlink_to("real.txt")
+    (tmp_path / "..data").write_text("a file of that name is no mount")
+    assert {path.name for path in yaml_files(tmp_path)} == {"deny.yaml", "..deny.yaml"}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -1,7 +1,8 @@
 """Which YAML files a folder of maps or policies has, and their bytes: nothing in it is left out in silence.
 
 A policy that is not read cannot refuse. Kubernetes mounts a ConfigMap as links to files below `..data`, which
-is a link itself: what lies under a name that begins with `..` is read through those links, and not once more.
+is a link itself: beside such a link, what lies in a folder that begins with `..` is read through it, and not
+once more.
 
 Invariants (tests/test_yamlfiles.py):
   YF1  yaml_files() has every *.yaml below a folder, each once, or raises ConfigError: also where a folder in
@@ -21,16 +22,18 @@ from .errors import ConfigError
 __all__ = ["MAX_FILE_BYTES", "read_file", "yaml_files"]
 
 MAX_FILE_BYTES: Final = 4 << 20
+_KUBERNETES: Final = frozenset({"..data", "..data_tmp"})  # a link; the second while it is being replaced
 
 
 def yaml_files(folder: Path) -> list[Path]:
     """Sorted. Raises ConfigError."""
     found = []
     for here, folders, names in folder.walk(on_error=_unreadable):
-        folders[:] = [name for name in folders if not name.startswith("..")]
+        mounted = any((here / name).is_dir() for name in _KUBERNETES.intersection(names))
+        folders[:] = [name for name in folders if not (mounted and name.startswith(".."))]
         for name in names:
             path = here / name
-            if name.startswith("..") and path.is_symlink():
+            if name in _KUBERNETES and path.is_dir():
                 continue
             if path.is_symlink() and path.is_dir():
                 raise ConfigError(
