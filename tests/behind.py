@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import ssl
@@ -68,10 +69,11 @@ class Bench:
             self.gate.command(*words), capture_output=True, text=True, timeout=60, check=False
         )
 
-    def state_files(self) -> list[Path]:
-        keys = {"keys", "ca"}
-        found = [path for path in self.gate.state_dir.rglob("*") if path.is_file()]
-        return [path for path in found if not keys & set(path.relative_to(self.gate.state_dir).parts)]
+    def state_files(self) -> dict[Path, bytes]:
+        """All that the instance keeps, but its keys."""
+        found = read_all(self.gate.state_dir)
+        keys = [self.gate.state_dir / name for name in ("keys", "ca")]
+        return {path: data for path, data in found.items() if not any(map(path.is_relative_to, keys))}
 
     def counts(self) -> dict[str, Counts]:
         return {name: self.vendors.counts(name) for name in self.vendors.recorders}
@@ -85,6 +87,18 @@ class Said:
     receipt: str
     policy: str
     body: bytes
+
+
+def read_all(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder, and its bytes, all of one look, though somebody is writing there.
+
+    The log's writer puts a wider tile beside a partial one and then removes that: when a file was listed and
+    is gone before it is read, look again.
+    """
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    raise AssertionError(f"{folder} did not keep still for as long as it takes to read it, a hundred times")
 
 
 def post(

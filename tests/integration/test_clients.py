@@ -267,10 +267,9 @@ def test_everything_that_happened_is_in_the_log_and_verifies(bench: Bench, tmp_p
 
 
 def test_no_secret_is_in_the_state_the_log_or_the_metrics(bench: Bench) -> None:
-    logs = list(bench.folder.rglob("*.log"))
+    logs = {file: file.read_bytes() for file in bench.folder.rglob("*.log")}
     assert logs
-    for file in [*logs, *bench.state_files()]:
-        data = file.read_bytes()
+    for file, data in (logs | bench.state_files()).items():
         for secret in (b"sk_test_demo", b"xoxb-demo", b"sk-demo"):
             assert secret not in data, (file, secret)
 

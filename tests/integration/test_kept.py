@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from behind import Bench
+from behind import Bench, read_all
 from holdgate.adapters.admin.shapes import decode_jws
 from holdgate.adapters.sqlite_reader import SqliteReader
 from holdgate.demo.instance import Instance
@@ -147,7 +147,7 @@ def test_what_is_kept_is_in_no_file_in_clear(gate: Instance, vendors: StandIns) 
     first = refund(gate, "k-3", token, payment_intent=intent, amount=5)
     assert refund(gate, "k-3", token, payment_intent=intent, amount=5).body == first.body
     needles = (first.body.decode(), token, token.removeprefix("Bearer "))
-    files = {str(path): path.read_bytes() for path in gate.state_dir.rglob("*") if path.is_file()}
+    files = {str(path): data for path, data in read_all(gate.state_dir).items()}
     assert any(path.endswith("ledger.db-wal") for path in files)
     assert found_in(files | {"log": gate.log.encode()}, needles) == []
     assert ("answer", needles[0], "plain") in found_in({"answer": first.body}, needles)

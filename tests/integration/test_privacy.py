@@ -226,7 +226,7 @@ def _holdgate(loud: Bench, *words: str) -> subprocess.CompletedProcess[str]:
 
 def _kept(loud: Bench) -> dict[str, bytes]:
     """Every place where something could be found: its name, its bytes."""
-    places = {f"file {path}": path.read_bytes() for path in loud.state_files()}
+    places = {f"file {path}": data for path, data in loud.state_files().items()}
     places["log"] = (loud.folder / "run.log").read_bytes()
     places["metrics"] = _get(loud, "/metrics")
     for form in ("jsonl", "ocsf", "cef", "otlp"):

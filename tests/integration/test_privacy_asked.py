@@ -186,7 +186,7 @@ async def test_after_retention_the_rest_says_as_little(answers: list[str], loud:
         order = Erasure(action=RETENTION, before_us=time.time_ns() // 1000)
         done = await Forgetter(partial(open_reader, config), ledger).forget(order, by="retention")
     assert done.count >= 3 and done.out_of_files
-    places = {f"file {path}": path.read_bytes() for path in loud.state_files()}
+    places = {f"file {path}": data for path, data in loud.state_files().items()}
     places["audit"] = _holdgate(loud, "log", "audit").stdout.encode()
     assert b"clean" in places["audit"]
     places["export"] = _holdgate(loud, "receipts", "export").stdout.encode()

@@ -254,6 +254,6 @@ def test_python_clients_with_credentials_in_the_proxy_variable(bench: Bench) -> 
 
 def test_the_token_is_nowhere_in_the_state_or_the_log(bench: Bench) -> None:
     encoded = base64.b64encode(f"by-token:{SECRET}".encode())
-    for file in [*bench.folder.rglob("*.log"), *bench.state_files()]:
-        data = file.read_bytes()
+    logs = {file: file.read_bytes() for file in bench.folder.rglob("*.log")}
+    for file, data in (logs | bench.state_files()).items():
         assert SECRET.encode() not in data and encoded not in data, file
