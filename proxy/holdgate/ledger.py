@@ -30,6 +30,7 @@ from typing import Any, Final, Protocol
 
 from .digest import framed
 from .errors import BackendError, HoldgateError, Outcome, Reason
+from .quick import quick
 from .sealing import KeptAnswer, Sealed
 from .standing import NOTHING_STANDS, Denial, Made, Prepared, Standing, Told
 
@@ -118,6 +119,7 @@ class Verdict(StrEnum):
     CONFLICT = "conflict"
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRow:
     """The stored state of one key."""
@@ -134,6 +136,7 @@ class ClaimRow:
     before: tuple[State, str, int] | None = None  # (state, receipt_id, http_status)
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
     """A claim to write together with a PERMIT."""
@@ -175,6 +178,7 @@ class Budgets:
 NO_BUDGETS: Final = Budgets(totals=MappingProxyType({}), standing=MappingProxyType({}))
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """What one decision writes: the receipt, and the claims that it binds (only on PERMIT)."""
@@ -203,6 +207,7 @@ class Entry:
     recalls: bool = False  # a repeat that may be given the answer to `prior`, if the store kept it
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
     """An Entry that is durable. Only stores make one."""

@@ -20,6 +20,7 @@ from ..erasure import Erasure
 from ..errors import BackendError, Reason
 from ..keys import Signer
 from ..ledger import Charge, ClaimRow, OutcomeStatus, State, Total
+from ..quick import quick
 from ..sealing import KeptAnswer, Sealed
 from ..standing import Denial, Made, Prepared
 from ..tlog import Tree
@@ -85,6 +86,7 @@ class Head:
     iat_us: int
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
     index: int
@@ -98,6 +100,7 @@ class Permit:
     waiting: tuple[str, ...] = ()  # other nodes where identical requests wait for its answer
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeNote:
     """A queued record_outcome()."""
@@ -119,6 +122,7 @@ class KeptRow:
     expires_us: int  # of the key that lets a repeat have it
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """Everything that one group writes. Claims that are free (ledger.is_free) are to be forgotten; denials,

@@ -40,6 +40,7 @@ from ..keyhistory import ACTIONS
 from ..keys import PublicKey, Signer
 from ..ledger import AdminNote, Finding, Judge, Noted, OutcomeStatus, Recorded
 from ..note import vkey
+from ..quick import quick
 from ..sealing import KeptAnswer
 from ..standing import Made
 from ..statement import StatementError, check_admin, check_finding
@@ -79,6 +80,7 @@ class _Ended:
     answer: Answer | None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pending:
     work: Judge | AdminNote | EraseOrder | KeyChange | Finding
