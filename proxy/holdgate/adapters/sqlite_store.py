@@ -215,8 +215,13 @@ class SqliteStore:
         if changes.charges:
             self._write_counters(changes.charges, changes.head.iat_us)
         if changes.claims:
-            free = [(key,) for key, row in changes.claims.items() if is_free(row)]
-            held = [row_of(row) for row in changes.claims.values() if not is_free(row)]
+            free: list[tuple[str]] = []
+            held = []
+            for key, row in changes.claims.items():
+                if is_free(row):
+                    free.append((key,))
+                else:
+                    held.append(row_of(row))
             db.executemany(PUT_CLAIM, held)
             db.executemany("DELETE FROM claims WHERE key = ?", free)
         head = changes.head

@@ -99,6 +99,19 @@ class Permit:
     away: bool = False  # another node's
     waiting: tuple[str, ...] = ()  # other nodes where identical requests wait for its answer
 
+    def ended(self, state: State, http_status: int) -> Permit:
+        """With its outcome: nobody waits for it. Field by field: replace() looks them up each time."""
+        return Permit(
+            index=self.index,
+            receipt_id=self.receipt_id,
+            state=state,
+            http_status=http_status,
+            claims=self.claims,
+            charges=self.charges,
+            lender=self.lender,
+            away=self.away,
+        )
+
 
 @quick
 @dataclass(frozen=True, slots=True, kw_only=True)
