@@ -120,6 +120,35 @@ def test_items_of_a_list_and_constants() -> None:
     assert params(recognise(INDEX, request("/api/const", host="chat.test"))) == {"mode": "fixed"}
 
 
+SEARCH = """\
+hosts: [a.test]
+operations:
+  - id: A
+    match: {method: POST, path: /a}
+    surface: data.write
+    effect: commit
+    body: {decode: json}
+    params: {urls: {from: body.said.**.url, type: origins}}
+    ignore: [body.said.text]
+"""
+
+
+def test_sm18_a_search_declares_nothing() -> None:
+    index = index_of(SEARCH)
+    ask = request("/a", host="a.test", headers=JSON, body=b'{"said":{"text":"x"}}')
+    assert params(recognise(index, ask)) == {}
+    with pytest.raises(InputError) as caught:
+        recognise(
+            index, request("/a", host="a.test", headers=JSON, body=b'{"said":{"url":"https://b.test"}}')
+        )
+    assert caught.value.reason is Reason.UNKNOWN_PARAMETER
+    free = index_of(SEARCH + "    unknown_params: pass_body\n")
+    body = b'{"said":[{"url":"https://b.test/x"},{"in":{"url":{"url":"data:,"}}}],"url":"https://c.test"}'
+    found = recognise(free, request("/a", host="a.test", headers=JSON, body=body))
+    # The inner record is found too, as a URL by itself.
+    assert params(found) == {"urls": ("https://b.test", "data:")}
+
+
 def test_queries_are_read_as_keys() -> None:
     found = recognise(
         INDEX,
