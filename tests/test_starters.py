@@ -222,9 +222,36 @@ TWINS: Final = {
         responses(',"model":"gpt-5","prompt":{"id":"pmpt_1"}'),
     ),
     "openai: a model that searches the web": (chat("gpt-5"), chat("gpt-4o-search-preview")),
-    "openai: a project of another key": (chat("gpt-5"), chat("gpt-5", "OpenAI-Project: proj_1")),
+    "openai: a project of another key": (
+        chat("gpt-5", "Cookie: __cf_bm=x; _cfuvid=y"),
+        chat("gpt-5", "OpenAI-Project: proj_1"),
+    ),
     "openai: another organisation": (chat("gpt-5"), chat("gpt-5", "OpenAI-Organization: org-1")),
     "openai: models of another organisation": (models(), models("OpenAI-Organization: org-1")),
+    # A second credential makes somebody else of the caller.
+    "slack: a session of somebody": (
+        request("GET /api/users.info?user=U1", SLACK, BEARER),
+        request("GET /api/users.info?user=U1", SLACK, BEARER, "Cookie: d=xoxd-1"),
+    ),
+    "stripe: another key in the query": (stripe("charges?limit=3"), stripe("charges?limit=3&key=sk_2")),
+    "stripe: another method": (stripe("charges/ch_1"), stripe("charges/ch_1?_method=POST")),
+    "gcs: a key beside the token": (
+        request("GET /storage/v1/b/acme-reports/o/a", GCS, BEARER),
+        request("GET /storage/v1/b/acme-reports/o/a", GCS, BEARER, "X-Goog-Api-Key: k"),
+    ),
+    "gcs: a key in the query": (
+        request("GET /storage/v1/b/acme-reports/o/a", GCS, BEARER),
+        request("GET /storage/v1/b/acme-reports/o/a?key=k", GCS, BEARER),
+    ),
+    "s3: a key beside the signature": (
+        request("GET /b.txt", S3, SIGNED),
+        request("GET /b.txt", S3, SIGNED, "X-Api-Key: k"),
+    ),
+    "fhir: a session of somebody": (
+        request("GET /fhir/R4/Observation/o1", FHIR, BEARER),
+        request("GET /fhir/R4/Observation/o1", FHIR, BEARER, "Cookie: JSESSIONID=1"),
+    ),
+    "fhir: a token in the query": (search("patient=p1"), search("patient=p1&access_token=t")),
     # What a provider fetches goes to any host, with whatever stands in the URL.
     "openai: an image by its address": (
         content('{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}'),
