@@ -121,13 +121,22 @@ def rewrite(query: str, body: str) -> bytes:
     return request(f"POST {path}{query}", GCS, BEARER, JSON, body=body)
 
 
-def insert(query: str) -> bytes:
+def insert(query: str, *headers: str) -> bytes:
     line = f"POST /upload/storage/v1/b/acme-reports/o?uploadType=media&name=a{query}"
-    return request(line, GCS, BEARER, "Content-Type: text/plain", body="hello")
+    return request(line, GCS, BEARER, "Content-Type: text/plain", *headers, body="hello")
 
 
 def stripe(query: str) -> bytes:
     return request(f"GET /v1/{query}", STRIPE, BEARER)
+
+
+def refund(more: str, *headers: str) -> bytes:
+    body = f"charge=ch_1&amount=100{more}"
+    return request("POST /v1/refunds", STRIPE, BEARER, FORM, *headers, body=body)
+
+
+def customer(more: str) -> bytes:
+    return request("POST /v1/customers/cus_1", STRIPE, BEARER, FORM, body=f"description=x{more}")
 
 
 def item(more: str) -> bytes:
@@ -137,6 +146,11 @@ def item(more: str) -> bytes:
 
 def search(query: str) -> bytes:
     return request(f"GET /fhir/R4/Observation?{query}", FHIR, BEARER)
+
+
+def observation(more: str) -> bytes:
+    body = '{"resourceType":"Observation","subject":{"reference":"Patient/p1"}' + more + "}"
+    return request("POST /fhir/R4/Observation", FHIR, BEARER, JSON, body=body)
 
 
 def document(more: str) -> bytes:
@@ -203,6 +217,59 @@ TWINS: Final = {
         rewrite("", '{"storageClass":"STANDARD"}'),
         rewrite("", '{"storageClass":"ARCHIVE"}'),
     ),
+    # Somebody else pays, and sees that it was read.
+    "gcs: an upload that another project pays for": (insert(""), insert("&userProject=evil")),
+    "gcs: an upload that another project pays for, in a header": (
+        insert(""),
+        insert("", "x-goog-user-project: evil"),
+    ),
+    "gcs: a copy that another project pays for": (rewrite("", "{}"), rewrite("?userProject=evil", "{}")),
+    "gcs: a deletion that another project pays for": (
+        request("DELETE /storage/v1/b/acme-scratch/o/a", GCS, BEARER),
+        request("DELETE /storage/v1/b/acme-scratch/o/a?userProject=evil", GCS, BEARER),
+    ),
+    "gcs: the answer in another form": (
+        request("GET /storage/v1/b/acme-reports/o/a?alt=media", GCS, BEARER),
+        request("GET /storage/v1/b/acme-reports/o/a?alt=proto", GCS, BEARER),
+    ),
+    "gcs: the answer as a script": (
+        request("GET /storage/v1/b/acme-reports/o/a?fields=name&prettyPrint=false", GCS, BEARER),
+        request("GET /storage/v1/b/acme-reports/o/a?callback=f", GCS, BEARER),
+    ),
+    "gcs: on somebody's quota": (
+        request("GET /storage/v1/b/acme-reports/o", GCS, BEARER),
+        request("GET /storage/v1/b/acme-reports/o?quotaUser=u", GCS, BEARER),
+    ),
+    "s3: a read that the reader pays for": (
+        request("GET /b.txt", S3, SIGNED),
+        request("GET /b.txt", S3, SIGNED, "x-amz-request-payer: requester"),
+    ),
+    "s3: a list that the reader pays for": (
+        request("GET /?list-type=2", S3, SIGNED),
+        request("GET /?list-type=2", S3, SIGNED, "x-amz-request-payer: requester"),
+    ),
+    "s3: a put that the writer pays for": (put(), put("x-amz-request-payer: requester")),
+    "s3: a put for everybody": (put("x-amz-acl: private"), put("x-amz-acl: authenticated-read")),
+    "s3: a put with a grant": (put(), put('x-amz-grant-read: uri="http://acs.amazonaws.com/AllUsers"')),
+    "s3: a put that leads elsewhere": (put(), put("x-amz-website-redirect-location: https://evil.example/")),
+    "s3: a copy from somebody": (
+        copy(),
+        request(
+            "PUT /b.txt", S3, SIGNED, "x-amz-copy-source: arn:aws:s3:eu-central-1:9:accesspoint/x/object/b"
+        ),
+    ),
+    "s3: a deletion in spite of retention": (
+        request("DELETE /tmp/b.txt", S3, SIGNED),
+        request("DELETE /tmp/b.txt", S3, SIGNED, "x-amz-bypass-governance-retention: true"),
+    ),
+    "s3: a part of what nobody here started": (
+        request("POST /b.txt?uploads", S3, SIGNED),
+        request("PUT /b.txt?uploadId=u&partNumber=1", S3, SIGNED, body="hello"),
+    ),
+    "s3: the end of what nobody here started": (
+        request("POST /b.txt?uploads", S3, SIGNED),
+        request("POST /b.txt?uploadId=u", S3, SIGNED, body="<CompleteMultipartUpload/>"),
+    ),
     "gcs: an upload under a foreign key": (
         insert(""),
         insert("&kmsKeyName=projects/evil/locations/eu/keyRings/r/cryptoKeys/k"),
@@ -222,9 +289,36 @@ TWINS: Final = {
         responses(',"model":"gpt-5","prompt":{"id":"pmpt_1"}'),
     ),
     "openai: a model that searches the web": (chat("gpt-5"), chat("gpt-4o-search-preview")),
-    "openai: a project of another key": (chat("gpt-5"), chat("gpt-5", "OpenAI-Project: proj_1")),
+    "openai: a project of another key": (
+        chat("gpt-5", "Cookie: __cf_bm=x; _cfuvid=y"),
+        chat("gpt-5", "OpenAI-Project: proj_1"),
+    ),
     "openai: another organisation": (chat("gpt-5"), chat("gpt-5", "OpenAI-Organization: org-1")),
     "openai: models of another organisation": (models(), models("OpenAI-Organization: org-1")),
+    # A second credential makes somebody else of the caller.
+    "slack: a session of somebody": (
+        request("GET /api/users.info?user=U1", SLACK, BEARER),
+        request("GET /api/users.info?user=U1", SLACK, BEARER, "Cookie: d=xoxd-1"),
+    ),
+    "stripe: another key in the query": (stripe("charges?limit=3"), stripe("charges?limit=3&key=sk_2")),
+    "stripe: another method": (stripe("charges/ch_1"), stripe("charges/ch_1?_method=POST")),
+    "gcs: a key beside the token": (
+        request("GET /storage/v1/b/acme-reports/o/a", GCS, BEARER),
+        request("GET /storage/v1/b/acme-reports/o/a", GCS, BEARER, "X-Goog-Api-Key: k"),
+    ),
+    "gcs: a key in the query": (
+        request("GET /storage/v1/b/acme-reports/o/a", GCS, BEARER),
+        request("GET /storage/v1/b/acme-reports/o/a?key=k", GCS, BEARER),
+    ),
+    "s3: a key beside the signature": (
+        request("GET /b.txt", S3, SIGNED),
+        request("GET /b.txt", S3, SIGNED, "X-Api-Key: k"),
+    ),
+    "fhir: a session of somebody": (
+        request("GET /fhir/R4/Observation/o1", FHIR, BEARER),
+        request("GET /fhir/R4/Observation/o1", FHIR, BEARER, "Cookie: JSESSIONID=1"),
+    ),
+    "fhir: a token in the query": (search("patient=p1"), search("patient=p1&access_token=t")),
     # What a provider fetches goes to any host, with whatever stands in the URL.
     "openai: an image by its address": (
         content('{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}'),
@@ -273,6 +367,30 @@ TWINS: Final = {
         stripe("charges?limit=3&created[gte]=1"),
         stripe("charges?expand%5B7%5D=data.on_behalf_of"),
     ),
+    "stripe: an expansion on a commit": (
+        refund("&expand[]=charge"),
+        refund("&expand[]=charge.transfer.destination"),
+    ),
+    "stripe: an expansion as one text": (refund("&expand[0]=charge"), refund("&expand=charge")),
+    "stripe: a preview of another version": (
+        refund("", "Stripe-Version: 2026-10-28.endive"),
+        refund("", "Stripe-Version: 2026-10-28.preview"),
+    ),
+    "stripe: a beta": (
+        refund("", "Stripe-Version: 2026-10-28.endive"),
+        refund("", "Stripe-Version: 2026-10-28.endive; refund_beta=v1"),
+    ),
+    "stripe: another account": (refund(""), refund("", "Stripe-Account: acct_2")),
+    "stripe: another context": (refund(""), refund("", "Stripe-Context: acct_2")),
+    "stripe: another account in the query": (
+        stripe("charges?limit=3"),
+        stripe("charges?limit=3&_stripe_account=acct_2"),
+    ),
+    "stripe: where receipts go": (customer(""), customer("&email=x%40other.example")),
+    "stripe: what invoices are collected from": (
+        customer(""),
+        customer("&invoice_settings[default_payment_method]=pm_2"),
+    ),
     "stripe: payouts as events": (stripe("refunds"), stripe("events?type=payout.paid")),
     "stripe: many of a small item": (item(""), item("&quantity=1000")),
     "fhir: what contains it": (
@@ -284,6 +402,22 @@ TWINS: Final = {
     "fhir: a void by the status of the document": (
         document(',"docStatus":"final"'),
         document(',"docStatus":"entered-in-error"'),
+    ),
+    "fhir: a void in another spelling": (
+        observation(',"status":"final"'),
+        observation(',"status":"Entered-In-Error"'),
+    ),
+    "fhir: a void with a space": (
+        observation(',"status":"final"'),
+        observation(',"status":"entered-in-error "'),
+    ),
+    "fhir: a document voided in another spelling": (
+        document(',"docStatus":"final"'),
+        document(',"docStatus":"entered-in-error "'),
+    ),
+    "fhir: who may see it": (
+        observation(',"meta":{"tag":[]}'),
+        observation(',"meta":{"security":[{"code":"U"}]}'),
     ),
     "pypi: a package whose name goes on": (
         request("GET /packages/aa/bb/acme_tool-1.2.tar.gz", "Host: files.pypi.example.org"),

@@ -23,7 +23,7 @@ from .types import cel_type
 
 __all__ = ["check_between", "compile_plan"]
 
-_ALWAYS_SILENT: Final = frozenset({"authorization", "content-type", "content-encoding"})
+_ALWAYS_SILENT: Final = frozenset({"content-type", "content-encoding"})
 _FROM_ENCLOSING: Final = frozenset({"header", "query", "path"})
 # Parts of a SigV4 signature: a retry signs again, and means the same.
 _SIGNING: Final = frozenset({"x-amz-date", "x-amz-content-sha256", "x-amz-security-token"})
@@ -71,6 +71,8 @@ def compile_plan(op: Operation) -> Plan:
     sigv4 = head.principal is not None and _SIGV4 in head.principal.forms
     silent = _ALWAYS_SILENT | key_headers | _names("header", volatile) | (_SIGNING if sigv4 else set())
     silent |= {s.name for s in principals if s.kind == "header"}
+    if not principals:  # where the map names a credential, another one beside it has to be named, too
+        silent |= {"authorization"}
     silent |= {head.credential_slot} if head.credential_slot else set()
     digested = known - op.map.credentials - (silent - explicit) - _names("header", volatile)
     drop, drop_query = _digest_drop(keys, principals, volatile, reads + tests)
