@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from ..note import Checkpoint
 from .one_moment import of_one_moment, retired
 from .progress import Progress
-from .shared import print_json
+from .shared import print_json, say
 from .verify import read_keys
 
 __all__ = ["audit_all"]
@@ -115,11 +115,11 @@ def _wrong_lists(given: FleetInput, directories: dict[str, Path], kept: dict[str
 
 def _print(report: FleetReport) -> None:
     for problem in report.problems:
-        print(f"PROBLEM {problem}")
+        say(f"PROBLEM {problem}")
     for node in report.nodes:
         print(f"{node.node}: {node.size} receipts, {node.signed} under the checkpoint, root {node.root}")
         for note in node.notes:
-            print(f"  note: {note}")
+            say(f"  note: {note}")
     print(
         f"{report.permits} permits, {report.outcomes} outcomes, {report.admin} admin,"
         f" {report.inputs} recorded inputs, {report.destroyed} destroyed by order"

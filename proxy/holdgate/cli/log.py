@@ -25,7 +25,7 @@ from ..tlog import TlogError
 from .fleet_audit import audit_all
 from .one_moment import of_one_moment, retired
 from .progress import Progress
-from .shared import Commands, add, config_of, group, print_json
+from .shared import Commands, add, config_of, group, print_json, say
 
 __all__ = ["register"]
 
@@ -210,14 +210,14 @@ def _stamped(
 
 def _print(report: AuditReport, notes: tuple[str, ...]) -> None:
     for problem in report.problems:
-        print(f"PROBLEM {problem}")
+        say(f"PROBLEM {problem}")
     print(f"{report.size} receipts, {report.signed} under the checkpoint, root {report.root}")
     print(
         f"{report.permits} permits, {report.outcomes} outcomes, {report.admin} admin,"
         f" {report.inputs} recorded inputs, {report.destroyed} destroyed by order"
     )
     for note in notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     print("clean" if report.is_clean else f"{len(report.problems)} problems")
 
 
