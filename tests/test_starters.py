@@ -182,6 +182,57 @@ TWINS: Final = {
         slack("reactions.get", '{"channel":"C1","timestamp":"1.2"}'),
         slack("reactions.get", '{"channel":"C1","file":"F1"}'),
     ),
+    "slack: a broadcast in other letters": (
+        slack("chat.postMessage", '{"channel":"C1","text":"<@U1> hi"}'),
+        slack("chat.postMessage", '{"channel":"C1","text":"<!Channel> hi"}'),
+    ),
+    "slack: a broadcast with a space": (
+        slack("chat.postMessage", '{"channel":"C1","text":"<@U1> hi"}'),
+        slack("chat.postMessage", '{"channel":"C1","text":"<! EVERYONE|x>"}'),
+    ),
+    "slack: a broadcast that JSON escapes": (
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"mrkdwn","text":"hi"}]}'),
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"mrkdwn","text":"\\u003c!here>"}]}'),
+    ),
+    "slack: a plain mention in other letters": (
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"mrkdwn","text":"a@b.example"}]}'),
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"mrkdwn","text":"@hErE hello"}]}'),
+    ),
+    "slack: a plain mention that an edit reads": (
+        slack("chat.update", '{"channel":"C1","ts":"1.2","text":"hello"}'),
+        slack("chat.update", '{"channel":"C1","ts":"1.2","text":"@Everyone hello"}'),
+    ),
+    "slack: plain mentions made links": (
+        slack("chat.postMessage", '{"channel":"C1","text":"@channel"}'),
+        slack("chat.postMessage", '{"channel":"C1","text":"@channel","link_names":true}'),
+    ),
+    "slack: a text that is parsed": (
+        slack("chat.postMessage", '{"channel":"C1","text":"@channel"}'),
+        slack("chat.postMessage", '{"channel":"C1","text":"@channel","parse":"full"}'),
+    ),
+    "slack: a link that Slack follows": (
+        slack(
+            "chat.postMessage",
+            '{"channel":"C1","text":"https://a.example","unfurl_links":false,"unfurl_media":false}',
+        ),
+        slack("chat.postMessage", '{"channel":"C1","text":"https://a.example","unfurl_links":false}'),
+    ),
+    "slack: a picture that Slack fetches": (
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"image","slack_file":{"id":"F1"}}]}'),
+        slack(
+            "chat.postMessage",
+            MESSAGE + ',"blocks":[{"type":"image","image_url":"https:a.example/x"}],'
+            '"unfurl_links":false,"unfurl_media":false}',
+        ),
+    ),
+    "slack: a link beside a file": (
+        slack("files.completeUploadExternal", '{"channel_id":"C1","files":[{"id":"F1"}]}'),
+        slack(
+            "files.completeUploadExternal",
+            '{"channel_id":"C1","files":[{"id":"F1"}],"initial_comment":"https://a.example/x.png"}',
+        ),
+    ),
+    "slack: another workspace": (slack("users.list", "{}"), slack("users.list", '{"team_id":"T2"}')),
     "slack: who writes to whom": (
         slack("conversations.list", '{"types":"public_channel"}'),
         slack("conversations.list", '{"types":"im,private_channel"}'),
