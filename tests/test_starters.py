@@ -428,8 +428,8 @@ TWINS: Final = {
         refund("", "Stripe-Version: 2026-10-28.preview"),
     ),
     "stripe: a beta": (
-        refund("", "Stripe-Version: 2026-10-28.endive"),
-        refund("", "Stripe-Version: 2026-10-28.endive; refund_beta=v1"),
+        refund("", "Stripe-Version: 2024-06-20"),
+        refund("", "Stripe-Version: 2024-06-20; refund_beta=v1"),
     ),
     "stripe: another account": (refund(""), refund("", "Stripe-Account: acct_2")),
     "stripe: another context": (refund(""), refund("", "Stripe-Context: acct_2")),
