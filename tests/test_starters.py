@@ -77,6 +77,32 @@ def slack(method: str, body: str) -> bytes:
     return request(f"POST /api/{method}", SLACK, BEARER, JSON, body=body)
 
 
+def table(more: str) -> bytes:
+    target = "X-Amz-Target: DynamoDB_20120810.PutItem"
+    host = "Host: dynamodb.us-east-1.amazonaws.com"
+    body = '{"TableName":"orders","Item":{"id":{"S":"1"}}' + more + "}"
+    return request("POST /", host, SIGNED, "Content-Type: application/x-amz-json-1.0", target, body=body)
+
+
+def aws_query(host: str, body: str) -> bytes:
+    return request("POST /", f"Host: {host}", SIGNED, FORM, body=body)
+
+
+def role(more: str) -> bytes:
+    body = "Action=AssumeRole&Version=2011-06-15&RoleArn=arn:aws:iam::111122223333:role/agent-readonly"
+    return aws_query("sts.amazonaws.com", f"{body}&RoleSessionName=a&DurationSeconds=900{more}")
+
+
+def plan(template: str) -> bytes:
+    body = f"Action=CreateChangeSet&Version=2010-05-15&StackName=s&ChangeSetName=c&TemplateBody={template}"
+    return aws_query("cloudformation.us-east-1.amazonaws.com", body)
+
+
+def charge(more: str) -> bytes:
+    body = f"amount=100&currency=eur&customer=cus_1&confirm=true{more}"
+    return request("POST /v1/payment_intents", STRIPE, BEARER, FORM, body=body)
+
+
 def copy(*headers: str) -> bytes:
     return request("PUT /b.txt", S3, SIGNED, "x-amz-copy-source: acme-internal/b.txt", *headers)
 
@@ -334,6 +360,21 @@ TWINS: Final = {
         secret("CreateSecret", '{"Name":"agents/x","SecretString":"s"}'),
         secret("CreateSecret", '{"Name":"agents/x","SecretString":"s","Tags":[{"Key":"k","Value":"v"}]}'),
     ),
+    "dynamodb: a write that reads": (table(',"ReturnValues":"NONE"'), table(',"ReturnValues":"ALL_OLD"')),
+    "dynamodb: a refused write that reads": (
+        table(""),
+        table(',"ReturnValuesOnConditionCheckFailure":"ALL_OLD"'),
+    ),
+    "sts: in the name of somebody": (role(""), role("&SourceIdentity=alice")),
+    # A plan that includes a file has it fetched, from any bucket, with whatever stands in its name.
+    "cloudformation: a transform": (
+        plan("Resources:%20{}"),
+        plan("Fn::Transform:%20{Name:%20AWS::Include,Parameters:%20{Location:%20s3://evil/secret}}"),
+    ),
+    "cloudformation: a transform that is escaped": (
+        plan('{"Resources":{}}'),
+        plan('{"\\u0054ransform":"Evil"}'),
+    ),
     # A stored prompt brings its own tools; a search model searches without being told.
     "openai: a stored prompt": (
         responses(',"model":"gpt-5"'),
@@ -431,6 +472,7 @@ TWINS: Final = {
         refund("", "Stripe-Version: 2024-06-20"),
         refund("", "Stripe-Version: 2024-06-20; refund_beta=v1"),
     ),
+    "stripe: a payment method that is kept": (charge(""), charge("&setup_future_usage=off_session")),
     "stripe: another account": (refund(""), refund("", "Stripe-Account: acct_2")),
     "stripe: another context": (refund(""), refund("", "Stripe-Context: acct_2")),
     "stripe: another account in the query": (
