@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -313,6 +315,28 @@ def a_client_is_held_and_served(lab: Lab, gate: Gate, version: str) -> None:
     seen = gate.tell()
     assert "HTTP/1.1 403 Holdgate DENY rcpt_" in lab.curl(version, *refund(gate, 900_000 + amount))
     assert gate.tell() == seen and lab.escaped() == before
+
+
+def packets_past_reloads(lab: Lab, gate: Gate, folder: Path, meanwhile: Callable[[], None]) -> int:
+    """How many packets of a flood pass while the rules are replaced hundreds of times."""
+    script = folder / "rules.nft"
+    script.write_text(gate.network("print"))
+    before = lab.escaped()
+    sent: list[str] = []
+    enough = folder / "enough"
+    flood = threading.Thread(target=lambda: sent.append(lab.agent(FLOOD, str(enough))))
+    flood.start()
+    try:
+        while flood.is_alive() and not enough.with_name("enough.begun").exists():
+            lab.run(gate.netns, "nft", "-f", str(script))
+        for _ in range(2):
+            lab.run(gate.netns, "sh", "-c", f"for i in $(seq 32); do nft -f {script}; done")
+            meanwhile()
+    finally:
+        enough.touch()
+        flood.join()
+    assert int(sent[0]) > 1000
+    return lab.escaped() - before
 
 
 def packets_after_rules(lab: Lab, gate: Gate) -> int:

@@ -1,6 +1,7 @@
 """adapters/admin: who may read what, and what they get, over HTTP against a real ledger."""
 
 import asyncio
+import gzip
 import hashlib
 import itertools
 import json
@@ -9,6 +10,7 @@ import types
 import aiohttp
 import pytest
 
+from holdgate.adapters.admin import wire
 from holdgate.adapters.admin.state import AdminServer
 from holdgate.adapters.keyfiles import create_keys, load_keys
 from holdgate.adapters.metrics import Metrics
@@ -37,6 +39,7 @@ admin:
 surfaces: [.]
 policies: [.]
 agents: []
+{limits}
 """
 SECRETS = {"operator": "s-operator", "auditor": "s-auditor", "approver": "s-approver"}
 TOKENS = ", ".join(
@@ -98,6 +101,7 @@ class Running:
     def __init__(self, server, ledger, keys, ids, metrics):
         self.server, self.ledger, self.keys, self.ids, self.metrics = server, ledger, keys, ids, metrics
         self.url, self.ledger_key = f"http://{server.address}", keys.log.public
+        self.server = server
 
     async def get(self, path, *, role=None, method="GET", **headers):
         if role:
@@ -112,8 +116,8 @@ class Running:
 async def start(tmp_path):
     running = []
 
-    async def go(*, open="", tokens=TOKENS):
-        (tmp_path / "holdgate.yaml").write_text(CONFIG.format(open=open, tokens=tokens))
+    async def go(*, open="", tokens=TOKENS, limits=""):
+        (tmp_path / "holdgate.yaml").write_text(CONFIG.format(open=open, tokens=tokens, limits=limits))
         config = load_config(tmp_path / "holdgate.yaml")
         config.state_dir.mkdir(mode=0o700, exist_ok=True)
         create_keys(config.state_dir)
@@ -251,6 +255,79 @@ async def test_u5_an_internal_error_says_nothing(start, monkeypatch):
     status, headers, body = await admin.get("/metrics", role="operator")
     assert (status, headers["Content-Type"]) == (500, "application/problem+json")
     assert b"division" not in body
+
+
+async def raw(admin, data, *, shut=False):
+    """What comes back until the listener hangs up."""
+    host, _, port = admin.url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(data)
+    if shut:
+        writer.write_eof()
+    try:
+        return await asyncio.wait_for(reader.read(), 20)
+    finally:
+        writer.close()
+
+
+NO_HTTP = {
+    "no method": b"\x00\x01\x02\r\n\r\n",
+    "no host": b"GET /healthz HTTP/1.1\r\n\r\n",
+    "two lengths": b"POST /v1/decide HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\n",
+    "a line that does not end": b"GET /" + b"a" * 20_000,
+    "two types": b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Type: a/b\r\nContent-Type: c/d\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", NO_HTTP)
+async def test_uw1_what_is_no_http_is_an_error_like_every_other(start, caplog, name):
+    admin = await start()
+    head, _, body = (await raw(admin, NO_HTTP[name])).partition(b"\r\n\r\n")
+    assert head.split(b" ")[1] == b"400" and json.loads(body)["status"] == 400
+    assert b"aiohttp" not in head and b"nosniff" in head and b"application/problem+json" in head
+    (said,) = [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert said.exc_info is None and "127.0.0.1" in said.getMessage() and "\n" not in said.getMessage()
+
+
+async def test_u5_an_expectation_changes_nothing(start):
+    admin = await start()
+    asked = b"GET %b HTTP/1.1\r\nHost: localhost\r\nExpect: %b\r\nConnection: close\r\n\r\n"
+    assert b" 200 " in (await raw(admin, asked % (b"/healthz", b"a-miracle"))).partition(b"\r\n")[0]
+    answer = await raw(admin, asked % (b"/nothing", b"a-miracle"))
+    assert b"nosniff" in answer and b"aiohttp" not in answer
+
+
+async def test_uw2_nothing_unpacks_a_body(start, caplog):
+    admin = await start()
+    bomb = gzip.compress(bytes(1 << 20))
+    head = b"POST /v1/decide HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\nConnection: close\r\n"
+    for body in (bomb, b"no gzip"):
+        answer = await raw(admin, head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert answer.startswith(b"HTTP/1.1 401 ")
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+async def test_uw3_above_so_many_connections_new_ones_are_closed(start, monkeypatch):
+    monkeypatch.setattr(wire, "CONNECTIONS", 2)
+    admin = await start()
+    host, _, port = admin.url.removeprefix("http://").rpartition(":")
+    held = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+    while len(admin.server._runner.server.connections) < 2:
+        await asyncio.sleep(0)
+    reader, writer = await asyncio.open_connection(host, int(port))
+    assert await reader.read() == b""
+    for _, one in (*held, (reader, writer)):
+        one.close()
+    while admin.server._runner.server.connections:
+        await asyncio.sleep(0)
+    assert (await admin.get("/healthz"))[0] == 200
+
+
+async def test_uw3_who_says_nothing_or_half_a_head_is_hung_up_on(start, monkeypatch):
+    admin = await start(limits="limits: {idle_s: 1}")
+    for said in (b"", b"GET /healthz HTTP/1.1\r\nHost: loc"):
+        assert await raw(admin, said) == b""
 
 
 async def test_health_names_processes_and_ready_follows_listeners_and_store(start):

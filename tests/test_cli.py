@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -226,6 +227,37 @@ def test_q1_a_missing_configuration_says_what_to_do(run, tmp_path):
     said = run("check", "-c", tmp_path / "none.yaml")
     assert said.code == 2
     assert said.err.strip().endswith("`holdgate init` writes one, `-c FILE` names another")
+
+
+ESCAPE = "\x1b[2K\x1b[1A"
+
+
+def test_q4_a_name_of_a_file_forges_no_verdict(run, recorded, shop):
+    path = shop / f"x{ESCAPE}\nok {recorded[0]} decision PERMIT permit_rule"
+    path.write_text("no receipt")
+    said = run("verify", str(path))
+    assert (said.code, said.out.count("\n"), said.out.startswith("INVALID ")) == (1, 1, True)
+    assert "\x1b" not in said.out + run("verify", str(path) + "?").err
+
+
+def test_q4_an_edited_ledger_writes_no_line_of_the_audit(run, recorded, shop):
+    db = sqlite3.connect(shop / "state/ledger.db", isolation_level=None)
+    db.execute("UPDATE receipts SET id = ? WHERE idx = 1", (f"{ESCAPE}\nclean\n",))
+    db.close()
+    said = run("log", "audit")
+    assert said.code == 1 and "\x1b" not in said.out and "clean" not in said.out.splitlines()
+
+
+def test_q4_an_author_hides_no_line_of_a_diff(run, shop):
+    new = shop / "new"
+    shutil.copytree(shop / "policies", new / "policies")
+    shutil.copytree(shop / "surfaces", new / "surfaces")
+    path = new / "policies/orders.yaml"
+    owner = "a\\e[2K\\e[1A\\n    - nothing"
+    path.write_text(path.read_text().replace("owner: shop@example.com", f'owner: "{owner}"'))
+    said = run("diff", str(shop), str(new))
+    assert "edited  policy orders owner" in said.out and "\x1b" not in said.out
+    assert "    - nothing" not in said.out.splitlines()
 
 
 def test_q3_looking_commands_write_nothing(run, recorded, shop):
@@ -988,11 +1020,11 @@ def test_log_audit_waits_for_files_about_keys_and_not_for_ever(recorded, shop, r
     document = json.loads(good)
     listed.write_text(json.dumps({"keys": document["keys"] + [SigningKey(seed=b"x" * 32).public.jwk]}))
     waited = []
-    monkeypatch.setattr("holdgate.cli.log.time.sleep", waited.append)
-    monkeypatch.setattr("holdgate.cli.log.time.monotonic", lambda: float(len(waited)))
+    monkeypatch.setattr("holdgate.cli.one_moment.time.sleep", waited.append)
+    monkeypatch.setattr("holdgate.cli.one_moment.time.monotonic", lambda: float(len(waited)))
     said = run("log", "audit")
     assert said.code == 1 and "PROBLEM" in said.out and 1 <= len(waited) <= 4
-    monkeypatch.setattr("holdgate.cli.log.time.sleep", lambda _: listed.write_bytes(good))
+    monkeypatch.setattr("holdgate.cli.one_moment.time.sleep", lambda _: listed.write_bytes(good))
     listed.write_text(json.dumps({"keys": document["keys"] + [SigningKey(seed=b"x" * 32).public.jwk]}))
     assert run("log", "audit").code == 0
 

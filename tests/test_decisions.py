@@ -251,6 +251,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int]] = {
     "for nobody, by a token of several": ({"token": "other"}, 403),
     "by GET": ({"method": "GET", "body": b""}, 405),
     "as a form": ({"Content_Type": "application/x-www-form-urlencoded"}, 415),
+    "in a coding": ({"Content_Encoding": "gzip"}, 415),
     "no JSON": ({"body": b"{"}, 400),
     "a key twice": ({"body": b'{"agent":"demo-agent","agent":"second"}'}, 400),
     "for another host": ({"Host": "evil.test"}, 421),
@@ -287,6 +288,18 @@ def test_a_question_that_is_too_long_is_refused_while_it_is_read(gate: Instance,
             pass
         answer = wire.recv(65_536)
     assert b" 413 " in answer.split(b"\r\n")[0]
+
+
+def test_a_question_that_breaks_off_is_no_failure_of_ours(gate: Instance) -> None:
+    before = len(gate.log)
+    with socket.create_connection(tuple(gate.admin.rsplit(":", 1)), timeout=20) as wire:  # type: ignore[arg-type]
+        head = "POST /v1/decide HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        wire.sendall(
+            f"{head}Authorization: Bearer {SECRETS['decider']}\r\nContent-Length: 99\r\n\r\n{{".encode()
+        )
+        wire.shutdown(socket.SHUT_RDWR)
+    assert ask(gate, "/v1/decide", named())[0] == 200
+    assert "Traceback" not in gate.log[before:]
 
 
 def test_what_the_doors_wrote_passes_the_audit(gate: Instance) -> None:

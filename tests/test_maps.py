@@ -152,7 +152,10 @@ VARIANTS = [
         "POST /v1/refunds HTTP/1.1\r\nHost: api.stripe.com\r\nAuthorization: Basic c2tfdGVzdDo=\r\n"
         "Content-Type: application/x-www-form-urlencoded\r\n",
         "charge=ch_1&amount=100&expand[]=charge",
-        {"operation": "stripe.PostRefunds", "params": {"amount": 100, "reference": "ch_1"}},
+        {
+            "operation": "stripe.PostRefunds",
+            "params": {"amount": 100, "expand": ["charge"], "reference": "ch_1"},
+        },
         id="curl -u KEY: with expand[]",
     ),
     pytest.param(

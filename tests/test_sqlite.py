@@ -43,6 +43,7 @@ from holdgate.keys import key_set
 from holdgate.ledger import (
     AdminNote,
     Binding,
+    Charge,
     ClaimRow,
     Entry,
     Noted,
@@ -631,6 +632,35 @@ async def test_s4_a_ledger_that_was_edited_is_refused(tmp_path: Path, sql: str) 
         open_ledger(tmp_path)
 
 
+_LOST = {
+    "all claims": "DELETE FROM claims",
+    "the claims that are in doubt": "DELETE FROM claims WHERE state = 'unknown'",
+    "conflict keys": "DELETE FROM claims WHERE source = 'conflict'",
+    "a claim from elsewhere": "INSERT INTO claims SELECT 'x', state, digest, receipt_id, http_status,"
+    " expires_us, provider, source, b_state, b_receipt, b_status FROM claims LIMIT 1",
+    "all permits": "DELETE FROM permits",
+    "all counters": "DELETE FROM counters",
+}
+
+
+@pytest.mark.parametrize("sql", _LOST.values(), ids=_LOST)
+async def test_s10_a_ledger_that_lost_rows_does_not_open(tmp_path: Path, sql: str) -> None:
+    ledger = open_ledger(tmp_path)
+    charge = Charge(meter="aa" * 32, at_us=T0 - 1, until_us=T0 * 2, amount=10, count=1)
+    spent: dict[str, Any] = {"meters": (charge.meter,), "charge": lambda *_: (charge,)}
+    judges = [RefundJudge(key, conflict=f"charge-{key}", **spent) for key in "abc"]
+    items = await _recorded(ledger, *judges)
+    ledger.record_outcome(items[0].entry.receipt_id, EXECUTED, 200, delivered=True)
+    ledger.record_outcome(items[1].entry.receipt_id, UNKNOWN, 0, delivered=False)
+    ledger.close()
+    open_ledger(tmp_path).close()
+    db = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    assert db.execute(sql).rowcount
+    db.close()
+    with pytest.raises(ConfigError, match=r"rows and .* were written"):
+        open_ledger(tmp_path)
+
+
 async def test_s4_a_missing_or_forged_checkpoint_is_refused(tmp_path: Path) -> None:
     await _filled(tmp_path)
     path = tmp_path / "log" / "checkpoint"
@@ -744,6 +774,7 @@ async def test_an_audit_of_a_damaged_ledger_says_so(tmp_path: Path, sql: str) ->
 # --- kill -9 ---
 
 
+@pytest.mark.slow
 def test_s5_kill_9_at_any_point_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     dispatched, state = tmp_path / "dispatched", tmp_path / "state"
     state.mkdir()

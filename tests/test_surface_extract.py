@@ -11,6 +11,7 @@ from holdgate.canonical import CanonicalRequest
 from holdgate.digest import fingerprint
 from holdgate.errors import ConfigError, InputError, Reason
 from holdgate.message import Headers
+from holdgate.surface.model import Recognised
 from surface_requests import FORM, JSON, index_of, params, recognise, request, shared_index
 
 INDEX = shared_index()
@@ -120,6 +121,35 @@ def test_items_of_a_list_and_constants() -> None:
     assert params(recognise(INDEX, request("/api/const", host="chat.test"))) == {"mode": "fixed"}
 
 
+SEARCH = """\
+hosts: [a.test]
+operations:
+  - id: A
+    match: {method: POST, path: /a}
+    surface: data.write
+    effect: commit
+    body: {decode: json}
+    params: {urls: {from: body.said.**.url, type: origins}}
+    ignore: [body.said.text]
+"""
+
+
+def test_sm18_a_search_declares_nothing() -> None:
+    index = index_of(SEARCH)
+    ask = request("/a", host="a.test", headers=JSON, body=b'{"said":{"text":"x"}}')
+    assert params(recognise(index, ask)) == {}
+    with pytest.raises(InputError) as caught:
+        recognise(
+            index, request("/a", host="a.test", headers=JSON, body=b'{"said":{"url":"https://b.test"}}')
+        )
+    assert caught.value.reason is Reason.UNKNOWN_PARAMETER
+    free = index_of(SEARCH + "    unknown_params: pass_body\n")
+    body = b'{"said":[{"url":"https://b.test/x"},{"in":{"url":{"url":"data:,"}}}],"url":"https://c.test"}'
+    found = recognise(free, request("/a", host="a.test", headers=JSON, body=body))
+    # The inner record is found too, as a URL by itself.
+    assert params(found) == {"urls": ("https://b.test", "data:")}
+
+
 def test_queries_are_read_as_keys() -> None:
     found = recognise(
         INDEX,
@@ -216,6 +246,73 @@ def test_sm19_no_header_can_change_the_method() -> None:
 def test_sm19_no_undeclared_header_can_name_the_operation(name: str) -> None:
     headers = {name: "Service.Delete"}
     assert reason_of(request("/v1/refunds", method="GET", headers=headers)) == Reason.UNKNOWN_PARAMETER
+
+
+@pytest.mark.parametrize(
+    "name", ["Cookie", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "X-Amz-Security-Token", "X-Auth-Token"]
+)
+def test_sm40_no_credential_beside_the_one_that_the_map_names(name: str) -> None:
+    assert reason_of(request("/v1/refunds", method="GET", headers={name: "x"})) == Reason.UNKNOWN_PARAMETER
+    assert reason_of(refund(**{name: "x"})) == Reason.UNKNOWN_PARAMETER
+
+
+@pytest.mark.parametrize("effect", ["read", "commit"])
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        pytest.param("", None, id="a map that names none"),
+        pytest.param(
+            "principal: {from: header.x-api-key, as: raw}\n", Reason.UNKNOWN_PARAMETER, id="another"
+        ),
+        pytest.param("principal: {from: header.authorization, as: raw}\n", None, id="this one"),
+        pytest.param(
+            "principal: {from: header.x-api-key, as: raw}\ndefaults: {headers: [authorization]}\n",
+            None,
+            id="another, and this one listed",
+        ),
+    ],
+)
+def test_sm40_authorization_beside_another_credential(
+    effect: str, more: str, expected: Reason | None
+) -> None:
+    index = index_of(
+        f"hosts: [a.test]\n{more}operations:\n  - {{id: A, match: {{method: POST, path: /a}},"
+        f" surface: data.write, effect: {effect}}}"
+    )
+    ask = request("/a", host="a.test", headers={"Authorization": "Bearer t"})
+    if expected is None:
+        assert recognise(index, ask).actions
+        return
+    with pytest.raises(InputError) as caught:
+        recognise(index, ask)
+    assert caught.value.reason is expected
+
+
+@pytest.mark.parametrize("name", ["access_token", "Key", "api_key", "token[]", "_method", "_METHOD"])
+def test_sm40_a_credential_in_a_query_or_form_has_to_be_named(name: str) -> None:
+    spec = (
+        "hosts: [a.test]\noperations:\n"
+        "  - {id: A, match: {method: GET, path: /a}, surface: data.read, effect: read, ignore: [query.*]}\n"
+        "  - {id: B, match: {method: POST, path: /b}, surface: data.read, effect: read, ignore: [body.*],"
+        " body: {decode: form}}\n"
+        f"  - {{id: C, match: {{method: GET, path: /c}}, surface: data.read, effect: read,"
+        f" ignore: [query.*, 'query.{name.removesuffix('[]')}.*']}}\n"
+        "  - {id: D, match: {method: POST, path: /d}, surface: data.read, effect: read,"
+        " body: {decode: json}, unknown_params: pass_body}\n"
+    )
+    index = index_of(spec)
+
+    def asked(path: str, headers: dict[str, str], body: bytes = b"") -> Recognised:
+        method = "POST" if body else "GET"
+        return recognise(index, request(path, method=method, host="a.test", headers=headers, body=body))
+
+    for path, headers, body in ((f"/a?{name}=x", {}, b""), ("/b", FORM, f"{name}=x".encode())):
+        with pytest.raises(InputError) as caught:
+            asked(path, headers, body)
+        assert caught.value.reason is Reason.UNKNOWN_PARAMETER
+    assert asked("/a?other=x", {}).actions
+    assert asked(f"/c?{name}=x", {}).actions
+    assert asked("/d", JSON, f'{{"{name}":"x"}}'.encode()).actions  # a field of a record, as any other
 
 
 def public_of(canonical: CanonicalRequest) -> dict[str, object]:

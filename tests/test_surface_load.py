@@ -125,6 +125,12 @@ def wrong(old: str, new: str) -> str:
             id="list as discriminator",
         ),
         pytest.param(
+            wrong("path: /a}", "path: /a, body: {'**.a': present}}"),
+            9,
+            "cannot discriminate",
+            id="search as discriminator",
+        ),
+        pytest.param(
             wrong("path: /a}", "path: /a, body: {a: '=query.x'}}"),
             9,
             "=path.var",
@@ -133,6 +139,7 @@ def wrong(old: str, new: str) -> str:
         pytest.param(wrong("data.write", "DataWrite"), 10, "payments.refund", id="surface name"),
         pytest.param(wrong("effect: commit", "effect: write"), 11, "effect must be one of", id="effect"),
         pytest.param(wrong("from: query.x", "from: cookie.x"), 12, "is not a source", id="source"),
+        pytest.param(wrong("from: query.x", "from: body.**.x"), 12, "reads a list", id="a search for one"),
         pytest.param(wrong("type: int", "type: float"), 12, "is not one of", id="type"),
         pytest.param(wrong("{x:", "{X:"), 12, "lower-case letters", id="parameter name"),
         pytest.param(wrong("{x:", "{in:"), 12, "not one of", id="parameter named like a CEL word"),

@@ -86,6 +86,16 @@ def own(text: str) -> str:
             "is redacted",
             id="a whole with a redacted part",
         ),
+        pytest.param(
+            own("redact: [body.c.d]\nbody: {decode: json}\nparams: {y: {from: body.**.d, type: origins}}"),
+            "is redacted",
+            id="a search that may find what is redacted",
+        ),
+        pytest.param(
+            own("body: {decode: json}\nidempotency: {from: body.**.key}"),
+            "is for parameters",
+            id="a key that may stand anywhere",
+        ),
     ],
 )
 def test_sm15_what_cannot_exist_is_an_error(spec: str, message: str) -> None:

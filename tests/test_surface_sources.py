@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdgate.surface.sources import (
+    DEEP,
     EACH,
     MISSING,
     Cover,
@@ -32,6 +33,8 @@ from holdgate.surface.sources import (
         pytest.param("body.a[][]", "body", "a[][]", ("a", EACH, EACH), id="list of lists"),
         pytest.param("body", "body", "", (), id="whole body"),
         pytest.param("body[].x", "body", "[].x", (EACH, "x"), id="body that is a list"),
+        pytest.param("body.a[].**.b.c", "body", "a[].**.b.c", ("a", EACH, DEEP, "b", "c"), id="a search"),
+        pytest.param("body.**.b", "body", "**.b", (DEEP, "b"), id="a search of the whole body"),
         pytest.param("const.a b", "const", "a b", (), id="constant"),
     ],
 )
@@ -54,6 +57,11 @@ def test_a_source_is_read(text: str, kind: str, name: str, path: tuple[Any, ...]
         "query.*",
         "query.a*",
         "header.a.*",
+        "query.**.a",
+        "body.a.**",
+        "body.**.a[]",
+        "body.**.a.**.b",
+        "body.**.*",
     ],
 )
 def test_what_is_no_source_is_refused(text: str) -> None:
@@ -185,3 +193,28 @@ def test_sm3_another_shape_is_an_error_and_no_absence(path: tuple[Any, ...], val
 
 def test_sm3_one_xml_element_is_a_list_of_one() -> None:
     assert dig({"a": {"b": "x"}}, ("a", EACH, "b"), True) == ["x"]
+
+
+def places(value: Any, names: tuple[str, ...]) -> list[Any]:
+    """Every value at `names` of any record in `value`; an oracle that recurses, in no order."""
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    found = [got for child in inner for got in places(child, names)]
+    node: Any = value
+    for name in names:
+        if not isinstance(node, dict) or name not in node:
+            return found
+        node = node[name]
+    return [*found, node]
+
+
+@given(TREES, st.sampled_from([("a",), ("b",), ("a", "b"), ("a", "a")]))
+def test_sm3_a_search_finds_every_place_at_any_depth(value: Any, names: tuple[str, ...]) -> None:
+    got = dig({"top": value}, ("top", DEEP, *names))
+    expected = places(value, names)
+    assert sorted(map(repr, [] if got is MISSING else got)) == sorted(map(repr, expected))
+
+
+def test_sm3_a_search_has_the_order_of_the_body() -> None:
+    body = {"a": [{"x": 1}, {"b": {"x": {"x": 2}}}, {"x": 3}], "x": 0}
+    assert dig(body, (DEEP, "x")) == [0, 1, {"x": 2}, 2, 3]
+    assert dig(body, ("a", EACH, DEEP, "x")) == [1, {"x": 2}, 2, 3]

@@ -135,7 +135,10 @@ def made_ledger(folder: Path, bundle: Bundle, records: int = RECORDS) -> None:
                 db.execute(PUT_PERMIT, (2 * number, receipt_id, "executed", "", 200, "", charges, ""))
                 ended = "outcome", "", "executed", entry.agent, entry.surface, now_us, entry.jws
                 db.execute(PUT_RECEIPT, (2 * number + 1, f"{receipt_id}o", *ended))
-        db.execute("INSERT INTO head VALUES (1, 'bench/log', 'n1', ?, ?, x'')", (2 * records, now_us))
+        db.execute(
+            "INSERT INTO head (one, origin, node, size, iat_us, hashes) VALUES (1, ?, 'n1', ?, ?, x'')",
+            ("bench/log", 2 * records, now_us),
+        )
         db.commit()
 
 

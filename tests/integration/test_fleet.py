@@ -22,6 +22,7 @@ import pytest
 import pgserver
 from behind import Said, at_once, give_budget, post
 from holdgate.audit_fleet import NO_DIRECTORY
+from holdgate.cli import fleet_audit, main
 from holdgate.demo.instance import Instance
 from holdgate.demo.standins import StandIns
 
@@ -188,6 +189,36 @@ def test_a_node_that_dies_is_settled_by_another_and_then_by_itself(
     wrong = command(two, "log", "audit", "--fleet", f"--state=edge-1={three.state_dir}")
     assert (wrong.returncode, "not in the key set" in wrong.stdout) == (1, True)
     assert command(two, "log", "audit", "--fleet", "--state=nobody=/tmp").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("step", "purpose"),
+    [("_checkpoint", "receipt"), ("load_public_keys", "receipt"), ("load_log_keys", "log")],
+)
+def test_an_audit_of_all_at_the_moment_of_a_rotation_is_clean(
+    fleet: list[Instance],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: str,
+    purpose: str,
+) -> None:
+    """Whatever was read before, and whatever after: it is read again until it is of one moment."""
+    one, two, _ = fleet
+    real = getattr(fleet_audit, step)
+    changed: list[subprocess.CompletedProcess[str]] = []
+
+    def meanwhile(*given: object) -> object:
+        found = real(*given)
+        if not changed:
+            changed.append(command(two, "keys", "rotate", purpose))
+        return found
+
+    monkeypatch.setattr(fleet_audit, step, meanwhile)
+    keys = f"--keys=edge-1=http://{one.admin}/.well-known/jwks.json"
+    code = main(["log", "audit", "--fleet", keys, "-c", str(two.config)])
+    assert changed[0].returncode == 0, changed[0].stderr
+    said = capsys.readouterr().out
+    assert (code, "PROBLEM" in said) == (0, False), said
 
 
 def test_the_commands_see_the_whole_store(fleet: list[Instance]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import resource
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import pytest
 
 from netlab import (
     ASK,
-    FLOOD,
     FOREIGN,
     GET,
     ROWS,
@@ -26,6 +24,7 @@ from netlab import (
     an_agent_sends_what_is_counted,
     needs_lab,
     packets_after_rules,
+    packets_past_reloads,
     refund,
 )
 
@@ -183,23 +182,7 @@ def test_a_connection_from_before_the_rules_is_cut_by_them(lab: Lab, gate: Gate)
 
 def test_no_packet_slips_through_while_rules_are_replaced(lab: Lab, up: Gate, tmp_path: Path) -> None:
     """Hundreds of reloads under a flood: a packet meets the old rules or the new ones."""
-    script = tmp_path / "rules.nft"
-    script.write_text(up.network("print"))
-    before = lab.escaped()
-    sent: list[str] = []
-    enough = tmp_path / "enough"
-    flood = threading.Thread(target=lambda: sent.append(lab.agent(FLOOD, str(enough))))
-    flood.start()
-    try:
-        while flood.is_alive() and not enough.with_name("enough.begun").exists():
-            lab.run(up.netns, "nft", "-f", str(script))
-        for _ in range(2):
-            lab.run(up.netns, "sh", "-c", f"for i in $(seq 32); do nft -f {script}; done")
-    finally:
-        enough.touch()
-        flood.join()
-    assert lab.escaped() == before
-    assert int(sent[0]) > 1000
+    assert packets_past_reloads(lab, up, tmp_path, lambda: None) == 0
 
 
 def test_a_gate_that_was_killed_leaves_agents_without_network(lab: Lab, up: Gate) -> None:

@@ -36,6 +36,7 @@ from holdgate.jcs import dumps
 from holdgate.keys import b64url, jwks
 from holdgate.ledger import OutcomeStatus
 from holdgate.receipt import TYP, ReceiptError, outcome_statement, sign, verify
+from vectors.folder import write
 
 FOLDER = Path(__file__).resolve().parent / "receipts"
 _REFUSAL: dict[str, Any] = {
@@ -249,17 +250,5 @@ def _text(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
-def main() -> None:
-    wanted = files()
-    for old in FOLDER.rglob("*.json"):
-        if str(old.relative_to(FOLDER)) not in wanted:
-            old.unlink()
-    for name, content in wanted.items():
-        path = FOLDER / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    sys.stdout.write(f"{len(wanted)} files in {FOLDER}\n")
-
-
 if __name__ == "__main__":
-    main()
+    write(FOLDER, files())

@@ -26,6 +26,7 @@ from holdgate.receipt import sign
 from holdgate.tlog import EMPTY, TlogError, Tree, inclusion_proof, leaf_hash
 from holdgate.tlogproof import Proof, format_proof, parse_proof
 from holdgate.verification import Finding, Trust, judge
+from vectors.folder import write
 
 FOLDER = Path(__file__).resolve().parent / "log"
 SIZE = 300  # more than one tile
@@ -153,17 +154,5 @@ def _text(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
-def main() -> None:
-    wanted = files()
-    for old in FOLDER.rglob("*.json"):
-        if str(old.relative_to(FOLDER)) not in wanted:
-            old.unlink()
-    for name, content in wanted.items():
-        path = FOLDER / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    sys.stdout.write(f"{len(wanted)} files in {FOLDER}\n")
-
-
 if __name__ == "__main__":
-    main()
+    write(FOLDER, files())

@@ -1,4 +1,8 @@
-"""Opening the file of a SQLite ledger: schema, and whose it is."""
+"""Opening the file of a SQLite ledger: schema, whose it is, and whether all rows are there.
+
+Invariants (tests/test_sqlite.py has one test named after each):
+  S10  A ledger that lost claims, permits or counters, or got some from elsewhere, does not open.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..ledger import State
 from ..tlog import TlogError
-from .sqlite_schema import DB_NAME, OPEN_PERMITS, STEPS, VERSION, connect_writer, permits_of, unpack
+from .sqlite_schema import DB_NAME, OPEN_PERMITS, STEPS, VERSION, Sizes, connect_writer, permits_of, unpack
 from .store import Head, Node, Permit
 
 __all__ = ["OpenFile", "files_of", "open_file", "read_permits"]
@@ -21,6 +25,7 @@ class OpenFile:
     db: sqlite3.Connection
     head: Head
     last: int | None  # index of the last receipt
+    sizes: Sizes
 
 
 def open_file(state_dir: Path, node: Node) -> OpenFile:
@@ -32,10 +37,11 @@ def open_file(state_dir: Path, node: Node) -> OpenFile:
     try:
         head = _open_head(db, path, node)
         last = db.execute("SELECT max(idx) FROM receipts").fetchone()[0]
+        sizes = _sizes(db, path)
     except BaseException:
         db.close()
         raise
-    return OpenFile(db=db, head=head, last=last)
+    return OpenFile(db=db, head=head, last=last, sizes=sizes)
 
 
 def _open_head(db: sqlite3.Connection, path: Path, node: Node) -> Head:
@@ -55,6 +61,20 @@ def _open_head(db: sqlite3.Connection, path: Path, node: Node) -> Head:
         raise ConfigError(f"the ledger was edited: {error}", file=str(path)) from error
 
 
+def _sizes(db: sqlite3.Connection, path: Path) -> Sizes:
+    """Raises ConfigError when rows are gone that nobody here took: what they held would be free again."""
+    found, written = Sizes.counted(db), Sizes.written(db)
+    for name, there, wrote in zip(Sizes._fields, found, written, strict=True):
+        if there != wrote:
+            raise ConfigError(
+                f"the table {name} has {there} rows and {wrote} were written: the ledger was edited, or a"
+                " part of it was restored. `holdgate log audit` says what differs. Put the whole file back"
+                " as it was, or start a new node name with an empty state directory",
+                file=str(path),
+            )
+    return found
+
+
 def _bring_up_to_date(db: sqlite3.Connection, version: int, node: Node) -> None:
     """From one format, or none, to this version's, in one transaction."""
     db.execute("BEGIN IMMEDIATE")
@@ -62,7 +82,8 @@ def _bring_up_to_date(db: sqlite3.Connection, version: int, node: Node) -> None:
         for statement in step.split(";")[:-1]:
             db.execute(statement)
     if version == 0:
-        db.execute("INSERT INTO head VALUES (1,?,?,0,0,?)", (node.origin, node.name, b""))
+        columns = "one, origin, node, size, iat_us, hashes"
+        db.execute(f"INSERT INTO head ({columns}) VALUES (1,?,?,0,0,?)", (node.origin, node.name, b""))  # noqa: S608
     db.execute(f"PRAGMA user_version={VERSION}")
     db.execute("COMMIT")
 

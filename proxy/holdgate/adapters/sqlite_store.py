@@ -22,6 +22,7 @@ from ..standing import MAX_DENIALS, Denial, Prepared
 from .sqlite_erase import SqliteEraser
 from .sqlite_open import OpenFile, files_of, read_permits
 from .sqlite_schema import (
+    ADD_TO_COUNTER,
     DB_NAME,
     PUT_ANSWER,
     PUT_CLAIM,
@@ -47,6 +48,7 @@ from .store import FORGET_EVERY, Changes, Permit
 
 __all__ = ["SqliteLeaves", "SqliteStore"]
 
+_PUT_HEAD: Final = "UPDATE head SET size = ?, iat_us = ?, hashes = ?, claims = ?, permits = ?, counters = ?"
 _FILES_S: Final = 0.02  # two stat() calls at every commit would be felt
 _KEY_EVENTS: Final = (
     "SELECT idx, jws FROM receipts WHERE type = 'admin' AND reason IN ('key_revoke', 'key_rotate')"
@@ -67,6 +69,8 @@ class SqliteStore:
         # What is dispatching is asked for again soon, by its outcome: kept as it was committed.
         self._live: dict[str, Permit] = {}
         self._taken: dict[str, ClaimRow] = {}
+        self._sizes = opened.sizes
+        self._asked: dict[str, bool] = {}  # in this transaction: whether the claim has a row
         self.unknown = len(read_permits(opened.db, State.UNKNOWN))
         self.eraser = SqliteEraser(opened.db)
         self._files = files_of(state_dir)
@@ -74,6 +78,7 @@ class SqliteStore:
 
     def begin(self, work: Sequence[object]) -> SqliteStore:
         self._check_files()
+        self._asked.clear()
         self._db.execute("BEGIN IMMEDIATE")
         return self
 
@@ -124,7 +129,9 @@ class SqliteStore:
     # --- rows ---
 
     def claim(self, key: str) -> ClaimRow | None:
-        return self._taken.get(key) or self._stored_claim(key)
+        row = self._taken.get(key) or self._stored_claim(key)
+        self._asked[key] = row is not None
+        return row
 
     def permit(self, receipt_id: str) -> Permit | None:
         return self._live.get(receipt_id) or self._stored_permit(receipt_id)
@@ -184,7 +191,7 @@ class SqliteStore:
 
     def _write(self, changes: Changes) -> None:
         """Long because there are many tables: each is written once, and only when something changed in it."""
-        db = self._db
+        db, sizes = self._db, self._sizes
         db.executemany(PUT_RECEIPT, changes.receipts)
         if changes.inputs:
             db.executemany("INSERT INTO inputs VALUES (?,?)", changes.inputs)
@@ -212,24 +219,18 @@ class SqliteStore:
                 for p in changes.permits.values()
             ]
             db.executemany(PUT_PERMIT, rows)
+            new = sum(permit.index >= self.head.tree.size for permit in changes.permits.values())
+            sizes = sizes._replace(permits=sizes.permits + new)
         if changes.charges:
-            self._write_counters(changes.charges, changes.head.iat_us)
+            more = self._write_counters(changes.charges, changes.head.iat_us)
+            sizes = sizes._replace(counters=sizes.counters + more)
         if changes.claims:
-            free: list[tuple[str]] = []
-            held = []
-            for key, row in changes.claims.items():
-                if is_free(row):
-                    free.append((key,))
-                else:
-                    held.append(row_of(row))
-            db.executemany(PUT_CLAIM, held)
-            db.executemany("DELETE FROM claims WHERE key = ?", free)
+            sizes = sizes._replace(claims=sizes.claims + self._write_claims(changes.claims))
         head = changes.head
         if self.head.tree.size // FORGET_EVERY != head.tree.size // FORGET_EVERY:
             self._forget(head.iat_us)
-        db.execute(
-            "UPDATE head SET size = ?, iat_us = ?, hashes = ?", (head.tree.size, head.iat_us, pack(head.tree))
-        )
+        db.execute(_PUT_HEAD, (head.tree.size, head.iat_us, pack(head.tree), *sizes))
+        self._sizes = sizes
 
     def _forget(self, now_us: int) -> None:
         self._db.execute("DELETE FROM denials WHERE expires_us <= ?", (now_us,))
@@ -244,14 +245,34 @@ class SqliteStore:
             (MAX_DENIALS,),
         )
 
-    def _write_counters(self, changes: Sequence[Charge], now_us: int) -> None:
-        changed = [(c.meter, c.at_us, c.until_us, c.amount, c.count) for c in changes if c.amount or c.count]
-        self._db.executemany(PUT_COUNTER, changed)
+    def _write_claims(self, changes: Mapping[str, ClaimRow]) -> int:
+        """By how many rows there are more."""
+        before = sum(self._has_claim(key) for key in changes)
+        free = [(key,) for key, row in changes.items() if is_free(row)]
+        held = [row_of(row) for row in changes.values() if not is_free(row)]
+        self._db.executemany(PUT_CLAIM, held)
+        self._db.executemany("DELETE FROM claims WHERE key = ?", free)
+        return len(held) - before
+
+    def _has_claim(self, key: str) -> bool:
+        known = self._asked.get(key)  # who changes a claim has asked for it
+        return self._stored_claim(key) is not None if known is None else known
+
+    def _write_counters(self, changes: Sequence[Charge], now_us: int) -> int:
+        """By how many rows there are more."""
+        more = 0
+        for c in changes:
+            if not (c.amount or c.count):
+                continue
+            if not self._db.execute(ADD_TO_COUNTER, (c.amount, c.count, c.meter, c.at_us)).rowcount:
+                self._db.execute(PUT_COUNTER, (c.meter, c.at_us, c.until_us, c.amount, c.count))
+                more += 1
         # What counts no more is dropped where there is something to write anyway.
-        self._db.executemany(
+        gone = self._db.executemany(
             "DELETE FROM counters WHERE id = ? AND (until_us <= ? OR count = 0)",
             [(meter, now_us) for meter in {c.meter for c in changes}],
         )
+        return more - gone.rowcount
 
 
 class SqliteLeaves:

@@ -10,6 +10,8 @@ Invariants (tests/test_cli.py has one test named after each):
       `reconcile resolve|ask` and `receipts export --output` or `--cursor` write files; only `demo`, `run`,
       `gate`, `doctor`, `reconcile ask`, `verify` and `log audit --fleet` with `--keys` of a URL, and
       `receipts export --syslog` or `--http` use the network.
+  Q4  What others wrote (names of files, policies, a ledger that was edited) moves no cursor, hides nothing,
+      and begins no line that could be taken for a verdict.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Final
 
 from .. import __version__
 from ..errors import BackendError, ConfigError, HoldgateError
+from .shared import say
 
 __all__ = ["build_parser", "main"]
 
@@ -59,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
         sys.stdout.flush()
     except (ConfigError, BackendError) as error:
-        print(error, file=sys.stderr)
+        say(error, keep="\n", file=sys.stderr)
         return 2
     except HoldgateError as error:
-        print(error, file=sys.stderr)
+        say(error, keep="\n", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # The reader (`| head`) has what it wanted; Python would complain again while it closes stdout.

@@ -29,7 +29,7 @@ from ..errors import BackendError, ConfigError
 from ..inquiry import InquiryError, Question, Seen, is_due, question, request_digest, see
 from ..ledger import Finding, OutcomeStatus, State
 from ..surface.index import SurfaceIndex
-from .shared import Commands, add, config_of, print_json, whole_number
+from .shared import Commands, add, config_of, print_json, say, whole_number
 
 __all__ = ["register"]
 
@@ -222,6 +222,6 @@ def _print(told: list[_Told], *, as_json: bool) -> None:
     for each in told:
         by = f", asked with {each.asked}" if each.asked else ""
         if each.status == "reconciled":
-            print(f"{each.of}: executed, receipt {each.receipt}{by}", flush=True)
+            say(f"{each.of}: executed, receipt {each.receipt}{by}")
         else:
-            print(f"{each.of}: still unknown: {each.because}{by}", flush=True)
+            say(f"{each.of}: still unknown: {each.because}{by}")

@@ -23,7 +23,7 @@ from ..policy_model import PolicySet
 from ..replay import Record
 from .progress import Progress
 from .replay import policies_of
-from .shared import Commands, add, config_of, first_index, print_json
+from .shared import Commands, add, config_of, first_index, print_json, say
 
 __all__ = ["backtest_of", "register"]
 
@@ -120,8 +120,8 @@ def _print_tally(title: str, tally: Mapping[str, Any]) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in tally["counts"].items())
     print(f"{title}: {counts}")
     for why, count in tally["undecidable"].items():
-        print(f"  undecidable {count}: {why}")
+        say(f"  undecidable {count}: {why}")
     for row in tally["flips"]:
         money = "".join(f", {total} {name}".rstrip() for name, total in row["money"].items())
-        print(f"  {row['change']} {row['surface']} {row['rule']} {row['agent']}: {row['count']}{money}")
+        say(f"  {row['change']} {row['surface']} {row['rule']} {row['agent']}: {row['count']}{money}")
         print(f"    {' '.join(row['examples'])}")

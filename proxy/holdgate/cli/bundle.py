@@ -41,7 +41,7 @@ from ..manifest import (
 )
 from ..signed_bundle import Mark, RawBundle, check_signed
 from ..trust_roots import Link, Roots, current_roots, encode_chain, next_link, parse_chain, sign_link
-from .shared import Commands, add, config_of, group, print_json, whole_number
+from .shared import Commands, add, config_of, group, print_json, say, whole_number
 
 __all__ = ["register"]
 
@@ -228,7 +228,7 @@ def _build(args: argparse.Namespace) -> int:
     raw, findings = build(files, name=args.name, **_manifest_fields(args, config))
     beside = sys.stderr if args.json else sys.stdout  # what reads JSON reads nothing else
     for each in findings:
-        print(each, file=beside)
+        say(each, file=beside)
     if findings and not args.warn:
         print("not built: --warn builds it all the same", file=beside)
         return 1
@@ -328,7 +328,7 @@ def _refused(args: argparse.Namespace, error: BundleRejected) -> int:
     if args.json:
         print_json({"ok": False, "reason": error.reason.value, "detail": error.detail})
     else:
-        print(f"refused: {error}")
+        say(f"refused: {error}")
     return 1
 
 

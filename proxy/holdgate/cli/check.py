@@ -17,7 +17,7 @@ from ..policytest_case import read_suite
 from ..strictyaml import load_file
 from ..surface.index import SurfaceIndex
 from ..surface.load import load_maps
-from .shared import Commands, add, config_of, print_json
+from .shared import Commands, add, config_of, print_json, say
 from .sources import sort_paths
 
 __all__ = ["register"]
@@ -49,9 +49,9 @@ def _check(args: argparse.Namespace) -> int:
         print_json(rows)
     else:
         for line in costs:
-            print(line)
+            say(line)
         for each in (*errors, *findings):
-            print(each)
+            say(each, keep="\n")
         if not errors and not findings:
             print("no findings")
     return 1 if errors or (findings and not args.warn) else 0

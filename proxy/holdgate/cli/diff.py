@@ -9,7 +9,7 @@ from ..adapters.bundle_load import load_folder
 from ..adapters.bundle_store import load_kept
 from ..bundle import Bundle
 from ..diff import Difference, diff
-from .shared import Commands, add, config_of, print_json
+from .shared import Commands, add, config_of, print_json, say
 
 __all__ = ["register"]
 
@@ -46,15 +46,15 @@ def _loaded(args: argparse.Namespace, name: str) -> Bundle:
 
 def _print(found: Difference) -> None:
     for edit in found.edits:
-        print(f"edited  {edit.what}")
+        say(f"edited  {edit.what}")
         for sign, text in (("-", edit.old), ("+", edit.new)):
             if text:
-                print(f"    {sign} {text}")
+                say(f"    {sign} {text}")
     for flip in found.flips:
-        print(f"decided {flip.operation} ({flip.surface}): {flip.old} -> {flip.new}")
+        say(f"decided {flip.operation} ({flip.surface}): {flip.old} -> {flip.new}")
         values = ", ".join(f"{path} = {value!r}" for path, value in flip.example.items())
-        print(f"    when {values or 'at rest'}")
-        print(f"    {flip.count} inputs; {' '.join(flip.rules) or 'no rule'}")
+        say(f"    when {values or 'at rest'}")
+        say(f"    {flip.count} inputs; {' '.join(flip.rules) or 'no rule'}")
     if found.untried:
         print(f"not tried, because facts or earlier requests decide too: {', '.join(found.untried)}")
     print(f"{found.inputs} inputs tried: {found.verdict}")

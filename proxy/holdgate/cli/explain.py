@@ -24,7 +24,7 @@ from ..message import Origin
 from ..policy_model import RuleEffect
 from ..standing import Prepared
 from ..strictyaml import load_file
-from .shared import Commands, add, config_of, print_json, read_bytes
+from .shared import Commands, add, config_of, print_json, read_bytes, say
 
 __all__ = ["register"]
 
@@ -160,10 +160,10 @@ def _print(explained: Explained) -> None:
             print(f"fact       {name}: {shown}")
     print(f"decision   {decision.outcome.value} {decision.reason.value}")
     if explained.detail:
-        print(f"because    {explained.detail}")
+        say(f"because    {explained.detail}")
     for flip in explained.flips:
         changes = " and ".join(str(change) for change in flip.changes)
-        print(f"would be   {flip.decision.outcome.value} if {changes}")
+        say(f"would be   {flip.decision.outcome.value} if {changes}")
     for rule in explained.trace:
         _print_rule(rule, decided=rule.rule in decision.rules)
 
@@ -180,4 +180,4 @@ def _print_rule(rule: RuleTrace, *, decided: bool) -> None:
     shadow = " (shadow)" if rule.shadow else ""
     print(f"rule       {rule.rule}  {rule.effect.value}{shadow}: {rule.result}{mark}")
     for part in failing:
-        print(f"             {json.dumps(plain_value(part.value))}: {part.text}")
+        say(f"             {json.dumps(plain_value(part.value))}: {part.text}")

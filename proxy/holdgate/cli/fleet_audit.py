@@ -6,7 +6,9 @@ import argparse
 import gc
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..adapters.keyfiles import list_problems, load_log_keys, load_public_keys
 from ..adapters.open_reader import whole_fleet
@@ -18,11 +20,15 @@ from ..audit_fleet import NOTHING_KEPT, FleetInput, FleetReport, Kept, audit_fle
 from ..config import Config
 from ..errors import ConfigError
 from ..note import Checkpoint
+from .one_moment import of_one_moment, retired
 from .progress import Progress
-from .shared import print_json
+from .shared import print_json, say
 from .verify import read_keys
 
 __all__ = ["audit_all"]
+
+if TYPE_CHECKING:  # asyncpg is an extra
+    from ..adapters.postgres_reader import PostgresReader
 
 
 def audit_all(args: argparse.Namespace, config: Config, earlier: tuple[Checkpoint, ...]) -> int:
@@ -31,18 +37,14 @@ def audit_all(args: argparse.Namespace, config: Config, earlier: tuple[Checkpoin
     directories = {config.node: config.state_dir} | {name: Path(place) for name, place in elsewhere}
     lists = _named(args.keys, "--keys")
     gc.disable()  # as of one log
+    if twice := sorted(lists.keys() & directories.keys()):
+        raise ConfigError(f"--keys {twice[0]}: its state directory has its keys already")
     with whole_fleet(config) as reader:
-        # Read before the snapshot, so that the database can only be ahead of it.
-        kept = {name: _kept(folder) for name, folder in directories.items()}
-        kept[config.node] = replace(kept[config.node], earlier=earlier)
-        for name, place in lists.items():
-            if name in kept:
-                raise ConfigError(f"--keys {name}: its state directory has its keys already")
-            kept[name] = replace(NOTHING_KEPT, receipt_keys=read_keys(place))
-        given = reader.fleet_input()
+        begun = partial(_begun, reader, directories, lists)
+        given, kept, wrong = of_one_moment(begun, reader.end_audit)
         if strangers := sorted(kept.keys() - {name for name, _ in given.heads}):
             raise ConfigError(f"no node {strangers[0]} is in the ledger")
-        wrong = tuple(_wrong_lists(given, directories, kept))
+        kept[config.node] = replace(kept[config.node], earlier=earlier)
         size = sum(head.size for _, head in given.heads)
         with Progress("audit", size, "receipts") as progress:
             report = audit_fleet(given, kept, progress=progress.show, verifying=verifying_for(size))
@@ -67,11 +69,34 @@ def _named(words: list[str], option: str) -> dict[str, str]:
     return found
 
 
-def _kept(folder: Path) -> Kept:
+type _Begun = tuple[FleetInput, dict[str, Kept], tuple[str, ...]]
+
+
+def _begun(
+    reader: PostgresReader, directories: dict[str, Path], lists: dict[str, str]
+) -> tuple[_Begun, bool]:
+    """A snapshot, what else is at hand of each node, what is wrong with that; whether all fit together."""
+    # Read before the snapshot, so that the database can only be ahead of them.
+    notes = {name: _checkpoint(folder) for name, folder in directories.items()}
+    given = reader.fleet_input()
+    kept = {name: _kept(folder, notes[name]) for name, folder in directories.items()}
+    for name, place in lists.items():
+        kept[name] = replace(NOTHING_KEPT, receipt_keys=read_keys(place))
+    wrong = tuple(_wrong_lists(given, directories, kept))
+    sets = [keys for own in kept.values() for keys in (own.receipt_keys, own.log_keys)]
+    known = {kid for keys in sets for kid in keys}
+    fits = not wrong and {each for each in reader.retired_keys() if each[0] in known} == retired(*sets)
+    return (given, kept, wrong), fits
+
+
+def _checkpoint(folder: Path) -> bytes:
     try:
-        note = (folder / CHECKPOINT).read_bytes()
+        return (folder / CHECKPOINT).read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read: {error.strerror}", file=str(folder / CHECKPOINT)) from error
+
+
+def _kept(folder: Path, note: bytes) -> Kept:
     return Kept(
         receipt_keys=load_public_keys(folder),
         log_keys=load_log_keys(folder),
@@ -90,11 +115,11 @@ def _wrong_lists(given: FleetInput, directories: dict[str, Path], kept: dict[str
 
 def _print(report: FleetReport) -> None:
     for problem in report.problems:
-        print(f"PROBLEM {problem}")
+        say(f"PROBLEM {problem}")
     for node in report.nodes:
         print(f"{node.node}: {node.size} receipts, {node.signed} under the checkpoint, root {node.root}")
         for note in node.notes:
-            print(f"  note: {note}")
+            say(f"  note: {note}")
     print(
         f"{report.permits} permits, {report.outcomes} outcomes, {report.admin} admin,"
         f" {report.inputs} recorded inputs, {report.destroyed} destroyed by order"

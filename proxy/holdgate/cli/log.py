@@ -19,17 +19,17 @@ from ..adapters.timestamps import StampError, stamped_at
 from ..adapters.verifying import verifying_for
 from ..audit import AuditInput, AuditReport, audit
 from ..errors import ConfigError
-from ..keys import NEVER, KeySet
+from ..keys import KeySet
 from ..note import Checkpoint, verify_log
 from ..tlog import TlogError
 from .fleet_audit import audit_all
+from .one_moment import of_one_moment, retired
 from .progress import Progress
-from .shared import Commands, add, config_of, group, print_json
+from .shared import Commands, add, config_of, group, print_json, say
 
 __all__ = ["register"]
 
 _COVERED_S = 2.0
-_SETTLED_S = 2.0  # in which a change of keys has written all its files
 _UNSEEN = "no earlier checkpoint was given (--since-checkpoint): a roll-back of everything cannot be seen"
 
 _FLEET = "one node's log: counters, and what other nodes did to its permits and claims, need --fleet"
@@ -178,29 +178,16 @@ type _Begun = tuple[AuditInput, KeySet, KeySet, tuple[str, ...]]
 
 
 def _begun(reader: Reader, state_dir: Path, origin: str) -> _Begun:
-    """One moment of the log, its lists of keys, and what is wrong with those.
+    """One moment of the log, its lists of keys, and what is wrong with those."""
 
-    A running instance that changes a key writes leaf, lists and proofs one after the other, so what is read
-    in between does not fit together. Then it is read again; what still does not fit a little later is wrong.
-    """
-    until = time.monotonic() + _SETTLED_S
-    while True:
+    def look() -> tuple[_Begun, bool]:
         given = reader.audit_input()
         keys, log_keys = load_public_keys(state_dir), load_log_keys(state_dir)
         problems = (*list_problems(state_dir), *change_problems(state_dir, origin, keys, log_keys))
-        if not problems and reader.retired_keys() == _retired(keys) | _retired(log_keys):
-            return given, keys, log_keys, problems
-        if time.monotonic() > until:
-            return given, keys, log_keys, problems
-        reader.end_audit()
-        time.sleep(0.1)
+        fits = not problems and reader.retired_keys() == retired(keys, log_keys)
+        return (given, keys, log_keys, problems), fits
 
-
-def _retired(keys: KeySet) -> frozenset[tuple[str, bool]]:
-    """(kid, whether it is revoked) of those that are not in use."""
-    return frozenset(
-        (key.kid, key.revoked_from_index != NEVER) for key in keys.values() if key.end_index != NEVER
-    )
+    return of_one_moment(look, reader.end_audit)
 
 
 def _stamped(
@@ -223,14 +210,14 @@ def _stamped(
 
 def _print(report: AuditReport, notes: tuple[str, ...]) -> None:
     for problem in report.problems:
-        print(f"PROBLEM {problem}")
+        say(f"PROBLEM {problem}")
     print(f"{report.size} receipts, {report.signed} under the checkpoint, root {report.root}")
     print(
         f"{report.permits} permits, {report.outcomes} outcomes, {report.admin} admin,"
         f" {report.inputs} recorded inputs, {report.destroyed} destroyed by order"
     )
     for note in notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     print("clean" if report.is_clean else f"{len(report.problems)} problems")
 
 

@@ -18,7 +18,7 @@ from ..config import Config
 from ..errors import ConfigError
 from ..policy_model import PolicySet
 from ..replay import Record, Replayed, Verdict, replay
-from .shared import Commands, add, add_node, config_of, first_index, print_json, whole_number
+from .shared import Commands, add, add_node, config_of, first_index, print_json, say, whole_number
 
 __all__ = ["policies_of", "register"]
 
@@ -59,10 +59,10 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _print(result: Replayed) -> None:
-    print(f"{result.id} {result.verdict.value}")
-    print(f"  recorded  {result.recorded}")
+    say(f"{result.id} {result.verdict.value}")
+    say(f"  recorded  {result.recorded}")
     if result.now:
-        print(f"  now       {result.now}")
+        say(f"  now       {result.now}")
 
 
 def _recorded(config: Config, args: argparse.Namespace) -> Iterator[Record]:
@@ -98,7 +98,7 @@ def policies_of(state_dir: Path) -> Callable[[str], PolicySet | None]:
         try:
             return load_kept(state_dir, digest).policies
         except ConfigError as error:
-            print(error, file=sys.stderr)
+            say(error, file=sys.stderr)
             return None
 
     return kept

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..adapters.admin.shapes import parse_since
 from ..config import Config, load_config
@@ -26,7 +26,9 @@ __all__ = [
     "group",
     "print_json",
     "print_table",
+    "printable",
     "read_bytes",
+    "say",
     "time_us",
     "whole_number",
 ]
@@ -95,15 +97,23 @@ def print_json(value: Any) -> None:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell. Control characters cannot move a terminal's cursor."""
-    lines = [list(head), *([_printable(cell) for cell in row] for row in rows)]
+    """Columns as wide as their widest cell."""
+    lines = [list(head), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
+def say(text: object, *, keep: str = "", file: TextIO | None = None) -> None:
+    """Print one line in which somebody else's words stand, see printable()."""
+    print(printable(str(text), keep=keep), file=file, flush=True)
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` with what moves a cursor, hides, turns round or begins a line written out, but for `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def whole_number(text: str) -> int:

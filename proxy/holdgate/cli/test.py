@@ -19,7 +19,7 @@ from ..policytest import TestReport, run_tests
 from ..policytest_report import to_json, to_junit, to_text
 from ..surface.index import SurfaceIndex
 from ..surface.load import load_maps
-from .shared import Commands, add, config_of
+from .shared import Commands, add, config_of, printable, say
 from .sources import sort_paths
 
 __all__ = ["register"]
@@ -61,9 +61,9 @@ def _test(args: argparse.Namespace) -> int:
             every_policy=not args.paths and not args.filter,
         )
     except ConfigError as error:  # a bad map, policy or test: the check failed, the call was right
-        print(error, file=sys.stderr)
+        say(error, keep="\n", file=sys.stderr)
         return 1
-    print(_text(report, "json" if args.json else args.output), end="")
+    print(printable(_text(report, "json" if args.json else args.output), keep="\n\t"), end="")
     enough = _enough(report, args)
     return 0 if report.ok and enough else 1
 

@@ -25,7 +25,7 @@ from ..tlog import TlogError
 from ..tlogproof import Proof, parse_proof
 from ..verification import Finding, Trust, judge
 from .disclosure import Disclosure, read_disclosure
-from .shared import Commands, add, config_of, print_json, read_bytes
+from .shared import Commands, add, config_of, print_json, read_bytes, say
 
 __all__ = ["read_keys", "register"]
 
@@ -108,7 +108,7 @@ def _verify(args: argparse.Namespace) -> int:
         print_json([_row(result) for result in results])
     else:
         for result in results:
-            print(_line(result))
+            say(_line(result))
     return 0 if results and all(result.found.ok for result in results) else 1
 
 

@@ -17,13 +17,13 @@ from .plan import MapRuntime, Operation, Plan
 from .read import ParamPlan, compile_param, reader_of
 from .reconcilable import check_reconcile
 from .settings import Effective, effective
-from .sources import Cover, Pattern, Source, base_of, parse_pattern, parse_source
+from .sources import DEEP, Cover, Pattern, Source, base_of, parse_pattern, parse_source
 from .spec import ParamSpec
 from .types import cel_type
 
 __all__ = ["check_between", "compile_plan"]
 
-_ALWAYS_SILENT: Final = frozenset({"authorization", "content-type", "content-encoding"})
+_ALWAYS_SILENT: Final = frozenset({"content-type", "content-encoding"})
 _FROM_ENCLOSING: Final = frozenset({"header", "query", "path"})
 # Parts of a SigV4 signature: a retry signs again, and means the same.
 _SIGNING: Final = frozenset({"x-amz-date", "x-amz-content-sha256", "x-amz-security-token"})
@@ -46,9 +46,11 @@ def compile_plan(op: Operation) -> Plan:
     tests = [parse_source(row.source) for row in spec.discriminators]
     keys = [parse_source(s) for s in use.idempotency.sources]
     principals = op.map.principal_sources
-    read_keys = frozenset(_key_of(s) for s in (*reads, *tests) if s.kind in _KEYED)
+    read_keys = frozenset(_key_of(s) for s in (*reads, *tests) if s.kind in _KEYED and s.path[:1] != (DEEP,))
     inherited = _item_sources(op)
     selectors = tests + keys + principals + _dispatch_sources(op) + inherited
+    if any(DEEP in source.path for source in selectors):
+        raise op.fail("`**` is for parameters: what identifies a request stands in one place")
     declared = {param.name for param in params}
     _check_names(op, "idempotency.natural", use.idempotency.natural, declared)
     _check_conflicts(op, declared)
@@ -69,6 +71,8 @@ def compile_plan(op: Operation) -> Plan:
     sigv4 = head.principal is not None and _SIGV4 in head.principal.forms
     silent = _ALWAYS_SILENT | key_headers | _names("header", volatile) | (_SIGNING if sigv4 else set())
     silent |= {s.name for s in principals if s.kind == "header"}
+    if not principals:  # where the map names a credential, another one beside it has to be named, too
+        silent |= {"authorization"}
     silent |= {head.credential_slot} if head.credential_slot else set()
     digested = known - op.map.credentials - (silent - explicit) - _names("header", volatile)
     drop, drop_query = _digest_drop(keys, principals, volatile, reads + tests)
@@ -276,7 +280,8 @@ def _within(source: Source, pattern: Pattern) -> bool:
     """The source reads what the pattern names, or a part of it, or a whole around it."""
     if pattern.kind not in (source.kind, "args" if source.kind == "body" else source.kind):
         return False
-    shared = min(len(source.path), len(pattern.path))
+    above = source.path[: source.path.index(DEEP)] if DEEP in source.path else source.path
+    shared = min(len(above), len(pattern.path))
     if source.kind == "body":
         return source.path[:shared] == pattern.path[:shared]
     return source.name == pattern.name
@@ -352,7 +357,8 @@ def _query_rules(
 def _cover(sources: Sequence[Source], patterns: Sequence[Pattern], op: Operation) -> Cover:
     cover = Cover()
     for source in sources:
-        if source.kind in ("body", "args"):
+        # A search declares nothing: whatever it goes through is declared by what names it.
+        if source.kind in ("body", "args") and DEEP not in source.path:
             # Deep: what the parameter's type does not accept is refused by the type.
             cover.add(source.path, deep=True)
     for pattern in patterns:

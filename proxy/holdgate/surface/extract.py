@@ -4,6 +4,8 @@ Invariants (tests/test_surface_extract.py):
   SM18  On a commit every header, query key and body field is declared, inert or a credential, or the
       request is unknown_parameter.
   SM19  On a read an undeclared header is part of the digest, and no header can change the method.
+  SM40  No credential goes along that the map does not name: neither in a header, on a read as on a commit,
+        nor under a usual name in a query or form of which everything is ignored.
   SM20  A receipt gets a parameter only if it is material, not redacted, and exact.
 """
 
@@ -33,6 +35,13 @@ _OVERRIDES: Final = (
     "x-http-method", "x-method-override", "x-original-", "x-rewrite-", "x-forwarded-",
     "x-amz-target", "soapaction",
 )  # fmt: skip
+# Names under which servers take a credential or another method: `query.*` does not speak of them.
+_LENT: Final = frozenset(
+    """
+    access_token api_key api-key apikey auth_token authorization client_secret key oauth_token token
+    _method http_method x-http-method x-http-method-override
+    """.split()
+)
 _PLAIN_NAME: Final = re.compile(r"[0-9a-z\-]+")
 # The decoder of aws-chunked compares these with the body.
 _AWS_FRAMING: Final = frozenset({"x-amz-decoded-content-length", "x-amz-trailer"})
@@ -85,7 +94,9 @@ def declared_headers(plan: Plan, exchange: Exchange) -> list[str]:
         elif name.startswith(_OVERRIDES) or _PLAIN_NAME.fullmatch(name) is None:
             # CGI and WSGI servers read `x_amz_target`, some `x-amz.target` too, as `x-amz-target`.
             raise InputError(Reason.UNKNOWN_PARAMETER, f"header {name!r} could change the operation")
-        elif name not in plan.secret_headers:
+        elif name in plan.secret_headers:
+            raise InputError(Reason.UNKNOWN_PARAMETER, f"credential {name!r} is not in the surface map")
+        else:
             found.append(name)
     for name in exchange.repeated:
         if not is_inert(name):
@@ -117,7 +128,7 @@ def _check_query(plan: Plan, exchange: Exchange) -> None:
 def _check_spellings(plan: Plan, exchange: Exchange) -> None:
     """Another spelling of a name that the map reads, with a modifier (FHIR's `_include:iterate`), an index
     (`_include[]`) or in other letters, is the same to some servers: only what names it speaks of it, not
-    `ignore: [query.*]` and not `pass_body`. Raises InputError."""
+    `ignore: [query.*]` and not `pass_body`. So is a credential, in a query or form. Raises InputError."""
     body, cover = exchange.body, plan.cover
     named = cover.children if cover is not None else {}
     keys = [key for key in body if key not in named] if exchange.kind in _NAMED and type(body) is dict else []
@@ -128,8 +139,13 @@ def _check_spellings(plan: Plan, exchange: Exchange) -> None:
         and not key.startswith(plan.query_prefixes)
     ]  # fmt: skip
     for key in keys:
-        if key not in plan.read_keys and base_of(key).casefold() in plan.read_names:
+        base = base_of(key).casefold()
+        if key not in plan.read_keys and base in plan.read_names:
             raise InputError(Reason.UNKNOWN_PARAMETER, f"{key!r} is not in the surface map; one like it is")
+        if base in _LENT and (key in exchange.query or exchange.kind == "form"):
+            raise InputError(
+                Reason.UNKNOWN_PARAMETER, f"{key!r} could lend a credential or change the method"
+            )
 
 
 def check_body(plan: Plan, exchange: Exchange) -> None:

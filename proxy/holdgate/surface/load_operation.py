@@ -16,7 +16,7 @@ from ..strictyaml import Node
 from .load_reconcile import load_reconcile
 from .load_values import duration, literal, names, one_or_more
 from .model import CelType, Effect
-from .sources import EACH, Source, parse_source
+from .sources import Source, parse_source
 from .spec import (
     AsRequest,
     BindsSpec,
@@ -142,7 +142,7 @@ def _discriminators(match: Node) -> tuple[Discriminator, ...]:
                 parsed = parse_source(source)
                 if expect.startswith("=") and parse_source(expect[1:]).kind != "path":
                     raise ValueError(f"{expect!r} must name a path variable: =path.var")
-                if "[]" in source:
+                if parsed.many:
                     raise ValueError("a list cannot discriminate")
             except ValueError as error:
                 raise node.fail(f"match.{kind}: {error}") from None
@@ -210,11 +210,11 @@ def _source(param: str, node: Node) -> Source:
 
 def _check_param(name: str, node: Node, keys: dict[str, Node], parsed: list[Source], cel: CelType) -> None:
     """What a parameter's keys say together. Raises ConfigError."""
-    if any(EACH in source.path for source in parsed) and not (
+    if any(source.many for source in parsed) and not (
         cel.startswith("list<") or keys["type"].value == "json"
     ):
         raise keys["type"].fail(
-            f"parameter {name!r} reads a list (`[]`): type it list<string>, list<int> or json"
+            f"parameter {name!r} reads a list (`[]`, `**`): type it list<string>, list<int>, origins or json"
         )
     if any(item.kind == "query" and item.name.endswith(".*") for item in parsed) and not (
         cel.startswith("list<") and _is_set(keys, "repeat")
@@ -264,7 +264,7 @@ def _produces(node: Node) -> ProducesSpec:
     identity = keys["id"].text("produces.id")
     try:
         source = parse_source(identity)
-        if source.kind != "header" and (source.kind != "body" or not source.path or EACH in source.path):
+        if source.kind != "header" and (source.kind != "body" or not source.path or source.many):
             raise ValueError(
                 "it must be the path of one text in the answer's body, or a header: body.id, header.location"
             )
@@ -313,8 +313,8 @@ def _explode(node: Node) -> ExplodeSpec:
         raise node.fail("explode needs exactly one of: `as` (with `item`), `one_of`, `as_request`")
     over = keys["over"].text("over")
     try:
-        if parse_source(over).kind != "body" or "[]" in over or over == "body":
-            raise ValueError("it must be the path of a list in the body, without []")
+        if parse_source(over).kind != "body" or parse_source(over).many or over == "body":
+            raise ValueError("it must be the path of a list in the body, without [] and **")
     except ValueError as error:
         raise keys["over"].fail(f"explode.over: {error}") from None
     return ExplodeSpec(

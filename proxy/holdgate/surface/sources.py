@@ -1,6 +1,7 @@
 """The small grammar of `from`, `ignore`, `volatile` and `redact`: names become typed paths.
 
     body.card.number   body.items[].id   query.created[gte]   header.x-y   path.id   args.channel
+    body.messages.**.image_url           (sources only: wherever it stands below, in records and lists)
     body.metadata.*    query.*           (patterns only)
     query.expand.*                       (as a source: all of `expand`, `expand[0]`, `expand[]`, `expand.x`)
 
@@ -10,6 +11,7 @@ and it cuts out the volatile ones. `dig` reads one path.
 Invariants (tests/test_surface_sources.py):
   SM2  A field of a decoded body is covered by a declaration that names it, or first_uncovered() names it.
   SM3  dig() never skips a value: a path that meets a value of another shape is an error, not an absence.
+       Below `**` it is a search: every place that has the path is found, at whatever depth.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 __all__ = [
+    "DEEP",
     "EACH",
     "MISSING",
     "Cover",
@@ -43,6 +46,7 @@ class _Marker:
 
 
 EACH: Final = _Marker("[]")  # in a path: every item of the list
+DEEP: Final = _Marker("**")  # in a path: every record below that has what follows
 MISSING: Final = _Marker("MISSING")
 
 type Path = tuple[str | _Marker, ...]
@@ -60,6 +64,11 @@ class Source:
     kind: str  # one of _KINDS
     name: str  # what stands after the first dot
     path: Path  # for body and args; () is the whole body
+
+    @property
+    def many(self) -> bool:
+        """It reads a list of values, of which there may be any number."""
+        return EACH in self.path or DEEP in self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +94,14 @@ def parse_source(text: str) -> Source:
         raise ValueError(f"{text!r} is not a source: write one of {', '.join(k + '.NAME' for k in _KINDS)}")
     if kind == "raw" and name not in ("sha256", "bytes"):
         raise ValueError(f"{text!r}: raw has only raw.sha256 and raw.bytes")
+    if kind == "body" and f".{name}".count(".**.") == 1:
+        above, _, below = f".{name}".partition(".**.")
+        if "[" in below or "*" in below:
+            raise ValueError(f"{text!r} is not a source: after ** stand names separated by dots")
+        upper = _path(above, text) if above else ()
+        return Source(kind, name, (*upper, DEEP, *_path("." + below, text)))
     if kind != "const" and "*" in (name.removesuffix(".*") if kind == "query" else name):
-        raise ValueError(f"{text!r} is not a source: only query.NAME.* stands for several keys")
+        raise ValueError(f"{text!r} is not a source: only query.NAME.* and body.**.NAME stand for several")
     if kind == "header":
         name = name.lower()
     return Source(kind, name, _path("." + name, text) if kind in ("body", "args") else ())
@@ -129,10 +144,13 @@ def dig(value: Any, path: Path, wrap: bool = False) -> Any:
     """The value at `path`, MISSING when a record on the way lacks it.
 
     With EACH the result is a flat list; with `wrap` (XML) a single value counts as a list of one.
+    With DEEP it is a list of what was found, in the order of the body, MISSING when nothing was.
     """
     for index, step in enumerate(path):
         if step is EACH:
             return _dig_each(value, path[index + 1 :], wrap)
+        if step is DEEP:
+            return _search(value, path[index + 1 :]) or MISSING
         if type(value) is not dict:
             raise ShapeError(f"a record is expected above {step}")
         value = value.get(step, MISSING)
@@ -151,10 +169,28 @@ def _dig_each(value: Any, rest: Path, wrap: bool) -> list[Any]:
         got = dig(item, rest, wrap)
         if got is MISSING:
             continue
-        if EACH in rest:
+        if EACH in rest or DEEP in rest:
             found.extend(got)
         else:
             found.append(got)
+    return found
+
+
+def _search(value: Any, names: Path) -> list[Any]:
+    """Every value at `names` in a record at or below `value`, those inside of one that was found too."""
+    found = []
+    left = [value]
+    while left:
+        node = left.pop()
+        if type(node) is dict:
+            got: Any = node
+            for name in names:
+                got = got.get(name, MISSING) if type(got) is dict else MISSING
+            if got is not MISSING:
+                found.append(got)
+            node = list(node.values())
+        if type(node) is list:
+            left.extend([child for child in reversed(node) if type(child) is dict or type(child) is list])
     return found
 
 

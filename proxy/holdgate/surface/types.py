@@ -49,6 +49,10 @@ _CURRENCY: Final = re.compile(r"[A-Za-z]{3}\Z")
 _ARN: Final = re.compile(r"arn:[a-z0-9-]+:[a-z0-9-]*:[a-z0-9-]*:[0-9a-z-]*:[\x21-\x7e]+\Z")
 _REFERENCE: Final = re.compile(r"[\x21-\x7e]{1,512}\Z")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_CODE: Final = re.compile(r"[\x21-\x7e]+(?: [\x21-\x7e]+)*\Z")
+# Behind the host a path, a query, a fragment or nothing: no user, no backslash that some read as a slash.
+_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*+):(?://([A-Za-z0-9.-]+(?::[0-9]+)?)(?![^/?#])|(?!//))")
+_ALWAYS_HOSTED: Final = frozenset({"http", "https", "ws", "wss", "ftp", "file"})
 # One address: `local@domain`, alone or in angle brackets after a display name. Comments, groups,
 # routes and quoted local parts are refused: two mailers read them differently. So are line ends, and
 # letters beyond ASCII in an address: the lower case of some is an ASCII letter, of another mailbox.
@@ -194,6 +198,28 @@ def _json(value: Any, textual: bool) -> str:
     return canonical_json(value)
 
 
+def _origins(value: Any, textual: bool) -> tuple[str, ...]:
+    """Where URLs lead, each place once: `https://a.example:8443`, `data:`. A record is its `url`."""
+    found: dict[str, None] = {}
+    for item in value if type(value) is list else [value]:
+        url = item.get("url") if type(item) is dict else item
+        if url is not None or type(item) is dict:
+            found[_origin(url)] = None
+    return tuple(found)
+
+
+def _origin(url: Any) -> str:
+    parts = _URL.match(url) if type(url) is str else None
+    if parts is None:
+        raise TypeMismatch("a URL is expected, or a record with one as its `url`")
+    scheme, host = parts[1].lower(), parts[2]
+    if host is not None:
+        return f"{scheme}://{host.lower()}"
+    if scheme in _ALWAYS_HOSTED:  # browsers and their like read `https:/a.example` as a host too
+        raise TypeMismatch("a URL has another form than scheme://host/path")
+    return f"{scheme}:"
+
+
 def _digest_list(value: Any, textual: bool) -> tuple[str, ...]:
     items = value if type(value) is list else [value]
     out = []
@@ -221,6 +247,8 @@ _FIXED: Final[dict[str, tuple[CelType, Converter]]] = {
     "reference": (CelType.STRING, _matching(_REFERENCE, "a reference without white space")),
     "json": (CelType.STRING, _json),
     "digest_list": (CelType.LIST_STRING, _digest_list),
+    "origins": (CelType.LIST_STRING, _origins),
+    "code": (CelType.STRING, _matching(_CODE, "a code without white space around it")),
 }
 _SCALED: Final = re.compile(r"decimal\(([0-9]|1[0-8])\)\Z")
 

@@ -18,6 +18,7 @@ from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 
 from ...config import AdminToken
 from ...content.strictjson import parse_json
@@ -34,6 +35,7 @@ from .shapes import decode_jws
 __all__ = ["DecisionDoors", "Doorkeeper"]
 
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
+_BODY_S: Final = 30.0
 _LARGE: Final = 16_384  # bytes of JSON that are read in a thread
 _REPORTABLE: Final = {
     status.value: status
@@ -157,11 +159,19 @@ class DecisionDoors:
 async def _body(request: web.Request, most: int) -> bytes:
     if request.content_type != "application/json":
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send application/json.")
+    if "Content-Encoding" in request.headers:
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send the body in no coding.")
     data = bytearray()
-    async for chunk in request.content.iter_chunked(65_536):
-        data += chunk
-        if len(data) > most:
-            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {most} bytes.")
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for chunk in request.content.iter_chunked(65_536):
+                data += chunk
+                if len(data) > most:
+                    raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {most} bytes.")
+    except TimeoutError:
+        raise Problem(HTTPStatus.REQUEST_TIMEOUT, f"The body did not come within {_BODY_S:g} s.") from None
+    except (RequestPayloadError, OSError):
+        raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off.") from None
     return bytes(data)
 
 

@@ -30,7 +30,7 @@ from aiohttp.typedefs import Handler, Middleware
 from ...config import AdminToken, OpenDoor
 from ...config_admin import DECIDER
 
-__all__ = ["PRESENTED", "Access", "Problem", "Rules", "guard"]
+__all__ = ["PRESENTED", "Access", "Problem", "Rules", "dressed", "guard"]
 
 log = logging.getLogger("holdgate.admin")
 
@@ -112,11 +112,16 @@ def guard(rules: Rules, access: dict[str, Access]) -> Middleware:
         except Exception:  # the edge of the admin API: say nothing, log everything
             log.exception("admin request failed")
             response = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "See the log.").response()
-        for name, value in _HEADERS.items():
-            response.headers[name] = value
         return response
 
     return check
+
+
+def dressed[T: web.StreamResponse](response: T) -> T:
+    """With the headers that every answer carries (U5)."""
+    for name, value in _HEADERS.items():
+        response.headers[name] = value
+    return response
 
 
 def _place(request: web.Request) -> str:

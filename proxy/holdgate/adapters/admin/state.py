@@ -21,6 +21,7 @@ from ..open_reader import open_reader
 from ..reader import Reader
 from .guard import Rules
 from .views import build_app
+from .wire import Runner
 
 __all__ = ["AdminServer"]
 
@@ -74,7 +75,8 @@ class AdminServer:
         self.public_url = config.admin.public_url
         # A body in base64, and as much again for heads as requests may have.
         self.question_bytes = config.limits.body_bytes_max // 3 * 4 + 2 * config.limits.header_bytes
-        self._runner: web.AppRunner | None = None
+        self._limits = config.limits
+        self._runner: Runner | None = None
 
     @property
     def signer(self) -> Signer:
@@ -108,7 +110,7 @@ class AdminServer:
     async def start(self, *, shared: bool = False) -> None:
         """Listen; `shared`: the port is kept by a process that does not listen. Raises ConfigError when the
         address is taken."""
-        self._runner = web.AppRunner(build_app(self), access_log=None)
+        self._runner = Runner(build_app(self), self._limits)
         await self._runner.setup()
         try:
             where = self._listen.host, self._listen.port

@@ -27,7 +27,7 @@ from ..sequencer import LOG
 from ..tilestore import TileStore
 from .answers import json_answer
 from .decisions import DecisionDoors, Doorkeeper
-from .guard import Access, Problem, Rules, guard
+from .guard import Access, Problem, Rules, dressed, guard
 from .shapes import decode_jws, export_row, parse_since
 
 __all__ = ["ACCESS", "AdminState", "build_app"]
@@ -95,17 +95,29 @@ def build_app(state: AdminState) -> web.Application:
         "/.well-known/jwks.json": views.jwks,
         "/.well-known/trigguard/keys.json": views.trigguard_keys,
     }.items():
-        app.router.add_get(path, view)
+        app.router.add_get(path, view, expect_handler=_go_on)
     doors = DecisionDoors(state)
-    app.router.add_get("/.well-known/authzen-configuration", doors.authzen)
+    app.router.add_get("/.well-known/authzen-configuration", doors.authzen, expect_handler=_go_on)
     for path, view in {
         "/v1/decide": doors.decide,
         "/v1/outcome": doors.outcome,
         "/execute": doors.execute,
         "/access/v1/evaluation": doors.evaluation,
     }.items():
-        app.router.add_post(path, view)
+        app.router.add_post(path, view, expect_handler=_go_on)
+    app.on_response_prepare.append(_dress)
     return app
+
+
+async def _dress(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    dressed(response)
+
+
+async def _go_on(request: web.Request) -> None:
+    """`Expect`: nothing else than to go on can be expected here (RFC 9110, 10.1.1)."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
 
 
 class _Views:
