@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,8 +40,13 @@ class Invariant:
     test: str
 
 
-def invariants() -> Iterator[Invariant]:
+@cache
+def invariants() -> tuple[Invariant, ...]:
     """Every invariant: the core first, then folder by folder."""
+    return tuple(_invariants())
+
+
+def _invariants() -> Iterator[Invariant]:
     sources = (path for path in PACKAGE.rglob("*.py") if "_data" not in path.parts)
     names = (path.relative_to(PACKAGE) for path in sources)
     for name in sorted(names, key=lambda each: (len(each.parts) > 1, each.as_posix())):

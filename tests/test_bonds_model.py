@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -213,7 +214,7 @@ class Objects(RuleBasedStateMachine):
             assert usable == self.vendor
 
 
-TestObjects = Objects.TestCase
+TestObjects = pytest.mark.slow(Objects.TestCase)
 TestObjects.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
 
 

@@ -221,6 +221,7 @@ _EVENTS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=_EVENTS)
 def test_the_store_is_the_book(tmp_path_factory: pytest.TempPathFactory, events: list[Any]) -> None:

@@ -434,6 +434,7 @@ PIECES = [
 PIECES += ["?", "&", "=", "+", "[", "]", "'", "{", '"', "<", "^", "`", "|", "%0a", "%00", "%41"]
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
 def test_c3_what_is_accepted_reads_the_same_in_a_whatwg_parser(rest: str) -> None:

@@ -32,6 +32,7 @@ def test_x3_a_bounded_tree_or_a_cel_error_from_words(source: str) -> None:
         assert error.message and 0 <= error.offset <= len(source)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60))
 def test_x3_a_bounded_tree_or_a_cel_error_from_any_text(source: str) -> None:
     try:

@@ -19,6 +19,7 @@ from holdgate.demo.instance import Instance, _free_address
 from holdgate.errors import ConfigError
 
 
+@pytest.mark.slow
 def test_fo1_a_name_that_no_map_has_is_counted_and_leaves_a_receipt(tmp_path: Path) -> None:
     gate = Instance(tmp_path, connect_to={})
     address = _free_address()

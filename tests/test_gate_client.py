@@ -243,6 +243,7 @@ def receipts(instance: Instance) -> list[dict[str, Any]]:
     return [json.loads(line)["receipt"] for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_request_goes_out_when_the_other_instance_permits_and_it_learns_the_outcome(
     pair: SimpleNamespace,
 ) -> None:
@@ -260,6 +261,7 @@ def test_a_request_goes_out_when_the_other_instance_permits_and_it_learns_the_ou
     assert outcomes[theirs["id"]] == "executed"
 
 
+@pytest.mark.slow
 def test_both_logs_pass_the_audit_and_replay_says_who_decided(pair: SimpleNamespace) -> None:
     for instance in (pair.proxy, pair.decider):
         done = subprocess.run(instance.command("log", "audit"), capture_output=True, timeout=60, check=False)
@@ -270,6 +272,7 @@ def test_both_logs_pass_the_audit_and_replay_says_who_decided(pair: SimpleNamesp
     assert "remote/holdgate" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_gate_alone_listens_for_askers_and_for_nobody_else(pair: SimpleNamespace) -> None:
     assert pair.decider.addresses.keys() == {"admin"}
     assert not (pair.decider.state_dir / "run/exec.sock").exists()
@@ -282,12 +285,14 @@ def test_a_gate_that_nobody_may_ask_does_not_start(tmp_path: Path) -> None:
         nobody.start()
 
 
+@pytest.mark.slow
 def test_nothing_goes_out_when_the_other_instance_denies(pair: SimpleNamespace) -> None:
     before = pair.vendors.counts("stripe")
     assert pair.bench.agent(REFUND % (pair.intent, 200_000, "k-2")).startswith("403 DENY")
     assert (pair.vendors.counts("stripe") - before).nothing
 
 
+@pytest.mark.slow
 def test_nothing_goes_out_when_the_other_instance_is_gone(pair: SimpleNamespace) -> None:
     before = pair.vendors.counts("stripe")
     pair.decider.kill()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -198,5 +199,5 @@ class Claims(RuleBasedStateMachine):
                     assert row is not None and not is_free(row), (made, key)
 
 
-TestClaims = Claims.TestCase
+TestClaims = pytest.mark.slow(Claims.TestCase)
 TestClaims.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)

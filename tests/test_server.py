@@ -307,6 +307,7 @@ def until(holds: Callable[[], bool]) -> bool:
     return held
 
 
+@pytest.mark.slow
 def test_sv2_sigterm_closes_the_listener_first_and_a_held_request_completes(tmp_path: Path) -> None:
     with Vendor() as vendor, ThreadPoolExecutor(2) as pool:
         gate = Instance(tmp_path, connect_to={STRIPE: vendor.address})
@@ -401,6 +402,7 @@ def test_while_a_rotation_to_a_constrained_ca_lasts_the_old_one_may_sign(folder:
 # --- SV3: SIGHUP ---
 
 
+@pytest.mark.slow
 def test_sv3_sighup_swaps_the_bundle_or_keeps_it(tmp_path: Path) -> None:
     with Vendor() as vendor:
         vendor.go.set()

@@ -818,6 +818,7 @@ async def test_an_audit_of_a_damaged_ledger_says_so(tmp_path: Path, sql: str) ->
 # --- kill -9 ---
 
 
+@pytest.mark.slow
 def test_s5_kill_9_at_any_point_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     dispatched, state = tmp_path / "dispatched", tmp_path / "state"
     state.mkdir()

@@ -92,6 +92,7 @@ def test_fhir_creates_searches_and_runs_transactions(vendors):
     assert requests.get(f"{base}/Patient/none", timeout=5).json()["resourceType"] == "OperationOutcome"
 
 
+@pytest.mark.slow
 def test_models_answer_whole_and_as_events(vendors):
     openai, anthropic = pytest.importorskip("openai"), pytest.importorskip("anthropic")
     asked = [{"role": "user", "content": "may I?"}]

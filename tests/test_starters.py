@@ -77,6 +77,32 @@ def slack(method: str, body: str) -> bytes:
     return request(f"POST /api/{method}", SLACK, BEARER, JSON, body=body)
 
 
+def table(more: str) -> bytes:
+    target = "X-Amz-Target: DynamoDB_20120810.PutItem"
+    host = "Host: dynamodb.us-east-1.amazonaws.com"
+    body = '{"TableName":"orders","Item":{"id":{"S":"1"}}' + more + "}"
+    return request("POST /", host, SIGNED, "Content-Type: application/x-amz-json-1.0", target, body=body)
+
+
+def aws_query(host: str, body: str) -> bytes:
+    return request("POST /", f"Host: {host}", SIGNED, FORM, body=body)
+
+
+def role(more: str) -> bytes:
+    body = "Action=AssumeRole&Version=2011-06-15&RoleArn=arn:aws:iam::111122223333:role/agent-readonly"
+    return aws_query("sts.amazonaws.com", f"{body}&RoleSessionName=a&DurationSeconds=900{more}")
+
+
+def plan(template: str) -> bytes:
+    body = f"Action=CreateChangeSet&Version=2010-05-15&StackName=s&ChangeSetName=c&TemplateBody={template}"
+    return aws_query("cloudformation.us-east-1.amazonaws.com", body)
+
+
+def charge(more: str) -> bytes:
+    body = f"amount=100&currency=eur&customer=cus_1&confirm=true{more}"
+    return request("POST /v1/payment_intents", STRIPE, BEARER, FORM, body=body)
+
+
 def copy(*headers: str) -> bytes:
     return request("PUT /b.txt", S3, SIGNED, "x-amz-copy-source: acme-internal/b.txt", *headers)
 
@@ -182,6 +208,57 @@ TWINS: Final = {
         slack("reactions.get", '{"channel":"C1","timestamp":"1.2"}'),
         slack("reactions.get", '{"channel":"C1","file":"F1"}'),
     ),
+    "slack: a broadcast in other letters": (
+        slack("chat.postMessage", '{"channel":"C1","text":"<@U1> hi"}'),
+        slack("chat.postMessage", '{"channel":"C1","text":"<!Channel> hi"}'),
+    ),
+    "slack: a broadcast with a space": (
+        slack("chat.postMessage", '{"channel":"C1","text":"<@U1> hi"}'),
+        slack("chat.postMessage", '{"channel":"C1","text":"<! EVERYONE|x>"}'),
+    ),
+    "slack: a broadcast that JSON escapes": (
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"mrkdwn","text":"hi"}]}'),
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"mrkdwn","text":"\\u003c!here>"}]}'),
+    ),
+    "slack: a plain mention in other letters": (
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"mrkdwn","text":"a@b.example"}]}'),
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"mrkdwn","text":"@hErE hello"}]}'),
+    ),
+    "slack: a plain mention that an edit reads": (
+        slack("chat.update", '{"channel":"C1","ts":"1.2","text":"hello"}'),
+        slack("chat.update", '{"channel":"C1","ts":"1.2","text":"@Everyone hello"}'),
+    ),
+    "slack: plain mentions made links": (
+        slack("chat.postMessage", '{"channel":"C1","text":"@channel"}'),
+        slack("chat.postMessage", '{"channel":"C1","text":"@channel","link_names":true}'),
+    ),
+    "slack: a text that is parsed": (
+        slack("chat.postMessage", '{"channel":"C1","text":"@channel"}'),
+        slack("chat.postMessage", '{"channel":"C1","text":"@channel","parse":"full"}'),
+    ),
+    "slack: a link that Slack follows": (
+        slack(
+            "chat.postMessage",
+            '{"channel":"C1","text":"https://a.example","unfurl_links":false,"unfurl_media":false}',
+        ),
+        slack("chat.postMessage", '{"channel":"C1","text":"https://a.example","unfurl_links":false}'),
+    ),
+    "slack: a picture that Slack fetches": (
+        slack("chat.postMessage", MESSAGE + ',"blocks":[{"type":"image","slack_file":{"id":"F1"}}]}'),
+        slack(
+            "chat.postMessage",
+            MESSAGE + ',"blocks":[{"type":"image","image_url":"https:a.example/x"}],'
+            '"unfurl_links":false,"unfurl_media":false}',
+        ),
+    ),
+    "slack: a link beside a file": (
+        slack("files.completeUploadExternal", '{"channel_id":"C1","files":[{"id":"F1"}]}'),
+        slack(
+            "files.completeUploadExternal",
+            '{"channel_id":"C1","files":[{"id":"F1"}],"initial_comment":"https://a.example/x.png"}',
+        ),
+    ),
+    "slack: another workspace": (slack("users.list", "{}"), slack("users.list", '{"team_id":"T2"}')),
     "slack: who writes to whom": (
         slack("conversations.list", '{"types":"public_channel"}'),
         slack("conversations.list", '{"types":"im,private_channel"}'),
@@ -283,6 +360,21 @@ TWINS: Final = {
         secret("CreateSecret", '{"Name":"agents/x","SecretString":"s"}'),
         secret("CreateSecret", '{"Name":"agents/x","SecretString":"s","Tags":[{"Key":"k","Value":"v"}]}'),
     ),
+    "dynamodb: a write that reads": (table(',"ReturnValues":"NONE"'), table(',"ReturnValues":"ALL_OLD"')),
+    "dynamodb: a refused write that reads": (
+        table(""),
+        table(',"ReturnValuesOnConditionCheckFailure":"ALL_OLD"'),
+    ),
+    "sts: in the name of somebody": (role(""), role("&SourceIdentity=alice")),
+    # A plan that includes a file has it fetched, from any bucket, with whatever stands in its name.
+    "cloudformation: a transform": (
+        plan("Resources:%20{}"),
+        plan("Fn::Transform:%20{Name:%20AWS::Include,Parameters:%20{Location:%20s3://evil/secret}}"),
+    ),
+    "cloudformation: a transform that is escaped": (
+        plan('{"Resources":{}}'),
+        plan('{"\\u0054ransform":"Evil"}'),
+    ),
     # A stored prompt brings its own tools; a search model searches without being told.
     "openai: a stored prompt": (
         responses(',"model":"gpt-5"'),
@@ -377,9 +469,10 @@ TWINS: Final = {
         refund("", "Stripe-Version: 2026-10-28.preview"),
     ),
     "stripe: a beta": (
-        refund("", "Stripe-Version: 2026-10-28.endive"),
-        refund("", "Stripe-Version: 2026-10-28.endive; refund_beta=v1"),
+        refund("", "Stripe-Version: 2024-06-20"),
+        refund("", "Stripe-Version: 2024-06-20; refund_beta=v1"),
     ),
+    "stripe: a payment method that is kept": (charge(""), charge("&setup_future_usage=off_session")),
     "stripe: another account": (refund(""), refund("", "Stripe-Account: acct_2")),
     "stripe: another context": (refund(""), refund("", "Stripe-Context: acct_2")),
     "stripe: another account in the query": (

@@ -147,6 +147,7 @@ def requests(draw: st.DrawFn) -> CanonicalRequest:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(maps(), st.lists(requests(), min_size=1, max_size=4))
 def test_sm28_any_map_and_any_request_give_an_action_or_an_input_error(

@@ -150,6 +150,7 @@ openssl verify -CAfile /etc/ssl/certs/ca-certificates.crt "$1/ca.pem"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
 @pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in ("update-ca-certificates", "unshare", "openssl"))
