@@ -21,6 +21,7 @@ from holdgate.adapters.keyfiles import load_keys
 from holdgate.adapters.sqlite import SqliteLedger
 from holdgate.cli import build_parser, main
 from holdgate.cli.ask import _Told
+from holdgate.cli.disclosure import Disclosure
 from holdgate.cli.progress import Progress
 from holdgate.config import load_config
 from holdgate.errors import Outcome, Reason
@@ -629,6 +630,13 @@ def test_verify_refuses_what_was_changed(run, recorded, shop):
     assert run("verify", "missing.jws").code == 2
 
 
+def test_a_disclosure_of_no_possible_target_is_a_refusal():
+    said = {"id": "rcpt_1", "destination": "a:443", "request": {"method": "GET", "commitment": "sha256:0"}}
+    for target in ("/\u2603", "/\ud800", "/\xe9", "/other"):
+        found = Disclosure(receipt="rcpt_1", salt=bytes(16), target=target, body_sha256=bytes(32))
+        assert found.problem(said)
+
+
 def test_verify_require_permit_refuses_a_refusal(run, recorded, shop):
     (shop / "one.jws").write_text(run("receipts", "show", recorded[0], "--raw").out)
     said = run("verify", "--require-permit", "one.jws")
@@ -660,6 +668,18 @@ def test_log_audit_is_clean_and_finds_an_edit(run, recorded, shop):
 
 
 # --- keys, trust, surfaces, run ---
+
+
+def test_an_edited_ledger_is_told_in_one_line(run, recorded, shop):
+    db = sqlite3.connect(shop / "state/ledger.db", isolation_level=None)
+    db.execute("UPDATE receipts SET jws = x'ff' WHERE idx = 1")
+    for words in (("export",), ("list", "--json"), ("show", recorded[1])):
+        said = run("receipts", *words)
+        assert said.code == 2 and "holdgate log audit" in said.err and "Traceback" not in said.err
+    db.execute("UPDATE receipts SET idx = ? WHERE idx = 1", (2**63 - 1,))
+    db.close()
+    said = run("receipts", "export")
+    assert said.code == 2 and "receipt 1 is missing" in said.err
 
 
 def test_verify_takes_header_lines_headers_and_folders(run, recorded, shop, monkeypatch):

@@ -661,6 +661,50 @@ async def test_s10_a_ledger_that_lost_rows_does_not_open(tmp_path: Path, sql: st
         open_ledger(tmp_path)
 
 
+_PLANTED = {
+    "a trigger that takes claims back": "CREATE TRIGGER t AFTER UPDATE ON head BEGIN DELETE FROM claims;"
+    " UPDATE head SET claims = 0; END",
+    "a view that never ends": "ALTER TABLE claims RENAME TO kept; CREATE VIEW claims AS WITH RECURSIVE"
+    " r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT kept.* FROM kept, r",
+    "a virtual table": "DROP TABLE erasing; CREATE VIRTUAL TABLE erasing USING fts5(idx)",
+}
+
+
+@pytest.mark.parametrize("sql", _PLANTED.values(), ids=_PLANTED)
+async def test_s11_a_ledger_in_which_something_was_planted_is_neither_opened_nor_read(
+    tmp_path: Path, sql: str
+) -> None:
+    await _filled(tmp_path)
+    db = sqlite3.connect(tmp_path / "ledger.db")
+    db.executescript(sql)
+    db.close()
+    with pytest.raises(ConfigError, match="was edited: there is a"):
+        open_ledger(tmp_path)
+    with pytest.raises(ConfigError, match="was edited: there is a"):
+        SqliteReader(tmp_path)
+
+
+async def test_s11_a_ledger_with_other_tables_is_not_opened(tmp_path: Path) -> None:
+    await _filled(tmp_path)
+    db = sqlite3.connect(tmp_path / "ledger.db")
+    columns = "key TEXT, idx, digest, policy, receipt_id, rules, expires_us"
+    db.executescript(f"DROP TABLE denials; CREATE TABLE denials ({columns})")
+    db.close()
+    with pytest.raises(ConfigError, match="denials is not declared as it should be"):
+        open_ledger(tmp_path)
+    with SqliteReader(tmp_path) as reader:
+        assert "ledger.db: denials is not declared as it should be" in reader.integrity_problems()
+
+
+async def test_statistics_and_an_index_of_an_operator_do_not_matter(tmp_path: Path) -> None:
+    await _filled(tmp_path)
+    db = sqlite3.connect(tmp_path / "ledger.db")
+    db.executescript("CREATE INDEX mine ON receipts (agent); ANALYZE")
+    db.close()
+    open_ledger(tmp_path).close()
+    assert _audit(tmp_path).problems == ()
+
+
 async def test_s4_a_missing_or_forged_checkpoint_is_refused(tmp_path: Path) -> None:
     await _filled(tmp_path)
     path = tmp_path / "log" / "checkpoint"

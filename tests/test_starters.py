@@ -469,8 +469,8 @@ TWINS: Final = {
         refund("", "Stripe-Version: 2026-10-28.preview"),
     ),
     "stripe: a beta": (
-        refund("", "Stripe-Version: 2026-10-28.endive"),
-        refund("", "Stripe-Version: 2026-10-28.endive; refund_beta=v1"),
+        refund("", "Stripe-Version: 2024-06-20"),
+        refund("", "Stripe-Version: 2024-06-20; refund_beta=v1"),
     ),
     "stripe: a payment method that is kept": (charge(""), charge("&setup_future_usage=off_session")),
     "stripe: another account": (refund(""), refund("", "Stripe-Account: acct_2")),

@@ -2,6 +2,7 @@
 
 Invariants (tests/test_sqlite.py has one test named after each):
   S10  A ledger that lost claims, permits or counters, or got some from elsewhere, does not open.
+  S11  A ledger with a view, a trigger, or another table under a name of ours does not open.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..ledger import State
 from ..tlog import TlogError
-from .sqlite_schema import DB_NAME, OPEN_PERMITS, STEPS, VERSION, Sizes, connect_writer, permits_of, unpack
+from .sqlite_schema import (
+    DB_NAME,
+    OPEN_PERMITS,
+    STEPS,
+    VERSION,
+    Sizes,
+    connect_writer,
+    permits_of,
+    schema_problems,
+    unpack,
+)
 from .store import Head, Node, Permit
 
 __all__ = ["OpenFile", "files_of", "open_file", "read_permits"]
@@ -50,6 +61,8 @@ def _open_head(db: sqlite3.Connection, path: Path, node: Node) -> Head:
         raise ConfigError(f"ledger format {version}; this version writes {VERSION}", file=str(path))
     if version < VERSION:
         _bring_up_to_date(db, version, node)
+    if problems := schema_problems(db):
+        raise ConfigError(f"the ledger was edited: {', '.join(problems)}", file=str(path))
     row = db.execute("SELECT origin, node, size, iat_us, hashes FROM head").fetchone()
     if row is None:
         raise ConfigError("the ledger has no head row: it was edited", file=str(path))

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..ledger import Total
 from .reader import Page, Reader, StoredReceipt
 from .sqlite_erase import count_kept
-from .sqlite_schema import DB_NAME, VERSION, connect_reader, read_total, schema_of_new
+from .sqlite_schema import DB_NAME, VERSION, connect_reader, read_total, schema_problems, strangers
 
 __all__ = ["Page", "SqliteReader", "StoredReceipt"]
 
@@ -27,10 +27,13 @@ class SqliteReader(Reader):
         try:
             self._db = connect_reader(path)
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            odd = strangers(self._db)
         except sqlite3.Error as error:
             raise ConfigError(f"cannot read the ledger: {error}", file=str(path)) from error
         if version != VERSION:
             raise ConfigError(f"ledger format {version}; this version reads {VERSION}", file=str(path))
+        if odd:
+            raise ConfigError(f"the ledger was edited: {', '.join(odd)}", file=str(path))
 
     def close(self) -> None:
         self._db.close()
@@ -58,15 +61,10 @@ class SqliteReader(Reader):
         """Pages, indexes that are not their tables', another schema."""
         try:
             rows = self._db.execute("PRAGMA integrity_check(20)").fetchall()
-            declared = dict(self._db.execute("SELECT name, sql FROM sqlite_schema"))
+            wrong = schema_problems(self._db)
         except sqlite3.Error as error:
             return (f"ledger.db: {error}",)
-        found = [row[0] for row in rows if row[0] != "ok"]
-        found += [
-            f"{name} is not declared as it should be"
-            for name, sql in sorted(schema_of_new().items())
-            if declared.get(name, sql) != sql
-        ]
+        found = [row[0] for row in rows if row[0] != "ok"] + wrong
         return tuple(f"ledger.db: {text}" for text in found)
 
     @contextlib.contextmanager

@@ -50,6 +50,8 @@ __all__ = [
     "read_total",
     "row_of",
     "schema_of_new",
+    "schema_problems",
+    "strangers",
     "unpack",
 ]
 
@@ -197,6 +199,23 @@ def schema_of_new() -> dict[str, str | None]:
         for step in STEPS:
             db.executescript(step)
         return dict(db.execute("SELECT name, sql FROM sqlite_schema"))
+
+
+def strangers(db: sqlite3.Connection) -> list[str]:
+    """What a ledger has none of: a view or virtual table in the place of a table may never end, and a trigger
+    may take back what was just written."""
+    rows = db.execute(
+        "SELECT type, name FROM sqlite_schema WHERE type IN ('view', 'trigger') OR sql LIKE 'create virtual%'"
+    )
+    return [f"there is a {kind} {name!a}" for kind, name in rows]
+
+
+def schema_problems(db: sqlite3.Connection) -> list[str]:
+    """How the ledger differs from what this version declares. More indexes, or statistics, do not matter."""
+    declared = dict(db.execute("SELECT name, sql FROM sqlite_schema"))
+    expected = sorted(schema_of_new().items())
+    wrong = [f"{name} is not declared as it should be" for name, sql in expected if declared.get(name) != sql]
+    return strangers(db) + wrong
 
 
 def pack(tree: Tree) -> bytes:

@@ -30,6 +30,8 @@ class Disclosure:
             return f"the disclosure is of {self.receipt}"
         if "commitment" not in request:
             return "the receipt has no commitment"
+        if max(self.target, default="") > "\xff":
+            return "the target is not bytes, as a request's is"
         said = commitment(
             self.salt,
             method=request["method"],

@@ -87,10 +87,12 @@ def _export_log(config: Config, node: str, args: argparse.Namespace) -> None:
 
 
 def _read(reader: Reader, index: int, most: int) -> Sequence[Row]:
-    return [
-        Row(index=stored.index, jws=stored.jws, statement=decode_jws(stored.jws))
-        for stored in reader.export(index, most)
-    ]
+    rows = []
+    for at, stored in enumerate(reader.export(index, most), index):
+        if stored.index != at:  # what follows would be sent under other numbers, or for ever
+            raise ConfigError(f"receipt {at} is missing in the ledger: `holdgate log audit` says what else")
+        rows.append(Row(index=at, jws=stored.jws, statement=decode_jws(stored.jws)))
+    return rows
 
 
 def _sink(args: argparse.Namespace) -> Sink:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ...jcs import loads_strict
+from ...errors import ConfigError
+from ...jcs import JcsError, loads_strict
 from ...keys import unb64url
 
 if TYPE_CHECKING:
@@ -18,13 +19,23 @@ __all__ = ["decode_jws", "export_row", "parse_since"]
 
 
 def decode_jws(jws: bytes) -> dict[str, Any]:
-    """The statement of a receipt out of our own ledger. It is not verified here: `verify` does that."""
-    statement: dict[str, Any] = loads_strict(unb64url(jws.split(b".")[1]))
+    """The statement of a receipt out of our own ledger. It is not verified here: `verify` does that.
+
+    Raises ConfigError where the ledger was edited.
+    """
+    try:
+        jws.decode("ascii")
+        statement: dict[str, Any] = loads_strict(unb64url(jws.split(b".")[1]))
+    except (ValueError, IndexError, JcsError) as error:
+        raise ConfigError(
+            "a receipt in the ledger is damaged or was edited: `holdgate log audit` says which"
+        ) from error
     return statement
 
 
 def export_row(stored: StoredReceipt) -> dict[str, Any]:
-    return {"index": stored.index, "jws": stored.jws.decode("ascii"), "receipt": decode_jws(stored.jws)}
+    statement = decode_jws(stored.jws)
+    return {"index": stored.index, "jws": stored.jws.decode("ascii"), "receipt": statement}
 
 
 def parse_since(text: str) -> int:
