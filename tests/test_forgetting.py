@@ -55,6 +55,36 @@ async def test_fg2_orders_at_the_same_time_share_nothing(tmp_path: Path) -> None
     ledger.close()
 
 
+async def test_fg4_a_clock_that_was_set_forward_destroys_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = await _filled(tmp_path)
+    with SqliteReader(tmp_path) as reader:
+        third = list(reader.export())[3].iat_us
+    forgetter = Forgetter(lambda: SqliteReader(tmp_path), ledger)
+    time_us = third  # nothing is that old
+    kept: list[int] = []
+
+    async def pause(seconds: float) -> None:
+        nonlocal time_us
+        with SqliteReader(tmp_path) as reader:
+            kept.append(reader.count_kept(Erasure(action=RETENTION, before_us=T0 + DAY_US)))
+        # An hour later: a year ahead, right again, and a day ahead at most.
+        time_us = third + [365 * DAY_US, 2, 30 * DAY_US][len(kept) - 1] if len(kept) < 4 else 0
+        if len(kept) == 4:
+            raise asyncio.CancelledError
+
+    # The machine has run as long as the clock says, but for the year.
+    def uptime_us() -> int:
+        return 30 * DAY_US if time_us == third + 30 * DAY_US else 0
+
+    with pytest.raises(asyncio.CancelledError):
+        await forgetter.retain(30, lambda: time_us, pause, uptime_us)
+    assert kept == [6, 6, 6, 3]
+    assert caplog.text.count("set forward") == 1
+    ledger.close()
+
+
 async def test_fg3_retention_takes_what_is_old_enough_and_goes_on_after_a_failure(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

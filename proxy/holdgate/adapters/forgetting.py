@@ -6,12 +6,14 @@ Invariants (tests/test_forgetting.py has one test named after each):
   FG1  An order that takes nothing from anything leaves no receipt: doing it again changes nothing.
   FG2  One order after the other: the count of a receipt is what its own order destroyed.
   FG3  Retention never ends because one run of it failed.
+  FG4  On a clock that was set forward while it ran, by more than a day, retention destroys nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -26,6 +28,11 @@ log = logging.getLogger("holdgate.forgetting")
 
 RETENTION_EVERY_S: Final = 3600.0
 _DAY_US: Final = 86_400_000_000
+
+
+def _uptime_us() -> int:
+    """Also while the machine sleeps; nobody sets it."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
 
 
 class _Ledger(Protocol):
@@ -64,14 +71,25 @@ class Forgetter:
         days: int,
         clock_us: Callable[[], int],
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        uptime_us: Callable[[], int] = _uptime_us,
     ) -> None:
         """Destroy what is older than `days`, now and every hour, until cancelled."""
+        boot_us = clock_us() - uptime_us()  # by the earliest of the clock's opinions
         while True:
             try:
-                before_us = max(1, clock_us() - days * _DAY_US)
-                done = await self.forget(Erasure(action=RETENTION, before_us=before_us), by="retention")
-                if done.count:
-                    log.info("retention: inputs of %d decisions destroyed, %s", done.count, done.receipt_id)
+                now_us = clock_us()
+                boot_us = min(boot_us, now_us - uptime_us())
+                if (
+                    now_us - uptime_us() - boot_us > _DAY_US
+                ):  # what is destroyed does not come back with the right time
+                    log.error("retention: the clock was set forward; nothing is destroyed until it is right")
+                else:
+                    await self._retain(max(1, now_us - days * _DAY_US))
             except Exception:
                 log.exception("retention failed; it is tried again in an hour")
             await pause(RETENTION_EVERY_S)
+
+    async def _retain(self, before_us: int) -> None:
+        done = await self.forget(Erasure(action=RETENTION, before_us=before_us), by="retention")
+        if done.count:
+            log.info("retention: inputs of %d decisions destroyed, %s", done.count, done.receipt_id)
