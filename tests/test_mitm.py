@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import mitmproxy.proxy.layers as engine_layers
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from mitmproxy import exceptions, hooks, options
-from mitmproxy.proxy import server, server_hooks
+from mitmproxy.proxy import mode_servers, server, server_hooks
 from mitmproxy.proxy.layers import ClientTLSLayer, modes
 from mitmproxy.utils import asyncio_utils
 from OpenSSL import crypto
@@ -22,7 +23,7 @@ from OpenSSL import crypto
 from client_pki import make_ca
 from doors import open_door
 from holdgate.adapters import mitm
-from holdgate.adapters.gate_layer import DenyLayer, GateLayer, Relay
+from holdgate.adapters.gate_layer import DenyLayer, GateLayer, Held, HoldgateHoldHook, Relay
 from holdgate.adapters.mitm import HOOKS, IGNORED_HOOKS, REQUIRED_OPTIONS, HoldgateAddon, check_options
 from holdgate.limits import Limits
 
@@ -273,6 +274,29 @@ async def test_en2_every_required_option_has_its_value(tmp_path: Path) -> None:
         for name, wanted in REQUIRED_OPTIONS.items():
             if name in door.engine.options:
                 assert getattr(door.engine.options, name) == wanted, name
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["answers", "raises"])
+async def test_no_connection_is_idle_while_its_hook_runs(tmp_path: Path, raises: bool) -> None:
+    async def callback() -> None: ...
+
+    watchdog, seen = server.TimeoutWatchdog(20, callback), []
+
+    async def act(hook: hooks.Hook) -> None:
+        seen.append((watchdog.blocker, watchdog.can_timeout.is_set()))
+        if raises:
+            raise ValueError
+
+    async with open_door(tmp_path):  # an engine that was built: its own handler is replaced
+        addons = SimpleNamespace(handle_lifecycle=act)
+        handler: Any = SimpleNamespace(timeout_watchdog=watchdog, master=SimpleNamespace(addons=addons))
+        watchdog.last_activity = 0.0
+        with pytest.raises(ValueError) if raises else contextlib.nullcontext():
+            await mode_servers.ProxyConnectionHandler.handle_hook(handler, HoldgateHoldHook(Held(callback)))  # type: ignore[arg-type]
+    assert seen == [(1, False)] and (watchdog.blocker, watchdog.can_timeout.is_set()) == (0, True)
+    assert watchdog.last_activity > 0
+    with watchdog.disarm():  # a contract with the engine: it says the same in the same words
+        assert (watchdog.blocker, watchdog.can_timeout.is_set()) == (1, False)
 
 
 async def test_the_engine_describes_no_tasks(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from mitmproxy import master, options
 from mitmproxy.addons import errorcheck, proxyserver
 from mitmproxy.connection import Client
-from mitmproxy.proxy import mode_servers
+from mitmproxy.proxy import commands, mode_servers
 from mitmproxy.utils import asyncio_utils
 
 from ..config import Address, Listen
@@ -59,6 +59,7 @@ def build_engine(
     engine.addons.add(proxy, addon, errorcheck.ErrorCheck(repeat_errors_on_stderr=True))
     # The engine's own dispatcher swallows exceptions and walks every addon; ours does neither.
     engine.addons.handle_lifecycle = addon.dispatch_hook  # type: ignore[method-assign]
+    mode_servers.ProxyConnectionHandler.handle_hook = _handle_hook  # type: ignore[method-assign, assignment]
     # It would look at its environment and format a name for the task of every hook.
     asyncio_utils.set_task_debug_info = _unnamed
     addon.connections = proxy.connections  # type: ignore[assignment]
@@ -70,6 +71,20 @@ def build_engine(
     longest_s = max(limits.idle_s, limits.head_s, limits.body_s)
     engine.options.update(mode=modes, tcp_timeout=int(longest_s) + 30)
     return engine, proxy
+
+
+async def _handle_hook(handler: mode_servers.ProxyConnectionHandler, hook: commands.StartHook) -> None:
+    """In the place of the engine's own, for the same: no connection is idle while one of its hooks runs."""
+    watchdog = handler.timeout_watchdog
+    watchdog.can_timeout.clear()
+    watchdog.blocker += 1
+    try:
+        await handler.master.addons.handle_lifecycle(hook)
+    finally:
+        watchdog.blocker -= 1
+        if watchdog.blocker == 0:
+            watchdog.register_activity()
+            watchdog.can_timeout.set()
 
 
 def _unnamed(*_: object, **__: object) -> None:

@@ -190,6 +190,8 @@ class GateLayer(layer.Layer):
 
     # The seam of back-pressure: while a hook is pending, events pass here before they are queued.
     def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if self.child is not None and self._paused is None:  # a tunnel: nothing is held or read here any more
+            return self.child.handle_event(event)
         if self._paused is not None:
             if isinstance(event, events.DataReceived):
                 self.queued += len(event.data)
