@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from mitmproxy import exceptions, hooks, options
 from mitmproxy.proxy import server, server_hooks
 from mitmproxy.proxy.layers import ClientTLSLayer, modes
+from mitmproxy.utils import asyncio_utils
 from OpenSSL import crypto
 
 from client_pki import make_ca
@@ -272,6 +273,14 @@ async def test_en2_every_required_option_has_its_value(tmp_path: Path) -> None:
         for name, wanted in REQUIRED_OPTIONS.items():
             if name in door.engine.options:
                 assert getattr(door.engine.options, name) == wanted, name
+
+
+async def test_the_engine_describes_no_tasks(tmp_path: Path) -> None:
+    async with open_door(tmp_path):
+        task = asyncio_utils.create_task(asyncio.sleep(0), name="hook", keep_ref=True, client=("::1", 1))
+        assert task.get_name() != "hook" and not hasattr(task, "created")
+        assert "task" in asyncio_utils.task_repr(task).lower(), "what the engine says of one has a name"
+        await task
 
 
 def test_en3_no_default_addon_is_imported() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ from holdgate.keys import SigningKey, key_set
 from holdgate.ledger import InFlightElsewhere, OutcomeStatus, Superseded
 from holdgate.limits import Limits
 from holdgate.message import Listener, Message, Origin, RequestHead
-from holdgate.pipeline import LARGE_BODY_BYTES, Pipeline
+from holdgate.pipeline import LARGE_BODY_BYTES, Holds, Pipeline
 from holdgate.receipt import verify
 from holdgate.relay import Converged
 from holdgate.release import Release
@@ -995,3 +996,75 @@ async def test_p6_a_keyed_answer_is_offered_to_other_nodes_before_its_outcome(
     house.index.result = recognised()  # without a key nobody else can be waiting
     await house.ask()
     assert len(offered) == 1
+
+
+# --- the hold deadline of many ---
+
+
+async def _held(holds: Holds, work: Callable[[], Awaitable[None]]) -> str:
+    try:
+        async with asyncio.timeout(None) as deadline:
+            holds.begin(deadline)
+            try:
+                await work()
+            finally:
+                holds.end(deadline)
+    except TimeoutError:
+        return "deadline"
+    except ValueError:
+        return "raised"
+    return "done"
+
+
+async def _at_once() -> None: ...
+
+
+async def _raises() -> None:
+    raise ValueError
+
+
+async def test_p8_a_hold_deadline_comes_whatever_others_do() -> None:
+    holds, loop = Holds(0.05), asyncio.get_running_loop()
+    began = loop.time()
+    works = [_at_once, _hang, _raises, _hang, _at_once, _hang]
+    tasks = [asyncio.create_task(_held(holds, work)) for work in works]
+    left = asyncio.create_task(_held(holds, _hang))
+    await asyncio.wait(tasks, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    left.cancel()
+    assert await asyncio.wait_for(asyncio.gather(*tasks), 5) == [
+        "done",
+        "deadline",
+        "raised",
+        "deadline",
+        "done",
+        "deadline",
+    ]
+    assert 0.05 <= loop.time() - began < 5
+    with pytest.raises(asyncio.CancelledError):  # cancelled is not overdue
+        await left
+    assert await asyncio.wait_for(_held(holds, _hang), 5) == "deadline", (
+        "one that begins when no other is held"
+    )
+    holds = Holds(0.05)
+    assert await _held(holds, _at_once) == "done"
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await _hang()
+    began = loop.time()
+    assert await asyncio.wait_for(_held(holds, _hang), 5) == "deadline", (
+        "one that is not over when it is asked"
+    )
+    assert loop.time() - began >= 0.05
+    nested = _held(holds, lambda: _and_then(holds))
+    assert await asyncio.wait_for(nested, 5) == "deadline", "and one that began before another"
+
+
+async def _and_then(holds: Holds) -> None:
+    await _held(holds, _hang)
+    await _hang()
+
+
+def test_p8_a_hold_deadline_comes_in_another_event_loop() -> None:
+    holds = Holds(0.05)
+    assert asyncio.run(_held(holds, _at_once)) == "done"
+    assert asyncio.run(asyncio.wait_for(_held(holds, _hang), 5)) == "deadline"

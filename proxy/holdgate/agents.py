@@ -93,7 +93,7 @@ def identify(
     known = proven or frozenset()
     if proven is not None and not any(rule.certificate in known for rule in rules):
         raise InputError(Reason.UNKNOWN_AGENT, "the client certificate is no agent's")
-    certified = tuple(rule for rule in rules if rule.certificate is None or rule.certificate in known)
+    certified = tuple([rule for rule in rules if rule.certificate is None or rule.certificate in known])
     agent = _identify(origin, certified, rules)
     if proven is not None and not any(rule.agent is agent and rule.certificate for rule in rules):
         raise InputError(Reason.UNKNOWN_AGENT, "the client certificate is another agent's")
@@ -107,7 +107,7 @@ def _identify(origin: Origin, rules: tuple[AgentRule, ...], configured: tuple[Ag
     source = _address(origin.source)
     if origin.vouched is not None:
         return _vouched(origin.vouched, credentials, configured)
-    rules = tuple(rule for rule in rules if not rule.users or origin.uid in rule.users)
+    rules = tuple([rule for rule in rules if not rule.users or origin.uid in rule.users])
     if credentials:
         matching = _by_token(credentials[0], source, rules)
     else:

@@ -12,6 +12,7 @@ from typing import Protocol
 from .errors import HoldgateError
 from .ledger import OutcomeStatus
 from .message import Headers, ResponseHead
+from .quick import quick
 from .release import Release
 
 __all__ = ["Answer", "DispatchError", "Dispatcher", "Exchange", "Stream"]
@@ -29,6 +30,7 @@ class Stream(Protocol):
         ...
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     status: int

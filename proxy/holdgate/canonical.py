@@ -29,6 +29,7 @@ from .content.mediatype import check_charset, parse_media_type
 from .errors import InputError, Reason
 from .fields import read_fields
 from .message import Headers, Listener, Message, Origin
+from .quick import quick
 
 __all__ = ["CanonicalRequest", "MediaType", "Target", "canonicalise", "read_target"]
 
@@ -41,6 +42,7 @@ class MediaType:
     params: tuple[tuple[str, str], ...]
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanonicalRequest:
     method: str  # upper case token as sent
@@ -68,6 +70,7 @@ class CanonicalRequest:
         return f"{self.host}:{self.port}"
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """An origin-form target, read."""

@@ -18,6 +18,7 @@ from .bundle import Bundle
 from .counters import Use, uses_of_all
 from .errors import Reason
 from .facts import Found, Lookup, lookups_of_all
+from .quick import quick
 from .surface.model import Action, Recognised
 
 __all__ = [
@@ -46,6 +47,7 @@ class Target(Protocol):
     def body(self) -> bytes: ...
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """What is known of one request when it is judged. Later steps may not have been reached."""
@@ -138,7 +140,7 @@ def _action_part(action: Action, request: Target, recognised: Recognised) -> dic
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

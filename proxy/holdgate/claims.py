@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from .case import Case, Target
 from .ledger import CONFLICT_SOURCE, ONCE_SOURCE, Binding, ClaimRow, is_free, op_key, scoped_key
+from .quick import quick
 from .standing import KEYLESS_S, Standing, bound_part, is_anothers
 from .surface.model import Bond, KeySource, Recognised
 
@@ -29,6 +30,7 @@ _CONFLICT_TTL_S: Final = 86_400
 _ONCE_TTL_S: Final = 366 * 86_400  # no time frees it; longer than any key, so that a replay knows its own
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     key: str

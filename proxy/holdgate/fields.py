@@ -20,6 +20,7 @@ from typing import Final
 
 from .errors import InputError, Reason
 from .message import Headers
+from .quick import quick
 
 __all__ = ["INERT_HEADERS", "FieldSet", "is_inert", "read_fields"]
 
@@ -129,6 +130,7 @@ _NONE: Final[frozenset[str]] = frozenset()
 _HANDSHAKES: Final = frozenset({"ntlm", "negotiate", "kerberos"})
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldSet:
     """The header section after removals."""

@@ -38,6 +38,7 @@ from .errors import Outcome, Reason
 from .facts import readable
 from .gate_input import Problem, action_frame, readable_counters, shared_frame
 from .policy_model import RuleEffect
+from .quick import quick
 
 if TYPE_CHECKING:
     from .policy_model import Applicable, PolicySet, Rule
@@ -66,6 +67,7 @@ _SILENCES: Final = (
 )
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     outcome: Outcome

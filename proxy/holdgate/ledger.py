@@ -30,6 +30,7 @@ from typing import Any, Final, Protocol
 
 from .digest import framed
 from .errors import BackendError, HoldgateError, Outcome, Reason
+from .quick import quick
 from .sealing import KeptAnswer, Sealed
 from .standing import NOTHING_STANDS, Denial, Made, Prepared, Standing, Told
 
@@ -118,6 +119,7 @@ class Verdict(StrEnum):
     CONFLICT = "conflict"
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRow:
     """The stored state of one key."""
@@ -134,6 +136,7 @@ class ClaimRow:
     before: tuple[State, str, int] | None = None  # (state, receipt_id, http_status)
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
     """A claim to write together with a PERMIT."""
@@ -175,6 +178,7 @@ class Budgets:
 NO_BUDGETS: Final = Budgets(totals=MappingProxyType({}), standing=MappingProxyType({}))
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """What one decision writes: the receipt, and the claims that it binds (only on PERMIT)."""
@@ -203,6 +207,7 @@ class Entry:
     recalls: bool = False  # a repeat that may be given the answer to `prior`, if the store kept it
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
     """An Entry that is durable. Only stores make one."""
@@ -418,6 +423,20 @@ OUTCOMES: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
     }
 )
 
+_EVENT_OF: Final = {status: Event(status.value) for status in OutcomeStatus}
+
+# (source, state) of the claims that obstruct nobody any more, at any time.
+_FREE: Final = frozenset(
+    (source, state)
+    for source, who in (
+        (CONFLICT_SOURCE, Arrival.CONFLICT),
+        (ONCE_SOURCE, Arrival.ONCE),
+        ("implicit", Arrival.IMPLICIT),
+    )
+    for state in _STATES
+    if ARRIVALS[state, who] is _FRESH
+)
+
 # States of a permit in which nothing happened at the vendor: its charges are released.
 RELEASING: Final = frozenset({_F, _N})
 
@@ -552,7 +571,7 @@ def settle(
     state: State, status: OutcomeStatus, delivered: bool, found: OutcomeStatus = OutcomeStatus.EXECUTED
 ) -> State:
     """The state of a permit, or of a claim that it holds, after its outcome; `found` is of `reconciled`."""
-    event = FINDINGS[found] if status is OutcomeStatus.RECONCILED else Event(status.value)
+    event = FINDINGS[found] if status is OutcomeStatus.RECONCILED else _EVENT_OF[status]
     if event is Event.EXECUTED and not delivered:
         event = Event.UNDELIVERED
     return OUTCOMES[state, event]
@@ -590,10 +609,23 @@ def settle_row(
     if row.before is not None and state in (_F, _N):
         # The replay changed nothing at the vendor, so what the first dispatch left still holds.
         first, receipt_id, first_status = row.before
-        return replace(row, state=first, receipt_id=receipt_id, http_status=first_status, before=None)
-    if state is row.state:
-        return row
-    return replace(row, state=state, http_status=http_status, before=None)
+        return _left(row, first, receipt_id, first_status)
+    return row if state is row.state else _left(row, state, row.receipt_id, http_status)
+
+
+def _left(row: ClaimRow, state: State, receipt_id: str, http_status: int) -> ClaimRow:
+    """What its last dispatch leaves of a claim. Field by field: replace() looks them up each time."""
+    return ClaimRow(
+        key=row.key,
+        state=state,
+        digest=row.digest,
+        receipt_id=receipt_id,
+        http_status=http_status,
+        expires_us=row.expires_us,
+        provider=row.provider,
+        source=row.source,
+        before=None,
+    )
 
 
 def remade(
@@ -617,8 +649,4 @@ def remade(
 
 def is_free(row: ClaimRow) -> bool:
     """Whether the row obstructs nobody any more, at any time: stores may forget it."""
-    if row.source == CONFLICT_SOURCE:
-        return ARRIVALS[row.state, Arrival.CONFLICT] is _FRESH
-    if row.source == ONCE_SOURCE:
-        return ARRIVALS[row.state, Arrival.ONCE] is _FRESH
-    return row.source == "implicit" and ARRIVALS[row.state, Arrival.IMPLICIT] is _FRESH
+    return (row.source, row.state) in _FREE

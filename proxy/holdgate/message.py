@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .quick import quick
+
 __all__ = ["Headers", "Listener", "Message", "Origin", "RequestHead", "ResponseHead"]
 
 type Headers = tuple[tuple[bytes, bytes], ...]
@@ -40,6 +42,7 @@ class Origin:
     vouched: str | None = None  # id of the agent whose namespace the connection came from: `holdgate exec`
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestHead:
     method: bytes
@@ -47,6 +50,7 @@ class RequestHead:
     headers: Headers
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One complete request: head and de-chunked body (content codings still on)."""
@@ -56,6 +60,7 @@ class Message:
     body: bytes
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseHead:
     """A response head from an upstream, or ours to an agent."""

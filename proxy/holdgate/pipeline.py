@@ -16,6 +16,7 @@ Invariants (tests/test_pipeline.py has one test named after each):
       has none, this one is decided again; at the hold deadline it is `in_flight`.
   P7  A kept answer goes only to a repeat that was recorded as already_executed and has the credential of the
       first request; nothing leaves, and nobody shares it.
+  P8  The hold deadline of a request comes in time, whichever others began, ended or expired before it.
 
 Long because the nine steps, and the refusal that each of them may end in, are read together.
 """
@@ -87,6 +88,38 @@ async def no_provider(_: Iterable[Lookup]) -> Mapping[Lookup, Found]:
     return {}
 
 
+class Holds:
+    """Deadlines that are equally far off: what began first ends first, so one timer is enough for all."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._open: dict[asyncio.Timeout, float] = {}  # when each ends, the next one first
+        self._timer: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
+
+    def begin(self, deadline: asyncio.Timeout) -> None:
+        """`deadline` is entered, and has no end of its own."""
+        loop = asyncio.get_running_loop()
+        self._open[deadline] = ends = loop.time() + self._seconds
+        if self._timer is None or self._timer[0] is not loop:
+            self._arm(loop, ends)
+
+    def end(self, deadline: asyncio.Timeout) -> None:
+        self._open.pop(deadline, None)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop, ends: float) -> None:
+        self._timer = loop, loop.call_at(ends, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        while self._open:
+            deadline, ends = next(iter(self._open.items()))
+            if ends > loop.time():
+                self._arm(loop, ends)
+                return
+            del self._open[deadline]
+            deadline.reschedule(ends)  # that is past: it comes in the next turn of the loop
+
+
 @dataclass(slots=True, kw_only=True)
 class Pipeline:
     bundle: Bundle
@@ -110,11 +143,13 @@ class Pipeline:
     in_flight: int = 0
     flights: dict[str, Flight] = field(default_factory=dict)
     floods: Floods[asyncio.Future[Recorded | None]] = field(init=False)
+    holds: Holds = field(init=False)
     # Reading takes several times a body's own memory, which held_bytes does not count.
     large_reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_READS))
 
     def __post_init__(self) -> None:
         self.floods = Floods(self.limits.refusals_per_agent_s)
+        self.holds = Holds(self.limits.hold_s)
 
     # -- what the inner door asks -----------------------------------------------------------------
 
@@ -234,8 +269,12 @@ class Pipeline:
     # -- the nine steps ---------------------------------------------------------------------------
 
     async def _held(self, held: Held) -> Answer:
-        async with asyncio.timeout(self.limits.hold_s):
-            flight, found = await self._decided(held)
+        async with asyncio.timeout(None) as deadline:
+            self.holds.begin(deadline)
+            try:
+                flight, found = await self._decided(held)
+            finally:
+                self.holds.end(deadline)
         if not isinstance(found, Recorded):
             return found
         recorded = found

@@ -22,6 +22,7 @@ from .errors import HoldgateError, Outcome, Reason
 from .headers import Verdicts, decision_headers, upstream_headers, upstream_reason
 from .ledger import Entry, Ledger, OutcomeStatus, Recorded
 from .message import Headers, ResponseHead
+from .quick import quick
 from .refusal import Refusal, refuse
 from .sealing import KeptAnswer
 from .standing import Made
@@ -78,6 +79,7 @@ def share(flights: dict[str, Flight], flight: Flight | None, answer: Answer | No
         flight.answer.set_result(answer)
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
     """What every answer to this request needs: the receipt, how to show it, and the vendor's error shape."""

@@ -13,11 +13,13 @@ from .canonical import CanonicalRequest
 from .digest import wire_digest
 from .errors import BackendError, InputError, Outcome, Reason
 from .ledger import Recorded
+from .quick import quick
 from .surface.model import Recognised
 
 __all__ = ["Release"]
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """A permitted, durably recorded request, ready to be sent once."""

@@ -58,6 +58,8 @@ from ..tlog import leaf_hash
 from .store import Changes, Head, KeptRow, Node, OutcomeNote, Permit, ReceiptRow, Rows
 
 _INT64: Final = 2**63
+_BYTES_OR_NONE: Final = (bytes, type(None))
+_SEALED_OR_NONE: Final = (Sealed, type(None))
 _KEYED: Final = frozenset({"native", "natural"})
 _MAKING: Final = frozenset({State.EXECUTED, State.UNDELIVERED})  # nobody reads an id into another outcome
 
@@ -338,7 +340,7 @@ class Batch:
         before = permit.state
         if permit.charges and state in RELEASING:
             permit = self._release(permit, now_us)
-        self.permits[permit.receipt_id] = replace(permit, state=state, http_status=http_status, waiting=())
+        self.permits[permit.receipt_id] = permit.ended(state, http_status)
         if permit.waiting and (answer := self._offers.get(permit.receipt_id)) is not None:
             self._answers.append((permit, answer))
         for key in permit.claims:
@@ -440,12 +442,12 @@ class Batch:
         _text(entry.agent), _text(entry.surface)
         if entry.produces and entry.outcome is not Outcome.PERMIT:
             raise BackendError(Reason.INTERNAL_ERROR, "only a PERMIT produces something")
-        if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, bytes | None):
+        if not isinstance(entry.jws, bytes) or not isinstance(entry.inputs, _BYTES_OR_NONE):
             raise BackendError(Reason.INTERNAL_ERROR, "the entry's receipt and inputs must be bytes")
         if not entry.jws.startswith(jws_prefix(self._node.key.kid)):
             raise BackendError(Reason.INTERNAL_ERROR, "the entry is not signed with the key in use")
         sealed = entry.sealed
-        if not isinstance(sealed, Sealed | None) or (sealed is not None and entry.inputs is not None):
+        if not isinstance(sealed, _SEALED_OR_NONE) or (sealed is not None and entry.inputs is not None):
             raise BackendError(Reason.INTERNAL_ERROR, "what is sealed is not kept in clear")
         bound: dict[str, ClaimRow] = {}
         for binding in entry.bindings:

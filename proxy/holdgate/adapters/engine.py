@@ -21,6 +21,7 @@ from mitmproxy import master, options
 from mitmproxy.addons import errorcheck, proxyserver
 from mitmproxy.connection import Client
 from mitmproxy.proxy import mode_servers
+from mitmproxy.utils import asyncio_utils
 
 from ..config import Address, Listen
 from ..limits import Limits
@@ -58,6 +59,8 @@ def build_engine(
     engine.addons.add(proxy, addon, errorcheck.ErrorCheck(repeat_errors_on_stderr=True))
     # The engine's own dispatcher swallows exceptions and walks every addon; ours does neither.
     engine.addons.handle_lifecycle = addon.dispatch_hook  # type: ignore[method-assign]
+    # It would look at its environment and format a name for the task of every hook.
+    asyncio_utils.set_task_debug_info = _unnamed
     addon.connections = proxy.connections  # type: ignore[assignment]
     engine.options.update(
         **{name: value for name, value in REQUIRED_OPTIONS.items() if name in engine.options}
@@ -67,6 +70,10 @@ def build_engine(
     longest_s = max(limits.idle_s, limits.head_s, limits.body_s)
     engine.options.update(mode=modes, tcp_timeout=int(longest_s) + 30)
     return engine, proxy
+
+
+def _unnamed(*_: object, **__: object) -> None:
+    """In the place of the engine's own: nobody here asks a task for its name."""
 
 
 def serves(

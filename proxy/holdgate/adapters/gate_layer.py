@@ -136,14 +136,23 @@ class Relay:
     piece: bytes | None = None
 
 
+# args(): the engine's own looks the fields of a hook up at every call.
+
+
 @dataclass
 class HoldgateHoldHook(commands.StartHook):
     held: Held
+
+    def args(self) -> list[Any]:
+        return [self.held]
 
 
 @dataclass
 class HoldgateRelayHook(commands.StartHook):
     relay: Relay
+
+    def args(self) -> list[Any]:
+        return [self.relay]
 
 
 @dataclass
@@ -173,6 +182,7 @@ class GateLayer(layer.Layer):
         self.served = 0
         self.reserved = 0
         self.queued = 0
+        self.paused = False  # the agent is not read from
         self.holding = False  # the pipeline has a message of ours
         self.busy = False  # a message is held, or its answer is being written
         self.lingering = False
@@ -184,10 +194,11 @@ class GateLayer(layer.Layer):
             if isinstance(event, events.DataReceived):
                 self.queued += len(event.data)
                 if self.queued > _BUFFER_WHILE_HELD:
+                    self.paused = True
                     self.door.pause(self.context.client, paused=True)
             elif isinstance(event, events.ConnectionClosed):
                 self.link.leave()
-        yield from super().handle_event(event)
+        return super().handle_event(event)
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if self.child is not None:
@@ -209,6 +220,11 @@ class GateLayer(layer.Layer):
             yield from self._expired()
         elif isinstance(event, events.ConnectionClosed):
             yield from self._closed()
+
+    def _resume(self) -> None:
+        if self.paused:
+            self.paused = False
+            self.door.pause(self.context.client, paused=False)
 
     def _arm(self, seconds: float | None) -> None:
         self.deadline = None if seconds is None else time.monotonic() + seconds
@@ -287,7 +303,7 @@ class GateLayer(layer.Layer):
         # The answer may be relayed for minutes: its request's body must not stay in memory so long.
         del message, held
         self._account(0)
-        self.door.pause(self.context.client, paused=False)
+        self._resume()
         yield from self._answer(answer, close=closing)
         self.busy = False
         self._arm(self.door.keeper.limits.idle_s)
@@ -309,7 +325,7 @@ class GateLayer(layer.Layer):
         yield HoldgateHoldHook(held)
         # The agent may still be sending. Closing now would reset the connection, and our answer with it.
         self.lingering = not self.link.gone
-        self.door.pause(self.context.client, paused=False)
+        self._resume()
         yield from self._answer(held.answer, close=True)
 
     def _answer(self, answer: Answer | None, *, close: bool) -> layer.CommandGenerator[None]:

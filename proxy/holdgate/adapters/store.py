@@ -20,6 +20,7 @@ from ..erasure import Erasure
 from ..errors import BackendError, Reason
 from ..keys import Signer
 from ..ledger import Charge, ClaimRow, OutcomeStatus, State, Total
+from ..quick import quick
 from ..sealing import KeptAnswer, Sealed
 from ..standing import Denial, Made, Prepared
 from ..tlog import Tree
@@ -85,6 +86,7 @@ class Head:
     iat_us: int
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
     index: int
@@ -97,7 +99,21 @@ class Permit:
     away: bool = False  # another node's
     waiting: tuple[str, ...] = ()  # other nodes where identical requests wait for its answer
 
+    def ended(self, state: State, http_status: int) -> Permit:
+        """With its outcome: nobody waits for it. Field by field: replace() looks them up each time."""
+        return Permit(
+            index=self.index,
+            receipt_id=self.receipt_id,
+            state=state,
+            http_status=http_status,
+            claims=self.claims,
+            charges=self.charges,
+            lender=self.lender,
+            away=self.away,
+        )
 
+
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeNote:
     """A queued record_outcome()."""
@@ -119,6 +135,7 @@ class KeptRow:
     expires_us: int  # of the key that lets a repeat have it
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """Everything that one group writes. Claims that are free (ledger.is_free) are to be forgotten; denials,

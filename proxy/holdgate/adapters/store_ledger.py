@@ -40,6 +40,7 @@ from ..keyhistory import ACTIONS
 from ..keys import PublicKey, Signer
 from ..ledger import AdminNote, Finding, Judge, Noted, OutcomeStatus, Recorded
 from ..note import vkey
+from ..quick import quick
 from ..sealing import KeptAnswer
 from ..standing import Made
 from ..statement import StatementError, check_admin, check_finding
@@ -60,6 +61,7 @@ _DEFERRED_S: Final = 1.0  # between two tries at an outcome whose signature coul
 _LOOK_S: Final = 0.1  # between two looks for the end of another node's PERMIT, while somebody waits for it
 _TRIES: Final = 3  # of one group, when the store undid its transaction because of another one
 _CLOSE: Final = object()
+_KEY_CHANGES: Final = (Rotation, Revocation)  # of KeyChange
 _CLOSED: Final = "the ledger is closed"
 
 type _Result = tuple[_Pending | _Wait, Recorded | Noted | _Ended | HoldgateError]
@@ -79,6 +81,7 @@ class _Ended:
     answer: Answer | None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pending:
     work: Judge | AdminNote | EraseOrder | KeyChange | Finding
@@ -366,7 +369,7 @@ class StoreLedger:
 
     def _settle(self, results: Iterable[_Result]) -> None:
         for pending, result in results:
-            if isinstance(result, Recorded | Noted | _Ended):
+            if not isinstance(result, HoldgateError):
                 if pending.future.cancelled():
                     self._abandon(result)
                 elif not pending.future.done():
@@ -524,7 +527,7 @@ class StoreLedger:
     def _attempt(
         self, batch: Batch, work: Judge | AdminNote | EraseOrder | KeyChange | Finding
     ) -> Written | HoldgateError:
-        if not isinstance(work, Rotation | Revocation):
+        if not isinstance(work, _KEY_CHANGES):
             return batch.attempt(work)
         # The last of its group, so that every other receipt of the group is the old key's.
         try:
@@ -588,7 +591,7 @@ class StoreLedger:
 
 
 def _changes_key(item: object) -> bool:
-    return isinstance(item, _Pending) and isinstance(item.work, Rotation | Revocation)
+    return isinstance(item, _Pending) and isinstance(item.work, _KEY_CHANGES)
 
 
 def _needs_a_sequel(work: object) -> bool:

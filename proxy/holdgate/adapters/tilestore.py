@@ -91,7 +91,7 @@ class TileStore:
 
     def _make_folders(self, folders: set[Path]) -> None:
         # A new folder is durable only when its parent is, up to one that was there before.
-        for folder in sorted(folders):
+        for folder in sorted(folders - self._synced):  # what is durable, its parents are
             for each in reversed([folder, *folder.parents]):
                 if each.is_relative_to(self._folder) and each not in self._synced:
                     each.mkdir(mode=0o755, exist_ok=True)

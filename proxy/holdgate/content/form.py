@@ -184,6 +184,8 @@ def _index(text: str) -> int | None:
 
 
 def _bracket_path(key: str) -> Path:
+    if "[" not in key and "]" not in key:  # most keys; what the expression would say of them
+        return [key]
     whole = _BRACKETS.fullmatch(key)
     if whole is None:
         raise InputError(Reason.BAD_BODY, "brackets of a key do not match")

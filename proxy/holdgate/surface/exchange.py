@@ -30,6 +30,8 @@ BODILESS_METHODS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 _TEXTUAL: Final = frozenset({"form", "xml", "multipart"})
 _NONE: Final = ("none",)
 
+type _Syntax = Literal["brackets", "flat", "aws-query"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyPlan:
@@ -241,7 +243,7 @@ class Exchange:
                         value[name] = json_text(value[name])
                 return value
             case "form":
-                syntax = cast(Literal["brackets", "flat", "aws-query"], plan.syntax)
+                syntax = cast(_Syntax, plan.syntax)
                 tree: dict[str, Any] = parse_form(self.data, syntax=syntax, repeat=plan.repeat)
                 for name in plan.json_fields:
                     if name in tree:

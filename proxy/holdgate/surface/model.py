@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ..message import Headers
+from ..quick import quick
 
 __all__ = [
     "Action",
@@ -54,6 +55,7 @@ class ParamSchema:
     optional: bool
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Param:
     """One decoded parameter. `public` is its form in receipts; None: left out of receipts."""
@@ -63,6 +65,7 @@ class Param:
     public: str | int | bool | tuple[str | int, ...] | None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
     """One recognised operation of one request."""
@@ -82,6 +85,7 @@ class KeySource(StrEnum):
     IMPLICIT = "implicit"  # none: the request digest itself, while in flight, unknown or undelivered
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRule:
     """The idempotency key of this request, if the map and the request give one."""
@@ -133,6 +137,7 @@ class Deadlines:
     total_s: float | None  # None: limits.upstream_total_s
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recognised:
     """Step 3's result: everything that later steps need to know about the request."""
