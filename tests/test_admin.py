@@ -39,7 +39,6 @@ admin:
 surfaces: [.]
 policies: [.]
 agents: []
-{limits}
 """
 SECRETS = {"operator": "s-operator", "auditor": "s-auditor", "approver": "s-approver"}
 TOKENS = ", ".join(
@@ -116,8 +115,8 @@ class Running:
 async def start(tmp_path):
     running = []
 
-    async def go(*, open="", tokens=TOKENS, limits=""):
-        (tmp_path / "holdgate.yaml").write_text(CONFIG.format(open=open, tokens=tokens, limits=limits))
+    async def go(*, open="", tokens=TOKENS):
+        (tmp_path / "holdgate.yaml").write_text(CONFIG.format(open=open, tokens=tokens))
         config = load_config(tmp_path / "holdgate.yaml")
         config.state_dir.mkdir(mode=0o700, exist_ok=True)
         create_keys(config.state_dir)
@@ -325,7 +324,8 @@ async def test_uw3_above_so_many_connections_new_ones_are_closed(start, monkeypa
 
 
 async def test_uw3_who_says_nothing_or_half_a_head_is_hung_up_on(start, monkeypatch):
-    admin = await start(limits="limits: {idle_s: 1}")
+    monkeypatch.setattr(wire, "IDLE_S", 0.2)
+    admin = await start()
     for said in (b"", b"GET /healthz HTTP/1.1\r\nHost: loc"):
         assert await raw(admin, said) == b""
 

@@ -75,7 +75,6 @@ class AdminServer:
         self.public_url = config.admin.public_url
         # A body in base64, and as much again for heads as requests may have.
         self.question_bytes = config.limits.body_bytes_max // 3 * 4 + 2 * config.limits.header_bytes
-        self._limits = config.limits
         self._runner: Runner | None = None
 
     @property
@@ -110,7 +109,7 @@ class AdminServer:
     async def start(self, *, shared: bool = False) -> None:
         """Listen; `shared`: the port is kept by a process that does not listen. Raises ConfigError when the
         address is taken."""
-        self._runner = Runner(build_app(self), self._limits)
+        self._runner = Runner(build_app(self))
         await self._runner.setup()
         try:
             where = self._listen.host, self._listen.port

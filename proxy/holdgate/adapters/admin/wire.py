@@ -22,25 +22,27 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from ...limits import Limits
 from .guard import Problem, dressed
 
-__all__ = ["CONNECTIONS", "Runner"]
+__all__ = ["CONNECTIONS", "IDLE_S", "Runner"]
 
 log = logging.getLogger("holdgate.admin")
 
-CONNECTIONS: Final = 512  # at once: descriptors are what agents' connections need, too
+# Longer than askers keep a connection that is not used (gate_client.py 15 s, proxies in front 60 s): else one
+# would send into a connection that is being closed.
+IDLE_S: Final = 75.0
+CONNECTIONS: Final = 4096  # at once: more than a fleet that asks; agents' connections need descriptors, too
 
 
 class Runner(web.AppRunner):
     """An application behind such connections."""
 
-    def __init__(self, app: web.Application, limits: Limits) -> None:
+    def __init__(self, app: web.Application) -> None:
         super().__init__(
             app,
             access_log=None,
             auto_decompress=False,
-            keepalive_timeout=limits.idle_s,  # for a head that does not come, too
+            keepalive_timeout=IDLE_S,  # for a head that does not come, too
             lingering_time=1.0,  # what nobody reads any more
         )
 
