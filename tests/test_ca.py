@@ -189,6 +189,19 @@ def test_c5_a_leaf_is_reused_until_a_day_before_it_ends(ca: CertificateAuthority
     assert accepts(ca, second.certificate, "a.example", NOW + timedelta(days=12))
 
 
+def test_c5_a_leaf_of_a_time_to_come_is_made_anew(ca: CertificateAuthority) -> None:
+    """The clock was days ahead when it was made, and is right again: no client would take it."""
+    clock = [NOW + timedelta(days=3)]
+    maker = LeafMaker(ca, now=lambda: clock[0])
+    early = maker.leaf("a.example")
+    clock[0] = NOW
+    again = maker.leaf("a.example")
+    assert not accepts(ca, early.certificate, "a.example", NOW)
+    assert accepts(ca, again.certificate, "a.example", NOW)
+    clock[0] = NOW - timedelta(hours=23)  # within what it is dated back by
+    assert maker.leaf("a.example") is again
+
+
 def test_c5_no_leaf_outlives_the_ca(ca: CertificateAuthority) -> None:
     late = ca.certificate.not_valid_after_utc - timedelta(days=3)
     leaf = LeafMaker(ca, now=lambda: late).leaf("a.example")

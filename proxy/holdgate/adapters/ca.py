@@ -14,7 +14,8 @@ Invariants (tests/test_ca.py):
   C2  load_ca() refuses a key that others can read, a pair that does not match, and what is expired or no CA.
   C3  A leaf names exactly the host that was asked for, and nothing else.
   C4  Leaf keys are made per process and are not the CA's.
-  C5  A leaf that would expire within a day is made anew, also in a process that runs for years.
+  C5  A leaf that would expire within a day, or is of a time to come, is made anew: in a process that runs for
+      years, and after the clock was set back.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class Leaf:
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
     chain: tuple[x509.Certificate, ...]
+    not_before: datetime
     not_after: datetime
 
 
@@ -199,7 +201,7 @@ class LeafMaker:
         now = self._now()
         with self._lock:
             leaf = self._leaves.get(host)
-            if leaf is None or leaf.not_after - now < _RENEW_BEFORE:
+            if leaf is None or now < leaf.not_before or leaf.not_after - now < _RENEW_BEFORE:
                 leaf = self._leaves[host] = self._make(host, now)
             return leaf
 
@@ -214,14 +216,14 @@ class LeafMaker:
         name = _general_name(host)
         # A common name longer than 64 is not allowed; without a subject the SAN must be critical.
         common = [x509.NameAttribute(NameOID.COMMON_NAME, host)] if len(host) <= _MAX_COMMON_NAME else []
-        not_after = min(now + _LEAF_LIFE, self._ca.not_after)
+        not_before, not_after = now - BACKDATE, min(now + _LEAF_LIFE, self._ca.not_after)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(x509.Name(common))
             .issuer_name(self._ca.certificate.subject)
             .public_key(self._key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATE)
+            .not_valid_before(not_before)
             .not_valid_after(not_after)
             .add_extension(x509.SubjectAlternativeName([name]), critical=not common)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -231,7 +233,13 @@ class LeafMaker:
             .add_extension(self._authority_key, critical=False)
             .sign(self._ca.key, hashes.SHA256())
         )
-        return Leaf(certificate=certificate, key=self._key, chain=self._ca.chain, not_after=not_after)
+        return Leaf(
+            certificate=certificate,
+            key=self._key,
+            chain=self._ca.chain,
+            not_before=not_before,
+            not_after=not_after,
+        )
 
 
 def _general_name(host: str) -> x509.GeneralName:
