@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -25,6 +26,7 @@ __all__ = [
     "first_index",
     "group",
     "print_json",
+    "print_json_list",
     "print_table",
     "printable",
     "read_bytes",
@@ -94,6 +96,15 @@ def config_of(args: argparse.Namespace) -> Config:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+def print_json_list(rows: Iterable[Any]) -> None:
+    """As print_json() prints a list, each row when it is there."""
+    before = "["
+    for row in rows:
+        print(before, textwrap.indent(json.dumps(row, indent=2, ensure_ascii=True), "  "), sep="\n", end="")
+        before = ","
+    print("[]" if before == "[" else "\n]")
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

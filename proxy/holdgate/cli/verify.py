@@ -2,16 +2,16 @@
 
 A receipt is given as a file (one JWS, one JWS per line, the JSON lines of `receipts export`, or the headers
 of an HTTP answer), as a folder of such files, as `-`, as a `Holdgate-Receipt` line, or as the JWS itself.
+Each is shown as soon as it is verified, so that an export may be of any length.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,16 +25,13 @@ from ..tlog import TlogError
 from ..tlogproof import Proof, parse_proof
 from ..verification import Finding, Trust, judge
 from .disclosure import Disclosure, read_disclosure
-from .shared import Commands, add, config_of, print_json, read_bytes, say
+from .receipt_lines import receipts_behind
+from .shared import Commands, add, config_of, print_json_list, say
 
 __all__ = ["read_keys", "register"]
 
 _MAX_KEYS_BYTES: Final = 1_048_576
 _TIMEOUT_S: Final = 10
-# No file is meant: the header of every JWS begins with these letters, and it is longer than a file's name.
-_JWS: Final = re.compile(r"eyJ[\w-]{60,}\.[\w-]+\.[\w-]+", re.ASCII)
-_HEADER: Final = re.compile(rb"(?:< )?holdgate-receipt:[ \t]*([^ \t]*)[ \t]*\Z", re.IGNORECASE)
-_PROOF_SUFFIX: Final = ".tlog-proof"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,22 +91,43 @@ def _register_log(parser: argparse.ArgumentParser) -> None:
 
 def _verify(args: argparse.Namespace) -> int:
     keys = read_keys(args.keys) if args.keys else load_public_keys(config_of(args).state_dir)
-    receipts = [found for name in args.receipts for found in _read(name)]
-    if (args.proof or args.disclosure) and len(receipts) != 1:
-        raise ConfigError(f"--proof and --disclosure are of one receipt, and here are {len(receipts)}")
+    receipts = chain.from_iterable(receipts_behind(name) for name in args.receipts)
+    if args.proof or args.disclosure:
+        receipts = chain([_only(receipts)])
     if (args.body or args.target is not None) and not args.disclosure:
         raise ConfigError("--body and --target go with --disclosure")
     trust = _trust(args, keys)
     proof = _proof(args.proof) if args.proof else None
-    results = [_Result(source=source, found=judge(jws, trust, proof)) for source, jws in receipts]
+    results = (_Result(source=source, found=judge(jws, trust, proof)) for source, jws in receipts)
     if args.disclosure:
-        results = [_disclosed(results[0], read_disclosure(args.disclosure, args.body, args.target))]
-    if args.json:
-        print_json([_row(result) for result in results])
-    else:
+        disclosure = read_disclosure(args.disclosure, args.body, args.target)
+        results = (_disclosed(result, disclosure) for result in results)
+    return 0 if _shown(results, as_json=args.json) else 1
+
+
+def _only[T](receipts: Iterator[T]) -> T:
+    first = next(receipts)
+    if more := sum(1 for _ in receipts):
+        raise ConfigError(f"--proof and --disclosure are of one receipt, and here are {1 + more}")
+    return first
+
+
+def _shown(results: Iterable[_Result], *, as_json: bool) -> bool:
+    """Whether all hold: each is shown when it is known, and then forgotten."""
+    bad = 0
+
+    def counted() -> Iterator[_Result]:
+        nonlocal bad
         for result in results:
+            bad += not result.found.ok
+            yield result
+
+    if as_json:
+        print_json_list(_row(result) for result in counted())
+    else:
+        for result in counted():
             say(_line(result))
-    return 0 if results and all(result.found.ok for result in results) else 1
+    return not bad
 
 
 def _disclosed(result: _Result, disclosure: Disclosure) -> _Result:
@@ -189,50 +207,6 @@ def _line(result: _Result) -> str:
     if found.inclusion is None:
         return line
     return f"{line}, leaf {found.inclusion.index} of {found.inclusion.checkpoint.size}"
-
-
-def _read(name: str) -> Iterator[tuple[str, bytes]]:
-    """Every receipt behind one argument, with the words that name it."""
-    header = _HEADER.match(name.encode("utf-8", "surrogateescape"))
-    if header or _JWS.fullmatch(name):
-        yield "argument", header[1] if header else name.encode()
-    elif name != "-" and Path(name).is_dir():
-        yield from _read_folder(Path(name))
-    else:
-        yield from _read_file(name)
-
-
-def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != _PROOF_SUFFIX)
-    if not files:
-        raise ConfigError("no receipt in it", file=str(folder))
-    for path in files:
-        yield from _read_file(str(path))
-
-
-def _read_file(name: str) -> Iterator[tuple[str, bytes]]:
-    try:
-        lines = read_bytes(name).splitlines()
-    except OSError as error:
-        raise ConfigError(f"cannot read: {error.strerror}", file=name) from error
-    filled = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    headers = [(number, header[1]) for number, line in filled if (header := _HEADER.match(line))]
-    found = headers or [(number, _jws_of(line)) for number, line in filled]
-    if not found:
-        raise ConfigError("no receipt in it", file=name)
-    for number, jws in found:
-        yield (name if len(found) == 1 else f"{name}:{number}"), jws
-
-
-def _jws_of(line: bytes) -> bytes:
-    """The JWS of one line of an export; any other line is taken as a JWS and fails as one."""
-    if not line.startswith(b"{"):
-        return line
-    try:
-        jws = json.loads(line)["jws"]
-        return jws.encode("ascii") if isinstance(jws, str) else line
-    except (ValueError, KeyError, RecursionError):
-        return line
 
 
 def read_keys(place: str) -> KeySet:
