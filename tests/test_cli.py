@@ -985,6 +985,13 @@ def test_network_print_says_which_route_tproxy_needs(run, shop):
     assert "hand 0.0.0.0:8443 over" in (said := run("run")).err and said.code == 2
 
 
+@pytest.mark.parametrize("kid", ["A" * 43, "-" + "A" * 42, "--" + "A" * 41], ids=["A", "-", "--"])
+def test_a_key_id_that_begins_as_an_option_does_is_one(run, recorded, kid):
+    for words in (("revoke", kid, "--from-index", "2"), ("revoke", "--from-index", "2", kid)):
+        said = run("keys", *words)
+        assert (said.code, "usage:" in said.err, kid in said.err) == (2, False, True)
+
+
 # --- an audit while keys change ---
 
 

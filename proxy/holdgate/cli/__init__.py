@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -30,6 +31,7 @@ from .shared import say
 __all__ = ["build_parser", "main"]
 
 # Every command, each in a module of its name, in the order of --help.
+_KEY_ID: Final = re.compile(r"-[\w-]{42}", re.ASCII)  # a thumbprint (RFC 7638) in base64url
 _COMMANDS: Final = (
     *("init", "demo", "run", "gate", "exec", "network", "doctor", "check", "test", "explain"),
     *("verify", "receipts", "log", "replay", "backtest", "diff", "reconcile", "bundle"),
@@ -51,9 +53,17 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
     return parser
 
 
+def _key_ids_last(words: Sequence[str]) -> Sequence[str]:
+    """One key id in 64 begins with `-`, and would be taken for an option where it stands."""
+    if not words or words[0] != "keys" or "--" in words:
+        return words
+    ids = [word for word in words if _KEY_ID.fullmatch(word)]
+    return [*(word for word in words if word not in ids), "--", *ids] if ids else words
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Never raises for a mistake of the caller's."""
-    words = sys.argv[1:] if argv is None else argv
+    words = _key_ids_last(sys.argv[1:] if argv is None else argv)
     try:
         args = build_parser(words[0] if words else "").parse_args(words)
     except SystemExit as stop:  # argparse's way out of --help and of wrong usage
