@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import sqlite3
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from evidence import DAY_US, DIGEST, KEYS, OTHER_DIGEST, T0, RefundJudge, open_ledger
 from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
+from holdgate.adapters.store import Permit
 from holdgate.errors import BackendError, Outcome, Reason
 from holdgate.ledger import (
     ARRIVALS,
@@ -22,6 +23,7 @@ from holdgate.ledger import (
     OUTCOMES,
     Arrival,
     Binding,
+    Charge,
     ClaimRow,
     Event,
     OutcomeStatus,
@@ -56,6 +58,27 @@ def row(state: State, **changes: object) -> ClaimRow:
         "source": "native",
     }
     return ClaimRow(**(facts | changes))  # type: ignore[arg-type]
+
+
+def test_an_outcome_carries_every_other_field_of_a_claim_and_a_permit() -> None:
+    claim = {
+        "key": "k", "state": D, "digest": DIGEST, "receipt_id": "rcpt_second", "http_status": 0,
+        "expires_us": T0, "provider": True, "source": "native", "before": (E, "rcpt_first", 200),
+    }  # fmt: skip
+    assert claim.keys() == {each.name for each in fields(ClaimRow)}  # a new one goes along, too
+    held = ClaimRow(**claim)  # type: ignore[arg-type]
+    after = settle_row(held, OutcomeStatus.EXECUTED, 201, delivered=True)
+    assert after == replace(held, state=E, http_status=201, before=None)
+    after = settle_row(held, OutcomeStatus.NOT_SENT, 0, delivered=False)
+    assert after == replace(held, state=E, receipt_id="rcpt_first", http_status=200, before=None)
+    charge = Charge(meter="m", at_us=T0, until_us=T0 + 1, amount=5, count=1)
+    permit = {
+        "index": 7, "receipt_id": "rcpt_first", "state": D, "http_status": 0, "claims": ("k",),
+        "charges": (charge,), "lender": "rcpt_lender", "away": True, "waiting": ("node",),
+    }  # fmt: skip
+    assert permit.keys() == {each.name for each in fields(Permit)}
+    open_ = Permit(**permit)  # type: ignore[arg-type]
+    assert open_.ended(E, 200) == replace(open_, state=E, http_status=200, waiting=())
 
 
 def binding(**changes: object) -> Binding:
