@@ -14,7 +14,7 @@ import rfc8785
 
 from evidence import KEYS, LOG_KEY, ORIGIN, RECEIPT_KEY
 from fuzz.base import Target, must, split
-from holdgate.cli.verify import _jws_of
+from holdgate.cli.receipt_lines import jws_of
 from holdgate.jcs import JcsError, dumps_input, loads_input_strict, loads_strict
 from holdgate.keys import KeyDocumentError, b64url, jwks, parse_jwks, unb64url
 from holdgate.note import sign_checkpoint, verify_checkpoint
@@ -86,7 +86,7 @@ def receipt(data: bytes) -> bool:
         signed = header + b"." + b64url(rest)
         jws = signed + b"." + b64url(RECEIPT_KEY.sign(signed))
     else:
-        jws = _jws_of(rest.strip())
+        jws = jws_of(rest.strip())
     try:
         found = verify(jws, KEYS)
     except ReceiptError as error:

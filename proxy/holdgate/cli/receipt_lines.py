@@ -23,7 +23,7 @@ from typing import BinaryIO, Final
 
 from ..errors import ConfigError
 
-__all__ = ["receipts_behind", "receipts_in"]
+__all__ = ["jws_of", "receipts_behind", "receipts_in"]
 
 _AHEAD: Final = 1_048_576  # bytes
 _MOST: Final = 262_144  # bytes of a line: a receipt has 8 KiB at most, in an export three times
@@ -92,7 +92,7 @@ def receipts_in(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         if left < 0:
             break
     for number, line in chain(ahead, lines):
-        yield number, _jws_of(line)
+        yield number, jws_of(line)
 
 
 def _filled(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -106,7 +106,7 @@ def _filled(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _jws_of(line: bytes) -> bytes:
+def jws_of(line: bytes) -> bytes:
     """The JWS of one line of an export; any other line is taken as a JWS and fails as one."""
     if not line.startswith(b"{"):
         return line
