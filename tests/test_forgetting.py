@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -113,5 +114,30 @@ async def test_fg3_retention_takes_what_is_old_enough_and_goes_on_after_a_failur
     assert "retention failed" in caplog.text and "inputs of 3 decisions destroyed" in caplog.text
     with SqliteReader(tmp_path) as reader:
         assert reader.count_kept(Erasure(action=RETENTION, before_us=T0 + DAY_US)) == 3
+        assert [row.type for row in reader.export()].count("admin") == 1
+    ledger.close()
+
+
+async def test_fg3_a_clock_that_cannot_be_read_at_first_is_a_run_that_failed(tmp_path: Path) -> None:
+    ledger = await _filled(tmp_path)
+    with SqliteReader(tmp_path) as reader:
+        third = list(reader.export())[3].iat_us
+    said: Iterator[int | OSError] = iter([OSError("no clock"), third + 30 * DAY_US])
+    pauses: list[float] = []
+
+    def clock_us() -> int:
+        if isinstance(now := next(said), OSError):
+            raise now
+        return now
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise asyncio.CancelledError
+
+    forgetter = Forgetter(lambda: SqliteReader(tmp_path), ledger)
+    with pytest.raises(asyncio.CancelledError):
+        await forgetter.retain(30, clock_us, pause)
+    with SqliteReader(tmp_path) as reader:
         assert [row.type for row in reader.export()].count("admin") == 1
     ledger.close()

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -917,4 +918,15 @@ async def test_s8_the_receipt_of_an_activation_is_a_fence_in_its_own_place(tmp_p
     )
     assert isinstance(before, Recorded) and isinstance(noted, Noted)
     assert isinstance(after, Superseded), "one group, one transaction, and still in order"
+    ledger.close()
+
+
+@pytest.mark.parametrize("other", [None, True, object()], ids=["nothing", "yes", "a stranger"])
+async def test_what_is_no_result_of_the_writer_answers_nobody(tmp_path: Path, other: Any) -> None:
+    """Whoever waits for it is refused at the hold deadline."""
+    ledger = open_ledger(tmp_path)
+    waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    with pytest.raises(TypeError):
+        ledger._settle([(SimpleNamespace(future=waiting), other)])  # type: ignore[list-item]
+    assert not waiting.done()
     ledger.close()

@@ -31,8 +31,8 @@ _DAY_US: Final = 86_400_000_000
 
 
 def _uptime_us() -> int:
-    """Also while the machine sleeps; nobody sets it."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+    """Nobody sets it; where there is such a clock (Linux), it goes on while the machine sleeps."""
+    return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)) // 1000
 
 
 class _Ledger(Protocol):
@@ -74,14 +74,13 @@ class Forgetter:
         uptime_us: Callable[[], int] = _uptime_us,
     ) -> None:
         """Destroy what is older than `days`, now and every hour, until cancelled."""
-        boot_us = clock_us() - uptime_us()  # by the earliest of the clock's opinions
+        boot_us: int | None = None  # by the earliest of the clock's opinions
         while True:
             try:
                 now_us = clock_us()
-                boot_us = min(boot_us, now_us - uptime_us())
-                if (
-                    now_us - uptime_us() - boot_us > _DAY_US
-                ):  # what is destroyed does not come back with the right time
+                said_us = now_us - uptime_us()
+                boot_us = said_us if boot_us is None else min(boot_us, said_us)
+                if said_us - boot_us > _DAY_US:  # what is destroyed does not come back with the right time
                     log.error("retention: the clock was set forward; nothing is destroyed until it is right")
                 else:
                     await self._retain(max(1, now_us - days * _DAY_US))

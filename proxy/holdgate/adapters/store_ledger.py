@@ -81,6 +81,9 @@ class _Ended:
     answer: Answer | None
 
 
+_DONE: Final = (Recorded, Noted, _Ended)  # anything else is nobody's result
+
+
 @quick
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pending:
@@ -369,7 +372,7 @@ class StoreLedger:
 
     def _settle(self, results: Iterable[_Result]) -> None:
         for pending, result in results:
-            if not isinstance(result, HoldgateError):
+            if isinstance(result, _DONE):
                 if pending.future.cancelled():
                     self._abandon(result)
                 elif not pending.future.done():
