@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,10 @@ from OpenSSL import crypto
 from client_pki import make_ca
 from doors import open_door
 from holdgate.adapters import mitm
+from holdgate.adapters.engine import build_engine
 from holdgate.adapters.gate_layer import DenyLayer, GateLayer, Held, HoldgateHoldHook, Relay
 from holdgate.adapters.mitm import HOOKS, IGNORED_HOOKS, REQUIRED_OPTIONS, HoldgateAddon, check_options
+from holdgate.config import Listen
 from holdgate.limits import Limits
 
 
@@ -274,6 +277,23 @@ async def test_en2_every_required_option_has_its_value(tmp_path: Path) -> None:
         for name, wanted in REQUIRED_OPTIONS.items():
             if name in door.engine.options:
                 assert getattr(door.engine.options, name) == wanted, name
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        pytest.param("mitmproxy.addons.proxyserver", True, id="the engine cannot listen"),
+        pytest.param("holdgate.worker", False, id="something of ours is tried again"),
+        pytest.param("asyncio", False, id="a task of a library's failed"),
+    ],
+)
+async def test_en4_only_an_error_of_the_engine_ends_a_start(tmp_path: Path, name: str, ends: bool) -> None:
+    made, _ = addon()
+    engine, _ = build_engine(made, Listen(explicit=None, transparent=None), Limits())
+    made.on_running = engine.shutdown
+    logging.getLogger(name).error("before it listens")
+    with pytest.raises(SystemExit) if ends else contextlib.nullcontext():
+        await engine.run()
 
 
 @pytest.mark.parametrize("raises", [False, True], ids=["answers", "raises"])

@@ -63,7 +63,9 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Instance:
 
 
 @asynccontextmanager
-async def started(complete: Instance) -> AsyncIterator[tuple[asyncio.subprocess.Process, PlayedGate, int]]:
+async def started(
+    complete: Instance, stderr: int | None = None
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, PlayedGate, int]]:
     """A worker of this machine's, its gate and its port."""
     port, gate = free_port(), PlayedGate()
     run = complete.state_dir / "run"
@@ -80,7 +82,9 @@ async def started(complete: Instance) -> AsyncIterator[tuple[asyncio.subprocess.
         handed=(),
     )
     words = ["-m", "holdgate", "run", "-c", str(complete.config), "--part", str(part)]
-    process = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *words, stdout=asyncio.subprocess.PIPE, stderr=stderr
+    )
     try:
         yield process, gate, port
     finally:
@@ -105,11 +109,14 @@ def kept(complete: Instance) -> tuple[str, str]:
 
 async def test_wk1_nothing_listens_before_the_named_bundle_is_here(complete: Instance) -> None:
     bundle, ca = kept(complete)
-    async with started(complete) as (_, gate, port):
+    async with started(complete, stderr=asyncio.subprocess.PIPE) as (process, gate, port):
+        assert process.stderr is not None
         assert (await gate.hears(Kind.HELLO)).head["role"] == "worker-1"
         assert not listens(port)
         gate.say(encode(Kind.WELCOME, bundle=DIGEST, ca=ca))  # one that was never kept
+        await asyncio.wait_for(process.stderr.readuntil(b"was kept here; trying again"), 20)
         gate.say(encode(Kind.ACTIVE, bundle=bundle, ca="another"))
+        await asyncio.wait_for(process.stderr.readuntil(b"not the CA that the gate process has"), 20)
         assert not listens(port)
         gate.say(encode(Kind.ACTIVE, bundle=bundle, ca=ca))
         assert (await gate.hears(Kind.READY)).head["bundle"] == bundle

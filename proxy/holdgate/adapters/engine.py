@@ -1,12 +1,14 @@
 """mitmproxy, embedded: its listeners and TLS sessions, our one addon, and nothing else of it.
 
 `DumpMaster` would load 31 addons, some of which forward by themselves (replay, map-remote, onboarding). Here
-there are three: the listeners, HoldgateAddon, and the check that ends a start that logged an error.
+there are three: the listeners, HoldgateAddon, and the check that ends a start at which the engine logged
+an error.
 
 Invariants (tests/test_mitm.py):
   EN1  The engine's addons are exactly these three, and HoldgateAddon answers to the name `nextlayer`.
   EN2  Every option of REQUIRED_OPTIONS has its required value before anything listens.
   EN3  None of the addons that forward by themselves is even imported (adapters/__init__.py).
+  EN4  Only an error that the engine logged ends a start: what is tried again does not.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ def build_engine(
             modes.append(_mode("transparent", other))
     engine = master.Master(options.Options(), with_termlog=False)
     proxy = proxyserver.Proxyserver()
-    engine.addons.add(proxy, addon, errorcheck.ErrorCheck(repeat_errors_on_stderr=True))
+    check = errorcheck.ErrorCheck(repeat_errors_on_stderr=True)
+    check.logger.addFilter(logging.Filter("mitmproxy"))  # ours raise, or are dealt with where they are logged
+    engine.addons.add(proxy, addon, check)
     # The engine's own dispatcher swallows exceptions and walks every addon; ours does neither.
     engine.addons.handle_lifecycle = addon.dispatch_hook  # type: ignore[method-assign]
     mode_servers.ProxyConnectionHandler.handle_hook = _handle_hook  # type: ignore[method-assign, assignment]
