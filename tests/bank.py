@@ -100,7 +100,7 @@ class Bank:
         self.open -= 1
 
     def settle(self) -> None:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while self.open:
             assert time.monotonic() < end, "the bank is stuck"
             time.sleep(0.01)
@@ -164,7 +164,7 @@ def transfer(proxy: str, context: ssl.SSLContext, number: int, *, second: bool, 
         "Idempotency-Key": f"key-{number}",
     }
     host, _, port = proxy.partition(":")
-    connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=10)
+    connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=60)
     connection.set_tunnel(HOST, 443)
     began, receipt, answer = time.monotonic(), "", Answer.DOUBT
     try:

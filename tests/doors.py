@@ -89,7 +89,7 @@ class Door:
         """Send bytes, read until the door closes the connection."""
         reader, writer = await self.connect()
         writer.write(data)
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await asyncio.wait_for(reader.read(), 60)
         writer.close()
         return answer
 
@@ -107,10 +107,10 @@ async def open_door(folder: Path, **limits: Any) -> AsyncIterator[Door]:
     running = asyncio.Event()
     addon.on_running = running.set
     task = asyncio.ensure_future(engine.run())
-    await asyncio.wait_for(running.wait(), 10)
+    await asyncio.wait_for(running.wait(), 60)
     port = proxy.listen_addrs()[0][1]
     try:
         yield Door(keeper, addon, engine, proxy, port, authority.path, trips)
     finally:
         engine.shutdown()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)

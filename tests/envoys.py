@@ -98,7 +98,7 @@ class Envoy:
         threading.Thread(target=lambda: [None for _ in errors], daemon=True).start()
         while True:  # its workers listen a moment later
             try:
-                with socket.create_connection(self.address, timeout=10):
+                with socket.create_connection(self.address, timeout=60):
                     return
             except ConnectionRefusedError:
                 assert process.poll() is None, "Envoy ended"

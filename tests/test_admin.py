@@ -264,7 +264,7 @@ async def raw(admin, data, *, shut=False):
     if shut:
         writer.write_eof()
     try:
-        return await asyncio.wait_for(reader.read(), 20)
+        return await asyncio.wait_for(reader.read(), 60)
     finally:
         writer.close()
 

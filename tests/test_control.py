@@ -56,7 +56,7 @@ async def asked(folder: Path, question: Any) -> Any:
 async def raw(folder: Path, data: bytes) -> Any:
     def talk() -> bytes:
         with socket.socket(socket.AF_UNIX) as sock, control._short(folder / "run" / "control.sock") as name:
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.connect(name)
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
@@ -112,7 +112,7 @@ async def test_ct2_a_caller_that_says_nothing_is_cut(tmp_path: Path, monkeypatch
     monkeypatch.setattr(control, "_DEADLINE_S", 0.05)
     async with serving(tmp_path, open_ledger(tmp_path)):
         with socket.socket(socket.AF_UNIX) as sock, control._short(tmp_path / "run" / "control.sock") as name:
-            sock.settimeout(10)
+            sock.settimeout(60)
             await asyncio.to_thread(sock.connect, name)
             assert await asyncio.to_thread(sock.recv, 10) == b""
 

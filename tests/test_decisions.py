@@ -82,7 +82,7 @@ def ask(
         sent["Authorization"] = f"Bearer {SECRETS.get(token, token)}"
     request = urllib.request.Request(f"http://{gate.admin}{path}", data=data, headers=sent, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
             return answer.status, json.load(answer), answer.headers
     except urllib.error.HTTPError as error:
         return error.code, json.load(error), error.headers
@@ -228,7 +228,7 @@ def test_authzen_answers_200_with_a_boolean(gate: Instance) -> None:
     status, told, _ = ask(gate, "/access/v1/evaluation", evaluation(200_000))
     assert (status, told["decision"], told["context"]["reason"]) == (200, False, "deny_rule")
     where = f"http://{gate.admin}/.well-known/authzen-configuration"
-    with urllib.request.urlopen(where, timeout=20) as answer:
+    with urllib.request.urlopen(where, timeout=60) as answer:
         metadata = json.load(answer)
     assert metadata["access_evaluation_endpoint"] == "https://gate.example.com/access/v1/evaluation"
 
@@ -277,7 +277,7 @@ def test_who_may_not_ask_is_refused_before_anything_is_decided(
 
 
 def test_a_question_that_is_too_long_is_refused_while_it_is_read(gate: Instance, tmp_path: Path) -> None:
-    with socket.create_connection(tuple(gate.admin.rsplit(":", 1)), timeout=20) as wire:  # type: ignore[arg-type]
+    with socket.create_connection(tuple(gate.admin.rsplit(":", 1)), timeout=60) as wire:  # type: ignore[arg-type]
         head = "POST /v1/decide HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += f"Authorization: Bearer {SECRETS['decider']}\r\nContent-Length: 999999999999\r\n\r\n"
         wire.sendall(head.encode())
@@ -292,7 +292,7 @@ def test_a_question_that_is_too_long_is_refused_while_it_is_read(gate: Instance,
 
 def test_a_question_that_breaks_off_is_no_failure_of_ours(gate: Instance) -> None:
     before = len(gate.log)
-    with socket.create_connection(tuple(gate.admin.rsplit(":", 1)), timeout=20) as wire:  # type: ignore[arg-type]
+    with socket.create_connection(tuple(gate.admin.rsplit(":", 1)), timeout=60) as wire:  # type: ignore[arg-type]
         head = "POST /v1/decide HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         wire.sendall(
             f"{head}Authorization: Bearer {SECRETS['decider']}\r\nContent-Length: 99\r\n\r\n{{".encode()

@@ -54,7 +54,7 @@ async def test_ds1_an_answer_comes_from_the_address_that_was_asked(
         for asked in ("127.0.0.2", "127.0.0.3"):
             client.sendto(b"not a question", (asked, port))
             client.sendto(query, (asked, port))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 data, source = await loop.sock_recvfrom(client, 1024)
             assert source == (asked, port), "the answer to what was malformed would have come first"
             assert parse_answer(data, query) == ("198.51.100.1",)
@@ -85,7 +85,7 @@ async def test_ds3_a_tcp_connection_answers_and_ends(noted: Noted) -> None:
     query = build_query("a.b", A, 3)
     framed = struct.pack("!H", len(query)) + query
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             reader, writer = await asyncio.open_connection(host, port)
             writer.write(framed * 2 + b"\x00\x02hi")
             for _ in range(2):
@@ -117,7 +117,7 @@ async def test_it_listens_on_the_ipv6_twin_too(noted: Noted, client: socket.sock
                 six.sendto(query, ("::1", port))
             except OSError:
                 pytest.skip("this machine has no IPv6")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 data, _ = await loop.sock_recvfrom(six, 1024)
         assert parse_answer(data, query) == ("198.51.100.1",)
     finally:

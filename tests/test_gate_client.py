@@ -196,7 +196,7 @@ REFUND = """
         headers={"Authorization": "Bearer sk_test_1", "Idempotency-Key": "%s",
                  "Content-Type": "application/x-www-form-urlencoded"})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             print(answer.status, answer.headers["Holdgate-Decision"])
     except urllib.error.HTTPError as error:
         print(error.code, error.headers["Holdgate-Decision"])

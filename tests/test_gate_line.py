@@ -98,7 +98,7 @@ def recorded(jws: bytes, n: int) -> bytes:
 
 async def refused(asked: Awaitable[Any]) -> Reason:
     with pytest.raises(BackendError) as caught:
-        await asyncio.wait_for(asked, 20)
+        await asyncio.wait_for(asked, 60)
     return caught.value.reason
 
 

@@ -55,7 +55,7 @@ def test_nl1_the_owner_is_the_user_behind_the_socket() -> None:
     script = "import encodings.idna, os, socket, sys; os.setuid(65534)\n"
     script += "s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\ninput()"
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(30)
+        server.settimeout(60)
         other = subprocess.Popen(
             [sys.executable, "-c", script, str(server.getsockname()[1])],
             stdin=subprocess.PIPE,
@@ -63,4 +63,4 @@ def test_nl1_the_owner_is_the_user_behind_the_socket() -> None:
         accepted, peer = server.accept()
         with accepted:
             assert owner_uid(peer, server.getsockname()) == 65534
-        other.communicate(b"\n", timeout=30)
+        other.communicate(b"\n", timeout=60)

@@ -149,7 +149,7 @@ class House:
         )
 
     async def ask(self, client: FakeClient | None = None) -> Answer:
-        return await asyncio.wait_for(self.pipeline.handle(MESSAGE, client or FakeClient()), 20)
+        return await asyncio.wait_for(self.pipeline.handle(MESSAGE, client or FakeClient()), 60)
 
 
 def header(answer: Answer, name: bytes) -> bytes:
@@ -654,9 +654,10 @@ async def test_a_flood_of_refusals_shares_one_counted_receipt_a_second(
 
     house.pipeline.pause = pause
     asks = [asyncio.ensure_future(house.ask()) for _ in range(12)]
-    done, waiting = await asyncio.wait(asks, timeout=1)
-    assert (len(done), len(waiting)) == (2, 10), "those beyond the rate wait for their receipt"
-    assert house.pipeline.in_flight == 0, "and are in nobody's way meanwhile"
+    async with asyncio.timeout(60):
+        while not waited or sum(ask.done() for ask in asks) < 2 or house.pipeline.in_flight:
+            await asyncio.sleep(0)
+    assert sum(ask.done() for ask in asks) == 2, "those beyond the rate wait for their receipt"
     second.set()
     answers = await asyncio.gather(*asks)
     assert waited == [1.0]
@@ -1024,14 +1025,14 @@ async def _raises() -> None:
 
 
 async def test_p8_a_hold_deadline_comes_whatever_others_do() -> None:
-    holds, loop = Holds(0.05), asyncio.get_running_loop()
+    holds, loop = Holds(0.25), asyncio.get_running_loop()
     began = loop.time()
     works = [_at_once, _hang, _raises, _hang, _at_once, _hang]
     tasks = [asyncio.create_task(_held(holds, work)) for work in works]
     left = asyncio.create_task(_held(holds, _hang))
-    await asyncio.wait(tasks, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(tasks, timeout=60, return_when=asyncio.FIRST_COMPLETED)
     left.cancel()
-    assert await asyncio.wait_for(asyncio.gather(*tasks), 5) == [
+    assert await asyncio.wait_for(asyncio.gather(*tasks), 60) == [
         "done",
         "deadline",
         "raised",
@@ -1039,10 +1040,10 @@ async def test_p8_a_hold_deadline_comes_whatever_others_do() -> None:
         "done",
         "deadline",
     ]
-    assert 0.05 <= loop.time() - began < 5
+    assert 0.25 <= loop.time() - began < 60
     with pytest.raises(asyncio.CancelledError):  # cancelled is not overdue
         await left
-    assert await asyncio.wait_for(_held(holds, _hang), 5) == "deadline", (
+    assert await asyncio.wait_for(_held(holds, _hang), 60) == "deadline", (
         "one that begins when no other is held"
     )
     holds = Holds(0.05)
@@ -1051,12 +1052,12 @@ async def test_p8_a_hold_deadline_comes_whatever_others_do() -> None:
         async with asyncio.timeout(0.02):
             await _hang()
     began = loop.time()
-    assert await asyncio.wait_for(_held(holds, _hang), 5) == "deadline", (
+    assert await asyncio.wait_for(_held(holds, _hang), 60) == "deadline", (
         "one that is not over when it is asked"
     )
     assert loop.time() - began >= 0.05
     nested = _held(holds, lambda: _and_then(holds))
-    assert await asyncio.wait_for(nested, 5) == "deadline", "and one that began before another"
+    assert await asyncio.wait_for(nested, 60) == "deadline", "and one that began before another"
 
 
 async def _and_then(holds: Holds) -> None:
@@ -1067,4 +1068,4 @@ async def _and_then(holds: Holds) -> None:
 def test_p8_a_hold_deadline_comes_in_another_event_loop() -> None:
     holds = Holds(0.05)
     assert asyncio.run(_held(holds, _at_once)) == "done"
-    assert asyncio.run(asyncio.wait_for(_held(holds, _hang), 5)) == "deadline"
+    assert asyncio.run(asyncio.wait_for(_held(holds, _hang), 60)) == "deadline"

@@ -156,7 +156,7 @@ def switched(server: pgserver.Server, name: str, value: str) -> Iterator[None]:
 
 def _reload(server: pgserver.Server, name: str, value: str) -> None:
     server.sql("SELECT pg_reload_conf()")
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while server.sql(f"SHOW {name}") != value:
         assert time.monotonic() < end, f"{name} did not become {value}"
 
@@ -237,8 +237,8 @@ async def test_pl2_a_server_that_hangs_is_not_waited_for_and_it_heals(
         await ledger.record(RefundJudge("before"))
         own_server.signal(signal.SIGSTOP)
         try:
-            assert "did not answer within 500 ms" in await asyncio.wait_for(refused(ledger, "a"), 10)
-            await asyncio.wait_for(refused(ledger, "b"), 10)
+            assert "did not answer within 500 ms" in await asyncio.wait_for(refused(ledger, "a"), 60)
+            await asyncio.wait_for(refused(ledger, "b"), 60)
             assert not ledger.healthy
         finally:
             own_server.signal(signal.SIGCONT)

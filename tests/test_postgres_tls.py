@@ -58,7 +58,7 @@ class Guarded:
         if self.server.process is None:
             return
         loaded = "SELECT pg_conf_load_time()"  # as whoever connects now inherits it
-        before, end = self.server.sql(loaded), time.monotonic() + 30
+        before, end = self.server.sql(loaded), time.monotonic() + 60
         self.server.sql("SELECT pg_reload_conf()")
         while self.server.sql(loaded) == before:
             assert time.monotonic() < end, "the server did not read its files again"

@@ -18,7 +18,7 @@ def test_sd1_the_state_arrives_where_systemd_listens(
     name = f"@holdgate-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind("\0" + name[1:] if abstract else name)
-        systemd.settimeout(5)
+        systemd.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", name)
         notify("READY=1")
         assert systemd.recv(64) == b"READY=1"

@@ -115,10 +115,10 @@ async def test_se1_a_reader_in_a_snapshot_delays_it_and_does_not_hold_up_decisio
         reader.execute("SELECT * FROM head").fetchone()
         task = asyncio.create_task(_erase(tmp_path, ledger, ids=frozenset({doomed})))
         for number in range(2, 20):
-            await asyncio.wait_for(_record(ledger, number, sealed=True), 1)
+            await asyncio.wait_for(_record(ledger, number, sealed=True), 20)
         assert not task.done() and key in _files(tmp_path)
         reader.execute("COMMIT")
-    assert await asyncio.wait_for(task, 10) == (1, True)
+    assert await asyncio.wait_for(task, 60) == (1, True)
     assert key not in _files(tmp_path) and salt not in _files(tmp_path)
     ledger.close()
 

@@ -21,7 +21,7 @@ def url(vendors, name):
 def test_v1_connections_and_bytes_that_are_not_http_are_counted(vendors):
     assert vendors.counts("stripe").nothing
     before = vendors.counts("slack")
-    with socket.create_connection(("127.0.0.1", vendors.ports["slack"]), timeout=5) as raw:
+    with socket.create_connection(("127.0.0.1", vendors.ports["slack"]), timeout=60) as raw:
         raw.sendall(b"SSH-2.0-x\r\n")
         raw.shutdown(socket.SHUT_WR)
         while raw.recv(4096):
@@ -76,20 +76,20 @@ def test_slack_keeps_messages(vendors):
 def test_fhir_creates_searches_and_runs_transactions(vendors):
     requests = pytest.importorskip("requests")
     base = url(vendors, "fhir") + "/fhir/R4"
-    created = requests.post(f"{base}/Patient", json={"resourceType": "Patient"}, timeout=5)
+    created = requests.post(f"{base}/Patient", json={"resourceType": "Patient"}, timeout=60)
     identifier = created.json()["id"]
-    assert (created.status_code, requests.get(f"{base}/Patient/{identifier}", timeout=5).status_code) == (
+    assert (created.status_code, requests.get(f"{base}/Patient/{identifier}", timeout=60).status_code) == (
         201,
         200,
     )
     observation = {"resourceType": "Observation", "subject": {"reference": f"Patient/{identifier}"}}
     entry = {"request": {"method": "POST", "url": "Observation"}, "resource": observation}
     bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [entry, entry]}
-    answer = requests.post(base, json=bundle, timeout=5).json()
+    answer = requests.post(base, json=bundle, timeout=60).json()
     assert [item["response"]["status"] for item in answer["entry"]] == ["201", "201"]
-    found = requests.get(f"{base}/Observation", params={"patient": identifier}, timeout=5).json()
+    found = requests.get(f"{base}/Observation", params={"patient": identifier}, timeout=60).json()
     assert found["total"] == 2
-    assert requests.get(f"{base}/Patient/none", timeout=5).json()["resourceType"] == "OperationOutcome"
+    assert requests.get(f"{base}/Patient/none", timeout=60).json()["resourceType"] == "OperationOutcome"
 
 
 @pytest.mark.slow

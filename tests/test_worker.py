@@ -114,9 +114,9 @@ async def test_wk1_nothing_listens_before_the_named_bundle_is_here(complete: Ins
         assert (await gate.hears(Kind.HELLO)).head["role"] == "worker-1"
         assert not listens(port)
         gate.say(encode(Kind.WELCOME, bundle=DIGEST, ca=ca))  # one that was never kept
-        await asyncio.wait_for(process.stderr.readuntil(b"was kept here; trying again"), 20)
+        await asyncio.wait_for(process.stderr.readuntil(b"was kept here; trying again"), 60)
         gate.say(encode(Kind.ACTIVE, bundle=bundle, ca="another"))
-        await asyncio.wait_for(process.stderr.readuntil(b"not the CA that the gate process has"), 20)
+        await asyncio.wait_for(process.stderr.readuntil(b"not the CA that the gate process has"), 60)
         assert not listens(port)
         gate.say(encode(Kind.ACTIVE, bundle=bundle, ca=ca))
         assert (await gate.hears(Kind.READY)).head["bundle"] == bundle
@@ -138,9 +138,9 @@ async def test_wk3_sigterm_closes_listeners_first_and_lets_held_requests_finish(
         await until(lambda: not listens(port))
         assert process.returncode is None
         gate.say(encode(Kind.REFUSED, n=asked.head["n"], reason="store_unavailable", detail=""))
-        answer = await asyncio.wait_for(reader.read(), 20)
+        answer = await asyncio.wait_for(reader.read(), 60)
         assert answer.startswith(b"HTTP/1.1 503 Holdgate SILENCE")
-        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
         await gate.ended.wait()
         writer.close()
 

@@ -56,7 +56,7 @@ class Raw:
         return raw
 
     async def next(self) -> Any:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 data = await self.reader.read(65_536)
                 if not data:
@@ -497,7 +497,7 @@ async def test_wd4_an_answer_that_one_worker_had_kept_is_told_to_another(house: 
         )
         await until(lambda: house.said() == [("decision", "PERMIT"), ("outcome", "executed")])
         one.line.flight_ended(name_of(given), ended(None))
-        again = await asyncio.wait_for(two.record(given), 20)
+        again = await asyncio.wait_for(two.record(given), 60)
         assert (again.answer, again.entry.prior) == (kept, first.entry.receipt_id)
         assert again.entry.reason is Reason.ALREADY_EXECUTED
         assert (await one.record(keyed(2))).answer is None

@@ -131,7 +131,7 @@ async def worker(folder: Path, role: str = "worker-1", *, wait: bool = True) -> 
     made = Worker(line, adopted, asyncio.ensure_future(line.run()))
     try:
         if wait:
-            await asyncio.wait_for(line.adopted.wait(), 20)
+            await asyncio.wait_for(line.adopted.wait(), 60)
         yield made
     finally:
         await made.end()
@@ -144,6 +144,6 @@ def keyed(number: int) -> Case:
 
 
 async def until(holds: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(0.002)

@@ -85,7 +85,7 @@ def _serve(listener: socket.socket, context: ssl.SSLContext) -> None:
         except OSError:
             return
         with plain:
-            plain.settimeout(20)
+            plain.settimeout(60)
             try:
                 with context.wrap_socket(plain, server_side=True) as tls:
                     tls.recv(4096)

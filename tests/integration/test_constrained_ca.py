@@ -41,7 +41,7 @@ def gate(vendors: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def connect(gate: Instance, name: str) -> tuple[int, str, dict[str, str]]:
     """What a CONNECT is answered: status, reason phrase, headers in lower case."""
     host, _, port = gate.proxy.rpartition(":")
-    agent = http.client.HTTPConnection(host, int(port), timeout=20)
+    agent = http.client.HTTPConnection(host, int(port), timeout=60)
     agent.request("CONNECT", f"{name}:443", headers={"Host": f"{name}:443"})
     answer = agent.getresponse()
     found = answer.status, answer.reason, {name.lower(): value for name, value in answer.getheaders()}
@@ -53,7 +53,7 @@ def refund(gate: Instance, roots: bytes) -> str:
     """The decision on one refund, by an agent that trusts only `roots`; or the name of its TLS error."""
     context = ssl.create_default_context(cadata=roots.decode())
     host, _, port = gate.proxy.rpartition(":")
-    agent = http.client.HTTPSConnection(host, int(port), context=context, timeout=20)
+    agent = http.client.HTTPSConnection(host, int(port), context=context, timeout=60)
     agent.set_tunnel("api.stripe.com", 443)
     try:
         agent.request(
@@ -100,13 +100,13 @@ def test_an_agent_that_asks_for_another_name_in_its_tls_gets_a_receipt_that_says
     before = {vendor: vendors.counts(vendor) for vendor in vendors.ports}
     host, _, port = gate.proxy.rpartition(":")
     context = ssl.create_default_context(cafile=str(gate.state_dir / "ca" / "ca.pem"))
-    with socket.create_connection((host, int(port)), timeout=20) as plain:
+    with socket.create_connection((host, int(port)), timeout=60) as plain:
         plain.sendall(b"CONNECT api.stripe.com:443 HTTP/1.1\r\nHost: api.stripe.com:443\r\n\r\n")
         assert plain.recv(4096).startswith(b"HTTP/1.1 200")
         with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree"):
             context.wrap_socket(plain, server_hostname="evil.example")
     assert until(lambda: _refusals(gate) == refused + 1), gate.log
-    with urllib.request.urlopen(f"http://{gate.admin}/metrics", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://{gate.admin}/metrics", timeout=60) as answer:
         assert b'holdgate_unmapped_total{host="evil.example"} 1.0' in answer.read()
     assert all((vendors.counts(vendor) - before[vendor]).nothing for vendor in vendors.ports)
 
@@ -117,7 +117,7 @@ def _refusals(gate: Instance) -> int:
 
 def until(holds: Callable[[], bool]) -> bool:
     """Whether it came true in time: what is waited for is in another process and has no event of its own."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (held := holds()) and time.monotonic() < deadline:
         pass
     return held

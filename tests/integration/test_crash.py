@@ -37,7 +37,7 @@ def refund(gate: Instance, intent: str, number: int) -> int:
         headers={"Authorization": "Bearer sk_test_demo", "Idempotency-Key": f"crash-{number}"},
     )
     try:
-        with opener.open(request, timeout=20) as answer:
+        with opener.open(request, timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

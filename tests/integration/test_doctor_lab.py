@@ -83,7 +83,7 @@ class Lab:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=60)
             assert self.process.stdout is not None
             self.process.stdout.close()
             self.process = None

@@ -113,7 +113,7 @@ class Lab:
             context.check_hostname = False
         if alpn:
             context.set_alpn_protocols(list(alpn))
-        raw = socket.create_connection(self.envoy.address, timeout=20)
+        raw = socket.create_connection(self.envoy.address, timeout=60)
         return context.wrap_socket(raw, server_hostname=sni)
 
     def exchange(self, data: bytes, **how: Any) -> bytes:
@@ -348,7 +348,7 @@ def report(lab: Lab, body: dict[str, Any]) -> None:
         data=json.dumps(body).encode(),
         headers={"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"},
     )
-    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
         assert json.load(answer) == {"recorded": True}
 
 
@@ -443,7 +443,7 @@ def test_a_name_that_is_not_mapped_gets_no_tls(lab: Lab, sni: str | None) -> Non
 
 @pytest.mark.usefixtures("nothing")
 def test_plain_http_is_closed(lab: Lab) -> None:
-    with socket.create_connection(lab.envoy.address, timeout=20) as stream:
+    with socket.create_connection(lab.envoy.address, timeout=60) as stream:
         stream.sendall(refund())
         with contextlib.suppress(ConnectionError):
             assert stream.recv(100) == b""

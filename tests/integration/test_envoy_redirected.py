@@ -73,7 +73,7 @@ def test_a_client_that_knows_of_no_proxy_is_held(lab: Lab) -> None:
 def test_another_port_than_443_is_closed(lab: Lab) -> None:
     before = len(lab.vendor.requests), lab.vendor.connections
     assert lab.curl(8443, 500, "pi_3").returncode != 0
-    with socket.create_connection((OUTSIDE, 80), timeout=10) as stream:
+    with socket.create_connection((OUTSIDE, 80), timeout=60) as stream:
         stream.sendall(b"GET / HTTP/1.1\r\nHost: api.stripe.com\r\n\r\n")
         try:
             assert stream.recv(100) == b""

@@ -85,7 +85,7 @@ def running(marker: str) -> list[str]:
 
 
 def gone(marker: str) -> bool:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while running(marker) and time.monotonic() < end:
         time.sleep(0.05)  # what is waited for is another process's end, which nobody tells us
     return not running(marker)
@@ -135,7 +135,7 @@ def test_xn3_when_one_of_the_processes_is_killed_nothing_is_left(inside: Exec, v
     for _ in range({"outside": 0, "keeper": 1, "init": 2}[victim]):
         pid = child(pid)
     os.kill(pid, signal.SIGKILL)
-    assert process.wait(timeout=20) in (-signal.SIGKILL, 137)
+    assert process.wait(timeout=60) in (-signal.SIGKILL, 137)
     process.communicate()
     assert gone(f"sleep {marker}")
 
@@ -192,7 +192,7 @@ def test_xr2_signals_reach_the_command(inside: Exec, number: signal.Signals) -> 
     process = inside.start(sys.executable, "-c", CATCHES, str(int(number)))
     assert process.stdout is not None and process.stdout.readline() == "up\n"
     process.send_signal(number)
-    assert process.wait(timeout=20) == 40 + number
+    assert process.wait(timeout=60) == 40 + number
     process.communicate()
 
 
@@ -232,7 +232,7 @@ def test_a_terminal_stays_a_terminal_and_ctrl_c_is_one_signal(inside: Exec) -> N
     except OSError:  # the other side is closed
         pass
     os.close(terminal)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=60) == 0
     assert b"interrupted 1" in said, said
 
 
@@ -345,7 +345,7 @@ def test_xr3_a_gate_that_comes_back_serves_the_namespace_again(alone: Instance) 
     script = """
 for line in sys.stdin:
     try:
-        with socket.create_connection(("api.stripe.com", 80), timeout=15) as sock:
+        with socket.create_connection(("api.stripe.com", 80), timeout=60) as sock:
             sock.sendall(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"); sock.settimeout(float(line))
             print(sock.recv(12), flush=True)
     except OSError as error: print(type(error).__name__, flush=True)
@@ -363,7 +363,7 @@ for line in sys.stdin:
     assert ask(1) in ("TimeoutError", "gaierror")
     alone.start()
     assert ask(15) == "b'HTTP/1.1 403'"
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 0
 
 
@@ -397,5 +397,5 @@ def test_a_user_who_is_not_root_can_do_it(vendors: StandIns) -> None:
             )
         finally:
             server.terminate()
-            server.communicate(timeout=30)
+            server.communicate(timeout=60)
     assert done.stdout.split() == ["65534", "403"], done.stderr

@@ -104,15 +104,15 @@ async def balance(gate: Gate) -> Answered:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not await condition():
-        assert time.monotonic() < deadline, f"not within 20 s: {what}"
+        assert time.monotonic() < deadline, f"not within a minute: {what}"
         await asyncio.sleep(0.02)
 
 
 def status_of(gate: Instance, path: str) -> int:
     try:
-        with urllib.request.urlopen(f"http://{gate.admin}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{gate.admin}{path}", timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -214,7 +214,7 @@ async def test_a_full_disk_is_silence_until_a_restart_that_says_what_is_unknown(
     async with upstream.serving(serve):
         agent = await tunnel(gate)
         await agent.send(asked())
-        await asyncio.wait_for(arrived.wait(), 20)
+        await asyncio.wait_for(arrived.wait(), 60)
         filler = fill(small_disk, leave_bytes=0)
         go.set()
         answer = await agent.answer()
@@ -329,10 +329,10 @@ async def inside(folder: Path, vendors: StandIns, **limits: object) -> AsyncIter
     umask = os.umask(0o077)
     task = asyncio.ensure_future(serve(load_config(made.config), ready=ready.set_result))
     try:
-        server = await asyncio.wait_for(ready, 20)
+        server = await asyncio.wait_for(ready, 60)
         yield Inside(made=made, server=server, proxy=str(server.explicit), state_dir=made.state_dir)
         await server.drain()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, 60)
     finally:
         os.umask(umask)
         task.cancel()
@@ -412,7 +412,7 @@ async def test_a_store_that_hangs_is_silence_at_the_hold_deadline_and_its_late_p
         with nothing_seen():
             started = time.monotonic()
             answer = await balance(gate)
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 15
             assert answer.status == 503 and answer.reason in ("store_unavailable", "gate_timeout")
             gate.server.pipeline.evidence = real
             free.set()
@@ -624,7 +624,7 @@ async def test_an_agent_that_does_not_read_costs_little_memory(gate: Instance, u
             others = await asyncio.gather(*(balance(gate) for _ in range(5)))
             assert {answer.status for answer in others} == {200}
             agent.cut()
-            await asyncio.wait_for(ended.wait(), 20)
+            await asyncio.wait_for(ended.wait(), 60)
     assert (await balance(gate)).status == 200
 
 
@@ -688,7 +688,7 @@ async def test_an_agent_that_leaves_while_its_request_is_on_its_way(
     async with upstream.serving(serve):
         agent = await tunnel(gate, name)
         await agent.send(request_bytes)
-        await asyncio.wait_for(arrived.wait(), 20)
+        await asyncio.wait_for(arrived.wait(), 60)
         agent.cut()
         if status == "executed":
             await until(lambda: gone_from(gate), "the proxy noticed")
@@ -726,7 +726,7 @@ async def test_an_agent_that_leaves_while_it_is_answered_ends_the_stream(
         await agent.head()
         assert await agent.chunk() == b"data: 1\n\n"
         agent.cut()
-        await asyncio.wait_for(ended.wait(), 20)
+        await asyncio.wait_for(ended.wait(), 60)
     permit = (await asyncio.to_thread(permits, gate))[-1]
     assert (await outcome(gate, permit["id"]))["status"] == "executed"
     assert (await balance(gate)).status == 200

@@ -42,7 +42,7 @@ def command(gate: Instance, *words: str) -> subprocess.CompletedProcess[str]:
 
 def ready(gate: Instance) -> int:
     try:
-        with urllib.request.urlopen(f"http://{gate.admin}/readyz", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{gate.admin}/readyz", timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

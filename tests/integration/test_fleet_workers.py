@@ -71,9 +71,9 @@ def until(holds: Callable[[], bool]) -> None:
 def pids(gate: Instance) -> dict[str, int]:
     """role -> pid, when all serve; else {}."""
     try:
-        with urllib.request.urlopen(f"http://{gate.admin}/readyz", timeout=5):
+        with urllib.request.urlopen(f"http://{gate.admin}/readyz", timeout=60):
             pass
-        with urllib.request.urlopen(f"http://{gate.admin}/healthz", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{gate.admin}/healthz", timeout=60) as answer:
             return {row["role"]: row["pid"] for row in json.load(answer)["processes"]}
     except OSError:
         return {}

@@ -91,7 +91,7 @@ async def opened(gate: Instance, agents: Agents, shown: Issued | None, token: st
     first, _ = await peer.head()
     assert first.split()[1] == "200", first
     context = agents.context(gate, shown)
-    await asyncio.wait_for(peer.writer.start_tls(context, server_hostname=STRIPE), 20)
+    await asyncio.wait_for(peer.writer.start_tls(context, server_hostname=STRIPE), 60)
     return peer
 
 
@@ -185,10 +185,10 @@ def test_python_clients_with_a_certificate(bench: Bench, agents: Agents) -> None
         with requests.Session() as session:  # two connections: no TLS session is resumed
             session.headers["Connection"] = "close"
             for _ in range(2):
-                print(session.get(url, headers=headers, cert=pair, timeout=20).status_code)
+                print(session.get(url, headers=headers, cert=pair, timeout=60).status_code)
         context = ssl.create_default_context(cafile={str(bench.gate.state_dir / "ca" / "ca.pem")!r})
         context.load_cert_chain(*pair)
-        print(httpx.get(url, headers=headers, verify=context, timeout=20).status_code)
+        print(httpx.get(url, headers=headers, verify=context, timeout=60).status_code)
         """
     )
     assert said.split() == ["200", "200", "200"]
@@ -237,7 +237,7 @@ async def test_a_proxy_protocol_line_changes_no_address(
     with nothing_seen():
         peer = await dial(bench.gate)
         await peer.send(line + f"GET http://{STRIPE}/v1/balance HTTP/1.1\r\nHost: {STRIPE}\r\n\r\n".encode())
-        said = await asyncio.wait_for(peer.reader.read(), 20)
+        said = await asyncio.wait_for(peer.reader.read(), 60)
     assert b"200 OK" not in said and b"PERMIT" not in said
     with SqliteReader(bench.gate.state_dir) as reader:
         (newest,) = reader.list(limit=1).receipts

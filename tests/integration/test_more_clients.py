@@ -85,7 +85,7 @@ def moto() -> Iterator[str]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not _listens(port):
             assert server.poll() is None and time.monotonic() < deadline, "moto's server does not start"
         direct = {
@@ -105,7 +105,7 @@ def moto() -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         server.terminate()
-        server.wait(timeout=10)
+        server.wait(timeout=60)
 
 
 def _listens(port: int) -> bool:
@@ -256,12 +256,12 @@ HTTP_STACKS = """
     def say(name, status, got):
         print(name, status, got["Holdgate-Decision"].split(";")[0])
 
-    with httpx.Client(timeout=20) as client:
+    with httpx.Client(timeout=60) as client:
         for each in (url, url, unknown):
             got = client.get(each, headers=headers)
             say("httpx", got.status_code, got.headers)
 
-    got = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20)
+    got = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
     say("urllib", got.status, got.headers)
 
     async def main():
@@ -270,7 +270,7 @@ HTTP_STACKS = """
             for each in (url, unknown):
                 async with session.get(each, headers=headers) as got:
                     say("aiohttp", got.status, got.headers)
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             answers = await asyncio.gather(*(client.get(url, headers=headers) for _ in range(20)))
             print("together", {each.status_code for each in answers})
 
@@ -297,10 +297,10 @@ def test_python_311_whose_connect_is_http10(bench: Bench) -> None:
 import urllib.error, urllib.request
 headers = {"Authorization": "Bearer sk_test_demo"}
 asked = urllib.request.Request("https://api.stripe.com/v1/balance", headers=headers)
-got = urllib.request.urlopen(asked, timeout=20)
+got = urllib.request.urlopen(asked, timeout=60)
 print(got.status, got.headers["Holdgate-Decision"])
 try:
-    urllib.request.urlopen("https://unknown.example.net/", timeout=20)
+    urllib.request.urlopen("https://unknown.example.net/", timeout=60)
 except urllib.error.HTTPError as error:
     print(error.code, error.reason)
 """
@@ -312,13 +312,13 @@ except urllib.error.HTTPError as error:
 
 MODELS = """
     import anthropic, openai
-    gpt = openai.OpenAI(api_key="sk-demo", max_retries=0, timeout=20)
+    gpt = openai.OpenAI(api_key="sk-demo", max_retries=0, timeout=60)
     ask = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "hi"}]}
     print(gpt.chat.completions.create(**ask).choices[0].message.content)
     pieces = gpt.chat.completions.create(**ask, stream=True)
     print("".join(each.choices[0].delta.content or "" for each in pieces if each.choices))
 
-    claude = anthropic.Anthropic(api_key="sk-demo", max_retries=0, timeout=20)
+    claude = anthropic.Anthropic(api_key="sk-demo", max_retries=0, timeout=60)
     ask = {"model": "claude-sonnet-4-5", "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]}
     print(claude.messages.create(**ask).content[0].text)
     with claude.messages.stream(**ask) as stream:
@@ -417,7 +417,7 @@ def test_boto3_transactions_are_all_or_nothing(bench: Bench) -> None:
 
 SLACK = """
     import slack_sdk, slack_sdk.errors
-    client = slack_sdk.WebClient(token="xoxb-demo", timeout=20)
+    client = slack_sdk.WebClient(token="xoxb-demo", timeout=60)
     try:
         file = {{"filename": "report.txt", "content": "x" * {size}}}
         print("OK", client.files_upload_v2(channel={channel!r}, **file)["ok"])
@@ -447,7 +447,7 @@ def test_slack_uploads_only_to_an_address_that_was_given_here(bench: Bench) -> N
         sent |= {"Content-Type": "application/octet-stream"}
         request = urllib.request.Request("https://files.slack.com/upload/v1/theirs", b"secret", sent)
         try:
-            urllib.request.urlopen(request, timeout=20)
+            urllib.request.urlopen(request, timeout=60)
         except urllib.error.HTTPError as refused:
             print(refused.headers["Holdgate-Decision"])
     """

@@ -76,7 +76,7 @@ def refund(gate: Instance, key: str, intent: str, amount: int) -> Said:
 
 def is_ready(gate: Instance) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{gate.admin}/readyz", timeout=10):
+        with urllib.request.urlopen(f"http://{gate.admin}/readyz", timeout=60):
             return True
     except urllib.error.HTTPError as error:
         assert error.code == 503

@@ -151,7 +151,7 @@ AGENT = """
     ):
         with socket.create_connection((host, int(port))) as tcp:
             tcp.sendall(raw)
-            tcp.settimeout(15)
+            tcp.settimeout(60)
             print(tcp.recv(100).split(b" ")[1:2], "RAW")
 """
 BROKEN = (
@@ -211,7 +211,7 @@ def answers(loud: Bench) -> list[str]:
 
 def _get(loud: Bench, path: str, accept: str = "*/*") -> bytes:
     asked = urllib.request.Request(f"http://{loud.gate.admin}{path}", headers={"Accept": accept})
-    with urllib.request.urlopen(asked, timeout=10) as answer:  # noqa: S310
+    with urllib.request.urlopen(asked, timeout=60) as answer:  # noqa: S310
         data: bytes = answer.read()
     return data
 

@@ -105,7 +105,7 @@ def asked(loud: Bench, path: str, question: dict[str, Any]) -> str:
         headers={"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310  (an http:// of ours)
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310  (an http:// of ours)
             said: bytes = answer.read()
     except urllib.error.HTTPError as error:
         said = error.read()

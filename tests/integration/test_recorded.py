@@ -72,7 +72,7 @@ def parse_host(path: Path) -> str:
 def replay(gate: Instance, raw: bytes, host: str, *, tls: bool) -> tuple[int, str]:
     """Send the bytes in a tunnel of their own, or to the listener in absolute-form; status and decision."""
     address, _, port = gate.proxy.rpartition(":")
-    with socket.create_connection((address, int(port)), timeout=30) as plain:
+    with socket.create_connection((address, int(port)), timeout=60) as plain:
         stream: Any = tunnelled(gate, plain, host) if tls else plain
         stream.sendall(raw if tls else raw.replace(b" /", b" http://" + host.encode() + b"/", 1))
         answer = http.client.HTTPResponse(stream, method=raw.partition(b" ")[0].decode())

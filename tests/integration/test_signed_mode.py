@@ -99,7 +99,7 @@ class Node:
             headers={"Authorization": "Bearer sk_test_1", "Idempotency-Key": f"refund-{next(self.numbers)}"},
             proxies={"https": f"http://{self.gate.proxy}"},
             verify=str(self.gate.state_dir / "ca" / "bundle.pem"),
-            timeout=20,
+            timeout=60,
         )
         said = decode_jws(answer.headers["Holdgate-Receipt"].encode())
         assert (answer.status_code == 200) == (said["outcome"] == "PERMIT")
@@ -120,7 +120,7 @@ class Node:
         return str(until(newest))
 
     def metric(self, line: str) -> bool:
-        with contextlib.closing(requests.get(f"http://{self.gate.admin}/metrics", timeout=20)) as answer:
+        with contextlib.closing(requests.get(f"http://{self.gate.admin}/metrics", timeout=60)) as answer:
             return line in answer.text.splitlines()
 
 

@@ -69,7 +69,7 @@ class Ticker:
             event = b"data: %d\n\n" % number
             self.sent_s.append(time.perf_counter())
             await peer.send(chunk(event) if self.chunked else event)
-            await asyncio.wait_for(self.seen.acquire(), 10)
+            await asyncio.wait_for(self.seen.acquire(), 60)
         if self.chunked:
             await peer.send(b"0\r\n\r\n")
 

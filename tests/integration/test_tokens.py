@@ -243,9 +243,9 @@ def test_python_clients_with_credentials_in_the_proxy_variable(bench: Bench) -> 
         """
         import httpx, requests, urllib.request
         url, headers = "https://api.stripe.com/v1/balance", {"Authorization": "Bearer sk_1"}
-        print(requests.get(url, headers=headers, timeout=20).status_code)
-        print(httpx.get(url, headers=headers, timeout=20).status_code)
-        print(urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20).status)
+        print(requests.get(url, headers=headers, timeout=60).status_code)
+        print(httpx.get(url, headers=headers, timeout=60).status_code)
+        print(urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60).status)
         """,
         env=proxy,
     )

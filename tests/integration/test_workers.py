@@ -39,7 +39,7 @@ def two(vendors: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def health(gate: Instance) -> dict[str, int]:
     """role -> pid; {} while the gate process does not answer."""
     try:
-        with urllib.request.urlopen(f"http://{gate.admin}/healthz", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{gate.admin}/healthz", timeout=60) as answer:
             return {row["role"]: row["pid"] for row in json.load(answer)["processes"]}
     except OSError:
         return {}
@@ -68,7 +68,7 @@ def whole(gate: Instance) -> dict[str, int]:
 
 def ready(gate: Instance) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{gate.admin}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{gate.admin}/readyz", timeout=60) as answer:
             return bool(json.load(answer)["ready"])
     except OSError:
         return False

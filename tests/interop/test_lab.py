@@ -69,7 +69,7 @@ class Lab:
             urllib.request.ProxyHandler(proxy), urllib.request.HTTPSHandler(context=trust)
         )
         try:
-            with opener.open(urllib.request.Request(url, data, headers), timeout=20) as answer:  # noqa: S310
+            with opener.open(urllib.request.Request(url, data, headers), timeout=60) as answer:  # noqa: S310
                 return bytes(answer.read())
         except (OSError, ValueError):  # refused, or killed in the middle
             return b""

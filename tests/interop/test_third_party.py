@@ -82,7 +82,7 @@ def _run_and_kill(state: Path, dispatched: Path, number: int) -> int:
     words = [sys.executable, str(HERE.parent / "killed_writer.py"), str(state), str(dispatched), str(number)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=HERE.parent) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         size = start
         while size < start + 400 and time.monotonic() < until:
             time.sleep(0.02)
