@@ -111,6 +111,22 @@ async def test_a_replay_takes_the_reservation_over_and_gives_it_back(tmp_path: P
     assert report(tmp_path).problems == ()
 
 
+async def test_a_replay_that_was_found_to_have_had_no_effect_lends_nothing_away(tmp_path: Path) -> None:
+    """What was charged for the first one, which was executed, went over to two replays without effect."""
+    ledger = open_ledger(tmp_path)
+    made = [await ledger.record(spend("a", 60, provider=True))]
+    ledger.record_outcome(made[0].entry.receipt_id, OutcomeStatus.EXECUTED, 200, delivered=True)
+    made.append(await ledger.record(spend("a", 60, provider=True)))
+    ledger.record_outcome(made[1].entry.receipt_id, OutcomeStatus.UNKNOWN, 0, delivered=False)
+    made.append(await ledger.record(spend("a", 60, provider=True)))
+    found = Finding(of=made[1].entry.receipt_id, found=OutcomeStatus.NOT_SENT, by="local", note="")
+    await ledger.reconcile(found)
+    ledger.record_outcome(made[2].entry.receipt_id, OutcomeStatus.NOT_SENT, 0, delivered=False)
+    assert await total(ledger) == Total(sum=60, count=1)
+    ledger.close()
+    assert report(tmp_path).problems == ()
+
+
 @pytest.mark.parametrize(
     ("found", "left"),
     [(OutcomeStatus.EXECUTED, 60), (OutcomeStatus.FAILED, 0), (OutcomeStatus.NOT_SENT, 0)],

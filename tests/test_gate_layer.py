@@ -119,6 +119,36 @@ async def test_gl2_what_is_sent_meanwhile_is_not_read_without_bound(tmp_path: Pa
         writer.close()
 
 
+async def test_gl2_reading_goes_on_when_the_answer_was_relayed(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        relaying, paused = asyncio.Event(), asyncio.Event()
+
+        class Slow(Pieces):
+            async def next(self) -> bytes:
+                relaying.set()
+                await paused.wait()
+                return await super().next()
+
+        door.keeper.answer = lambda *_: ok(b"", rest=Slow(b"one"), length=None)
+        reader, writer = await door.connect()
+        writer.write(GET)
+        await asyncio.wait_for(relaying.wait(), 60)
+        gate = next(iter(door.addon.layers))
+        body = b"x" * 500_000  # of the next request, while this one is answered
+        writer.write(
+            b"POST http://a/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 500000\r\n\r\n"
+            + body
+        )
+        while not gate.paused:
+            await asyncio.sleep(0.01)
+        door.keeper.answer = None
+        paused.set()
+        answer = await asyncio.wait_for(reader.read(), 60)
+        assert answer.count(b"HTTP/1.1 200 OK") == 2
+        assert door.keeper.messages[1].body == body
+        writer.close()
+
+
 class Pieces:
     def __init__(self, *pieces: bytes, cut: bool = False) -> None:
         self.pieces, self.cut, self.abandoned = list(pieces), cut, False
@@ -307,6 +337,76 @@ async def test_the_pipeline_hears_that_its_agent_left(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
         writer.close()
         await asyncio.wait_for(left.wait(), 60)
+
+
+async def test_what_an_agent_sent_before_it_left_is_not_waited_for_either(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        go_on, gone = asyncio.Event(), []
+
+        async def wait(_: Any, client: Any) -> Any:
+            gone.append(client.gone)
+            if len(gone) == 1:
+                client.on_gone(go_on.set)
+                await go_on.wait()
+            return ok()
+
+        door.keeper.answer = wait
+        _, writer = await door.connect()
+        writer.write(GET + GET)
+        while not gone:
+            await asyncio.sleep(0.01)
+        writer.close()
+        while len(gone) < 2:
+            await asyncio.sleep(0.01)
+        assert gone == [False, True]
+
+
+async def test_a_tunnel_that_was_asked_for_before_its_agent_left_is_not_remembered(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        go_on = asyncio.Event()
+
+        async def wait(*_: Any) -> Any:
+            await go_on.wait()
+            return ok()
+
+        door.keeper.answer = wait
+        _, writer = await door.connect()
+        writer.write(GET + CONNECT)
+        while not door.keeper.links:
+            await asyncio.sleep(0.01)
+        (handler,) = door.addon.connections.values()
+        await handler.on_timeout()  # as when a write to the agent fails
+        while door.addon.connections:
+            await asyncio.sleep(0.01)
+        go_on.set()
+        while not door.keeper.refused:
+            await asyncio.sleep(0.01)
+        assert (door.addon.tunnels, door.addon.waiting, door.keeper.reserved) == ({}, {}, 0)
+        assert door.keeper.refused[0][1].reason is Reason.UNSUPPORTED_PROTOCOL
+        writer.close()
+
+
+async def test_silent_connections_do_not_hold_up_the_deadlines_of_others(tmp_path: Path) -> None:
+    async with open_door(tmp_path, head_s=0.05) as door:
+        refuse, go_on = door.keeper.refuse, asyncio.Event()
+
+        async def slow(*what: Any) -> Any:  # the receipt of a flood comes a second later
+            answer = await refuse(*what)
+            await go_on.wait()
+            return answer
+
+        door.keeper.refuse = slow  # type: ignore[method-assign]
+        silent = [await door.connect() for _ in range(3)]
+        for reader, writer in silent:
+            writer.write(CONNECT)
+            await reader.readuntil(b"\r\n\r\n")
+        while len(door.keeper.refused) < len(silent):
+            await asyncio.wait_for(door.addon.sweep(), 60)
+            await asyncio.sleep(0.01)
+        go_on.set()
+        for reader, writer in silent:
+            assert await reader.read() == b""
+            writer.close()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from holdgate.adapters.proofs import key_changes, log_verifier, log_verifiers, p
 from holdgate.adapters.sequencer import CHANGES, VKEY
 from holdgate.adapters.sqlite import SqliteLedger
 from holdgate.adapters.sqlite_reader import SqliteReader
+from holdgate.adapters.sqlite_store import SqliteLeaves
+from holdgate.adapters.store import StoreLost
 from holdgate.audit import AuditReport, audit
 from holdgate.errors import BackendError, ConfigError, Outcome, Reason
 from holdgate.keyhistory import Purpose, follow
@@ -325,6 +327,28 @@ async def test_kr1_an_error_at_any_step_stops_the_ledger_and_the_next_start_comp
         assert audited(state).problems == (), at
         shutil.rmtree(state)
     assert failures > 4
+
+
+async def test_kr1_a_store_that_is_lost_after_the_leaf_stops_the_ledger_and_the_next_start_completes(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any) -> Any:
+        raise StoreLost("gone for a while")
+
+    ledger = opened(state)
+    old, index = load_keys(state).log.kid, await refund(ledger, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteLeaves, "read", lost)
+        with pytest.raises(BackendError):
+            await rotate(ledger, LOG)
+    with pytest.raises(BackendError):  # with the change in the log, and not made
+        await refund(ledger, "b")
+    ledger.close()
+    again = opened(state)
+    assert await refund(again, "c") > index
+    again.close()
+    assert load_keys(state).log.kid != old
+    assert audited(state).problems == ()
 
 
 # --- KR2 ---

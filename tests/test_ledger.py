@@ -7,6 +7,7 @@ import itertools
 import sqlite3
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,14 @@ from holdgate.ledger import (
     CONFLICT_SOURCE,
     DISPATCHABLE,
     FINDINGS,
+    MAX_DOUBTS,
     OUTCOMES,
     Arrival,
     Binding,
     Charge,
     ClaimRow,
     Event,
+    Left,
     OutcomeStatus,
     State,
     Verdict,
@@ -43,6 +46,7 @@ from holdgate.ledger import (
 from holdgate.receipt import verify
 
 A, D, E, U, F, N, X = State
+FIRST = Left(state=E, receipt_id="rcpt_first", http_status=200)
 V = Verdict
 
 
@@ -63,14 +67,14 @@ def row(state: State, **changes: object) -> ClaimRow:
 def test_an_outcome_carries_every_other_field_of_a_claim_and_a_permit() -> None:
     claim = {
         "key": "k", "state": D, "digest": DIGEST, "receipt_id": "rcpt_second", "http_status": 0,
-        "expires_us": T0, "provider": True, "source": "native", "before": (E, "rcpt_first", 200),
+        "expires_us": T0, "provider": True, "source": "native", "before": (FIRST,),
     }  # fmt: skip
     assert claim.keys() == {each.name for each in fields(ClaimRow)}  # a new one goes along, too
     held = ClaimRow(**claim)  # type: ignore[arg-type]
     after = settle_row(held, OutcomeStatus.EXECUTED, 201, delivered=True)
-    assert after == replace(held, state=E, http_status=201, before=None)
+    assert after == replace(held, state=E, http_status=201, before=())
     after = settle_row(held, OutcomeStatus.NOT_SENT, 0, delivered=False)
-    assert after == replace(held, state=E, receipt_id="rcpt_first", http_status=200, before=None)
+    assert after == replace(held, state=E, receipt_id="rcpt_first", http_status=200, before=())
     charge = Charge(meter="m", at_us=T0, until_us=T0 + 1, amount=5, count=1)
     permit = {
         "index": 7, "receipt_id": "rcpt_first", "state": D, "http_status": 0, "claims": ("k",),
@@ -262,21 +266,21 @@ def test_claims_that_nobody_holds_leave_the_way_open() -> None:
 def test_a_permit_binds_its_claims_as_dispatching() -> None:
     bound = bind(None, binding(), receipt_id="rcpt_new", now_us=T0)
     assert (bound.state, bound.receipt_id, bound.expires_us) == (D, "rcpt_new", T0 + 2 * DAY_US)
-    assert bound.before is None
+    assert bound.before == ()
 
 
 @pytest.mark.parametrize("state", [E, U, X])
 def test_a_replay_keeps_the_first_window_and_what_it_replaced(state: State) -> None:
     bound = bind(row(state, provider=True), binding(provider=True), receipt_id="rcpt_new", now_us=T0)
     assert bound.expires_us == T0 + DAY_US
-    assert bound.before == (state, "rcpt_first", 200)
+    assert bound.before == (replace(FIRST, state=state),)
     for status in (_STATUS.NOT_SENT, _STATUS.FAILED):
         back = settle_row(bound, status, 429, delivered=True)
         assert (back.state, back.receipt_id, back.http_status, back.before) == (
             state,
             "rcpt_first",
             200,
-            None,
+            (),
         )
     assert settle_row(bound, _STATUS.EXECUTED, 200, delivered=True).state is E
     assert settle_row(bound, _STATUS.UNKNOWN, 0, delivered=True).state is X
@@ -285,24 +289,66 @@ def test_a_replay_keeps_the_first_window_and_what_it_replaced(state: State) -> N
 def test_an_unknown_claim_is_remembered_even_when_it_is_late() -> None:
     late = row(X, source=CONFLICT_SOURCE, expires_us=T0)
     assert bind(late, binding(source=CONFLICT_SOURCE), receipt_id="new", now_us=T0 + 1).before == (
-        X,
-        "rcpt_first",
-        200,
+        replace(FIRST, state=X),
     )
 
 
 @pytest.mark.parametrize("state", [F, N])
 def test_a_superseding_permit_starts_a_new_window(state: State) -> None:
     bound = bind(row(state), binding(), receipt_id="rcpt_new", now_us=T0)
-    assert (bound.before, bound.expires_us) == (None, T0 + 2 * DAY_US)
+    assert (bound.before, bound.expires_us) == ((), T0 + 2 * DAY_US)
 
 
 def test_the_first_dispatch_can_be_reconciled_while_its_replay_is_under_way() -> None:
     bound = bind(row(X, provider=True), binding(provider=True), receipt_id="rcpt_new", now_us=T0)
     after = settle_claim(bound, "rcpt_first", _STATUS.RECONCILED, 200, delivered=True)
-    assert (after.state, after.before) == (D, (U, "rcpt_first", 200))
+    assert (after.state, after.before) == (D, (replace(FIRST, state=U),))
     assert settle_claim(bound, "rcpt_else", _STATUS.RECONCILED, 200, delivered=True) == bound
     assert settle_claim(bound, "rcpt_new", _STATUS.UNKNOWN, 0, delivered=True).state is X
+
+
+@pytest.mark.parametrize("nothing", [_STATUS.NOT_SENT, _STATUS.FAILED])
+@pytest.mark.parametrize("first", [E, U, X])
+def test_l7_a_replay_without_effect_leaves_what_those_before_it_left(
+    first: State, nothing: OutcomeStatus
+) -> None:
+    """The replay was in doubt first; a finding about it is not one about the dispatch that it repeated."""
+    held = bind(row(first, provider=True), binding(provider=True), receipt_id="rcpt_new", now_us=T0)
+    held = settle_claim(held, "rcpt_new", _STATUS.UNKNOWN, 500, delivered=True)
+    assert held.state is X
+    held = settle_claim(held, "rcpt_new", _STATUS.RECONCILED, 0, delivered=False, found=nothing)
+    assert (held.state, held.receipt_id, held.http_status, held.before) == (first, "rcpt_first", 200, ())
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("acted", [None, 0, 1, 2])
+def test_l7_of_several_in_doubt_each_is_found_out_about(order: tuple[int, ...], acted: int | None) -> None:
+    held, names = row(X, provider=True), ("rcpt_first", "rcpt_second", "rcpt_third")
+    for name in names[1:]:
+        held = bind(held, binding(provider=True), receipt_id=name, now_us=T0)
+        held = settle_claim(held, name, _STATUS.UNKNOWN, 500, delivered=True)
+    for done, index in enumerate(order, 1):
+        found = _STATUS.EXECUTED if index == acted else _STATUS.NOT_SENT
+        held = settle_claim(held, names[index], _STATUS.RECONCILED, 0, delivered=False, found=found)
+        left = set(order[done:])
+        if acted is None or acted in left:
+            assert held.state is (X if left else N)
+    assert held.state is (N if acted is None else U)
+    if acted is not None:
+        assert held.receipt_id == names[acted]
+
+
+def test_a_key_with_too_many_dispatches_in_doubt_gets_no_further_one() -> None:
+    """What is not found out about yet has to be remembered, and an agent may repeat itself for ever."""
+    held = row(X, provider=True)
+    for number in range(1, MAX_DOUBTS):
+        assert attempt(held, digest=DIGEST, now_us=T0, source="native")[0] is V.REPLAY
+        held = bind(held, binding(provider=True), receipt_id=f"rcpt_{number}", now_us=T0)
+        held = settle_claim(held, f"rcpt_{number}", _STATUS.UNKNOWN, 500, delivered=True)
+    assert attempt(held, digest=DIGEST, now_us=T0, source="native")[0] is V.OUTCOME_UNKNOWN
+    last = held.receipt_id
+    held = settle_claim(held, last, _STATUS.RECONCILED, 0, delivered=False, found=_STATUS.NOT_SENT)
+    assert attempt(held, digest=DIGEST, now_us=T0, source="native")[0] is V.REPLAY
 
 
 @pytest.mark.parametrize("state", State)

@@ -98,8 +98,9 @@ class Claims(RuleBasedStateMachine):
             keys=keys,
             replay_of=prior if verdict is Verdict.REPLAY else "",
             at_us=self.now_us,
-            # The vendor answers a replay from its own store: it does not act again.
-            effect=effect and verdict is not Verdict.REPLAY,
+            # The vendor answers a replay from its own store: it does not act again, but where the first one
+            # never arrived.
+            effect=effect and not (verdict is Verdict.REPLAY and self._acted(prior)),
         )
         self.made.append(made)
         return made
@@ -124,7 +125,7 @@ class Claims(RuleBasedStateMachine):
         # An honest adapter: only `unknown` may hide an effect, and only executed claims one.
         if status in (OutcomeStatus.NOT_SENT, OutcomeStatus.FAILED) and made.effect:
             status = OutcomeStatus.UNKNOWN
-        if status is OutcomeStatus.EXECUTED and not made.replay_of:
+        if status is OutcomeStatus.EXECUTED and not (made.replay_of and self._acted(made.replay_of)):
             made.effect = True
         self._settle(made, status, delivered)
 
@@ -135,18 +136,18 @@ class Claims(RuleBasedStateMachine):
             if made.status is None:
                 self._settle(made, OutcomeStatus.UNKNOWN, delivered=False)
 
-    @rule(index=st.integers(min_value=0, max_value=30), failed=st.booleans())
+    @rule(index=st.integers(min_value=0, max_value=3), failed=st.booleans())
     def reconcile(self, index: int, failed: bool) -> None:
         """Somebody looks at the vendor, and says what happened."""
-        if index < len(self.made) and self.made[index].status is OutcomeStatus.UNKNOWN:
-            made = self.made[index]
+        doubts = [made for made in self.made if made.status is OutcomeStatus.UNKNOWN]
+        if doubts:
+            made = doubts[index % len(doubts)]
             nothing = OutcomeStatus.FAILED if failed else OutcomeStatus.NOT_SENT
-            acted = made.effect or made.replay_of
             self._settle(
                 made,
                 OutcomeStatus.RECONCILED,
                 delivered=True,
-                found=OutcomeStatus.EXECUTED if acted else nothing,
+                found=OutcomeStatus.EXECUTED if made.effect else nothing,
             )
 
     @rule(step=st.sampled_from([1, TTL_US // 2, TTL_US]))
@@ -173,6 +174,11 @@ class Claims(RuleBasedStateMachine):
                 self.rows[key] = settle_claim(
                     self.rows[key], made.receipt_id, status, 200, delivered=delivered, found=found
                 )
+
+    def _acted(self, receipt_id: str) -> bool:
+        """Whether the vendor acted on that dispatch, or on one that it repeats."""
+        made = next(made for made in self.made if made.receipt_id == receipt_id)
+        return made.effect or (made.replay_of != "" and self._acted(made.replay_of))
 
     def _answer(self, receipt_id: str) -> None:
         for made in self.made:

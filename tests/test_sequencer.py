@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from holdgate.adapters import durable, sequencer, tilestore
 from holdgate.adapters.sequencer import CHECKPOINT, Sequencer, edge_of
 from holdgate.adapters.sqlite_schema import unpack
 from holdgate.adapters.sqlite_store import SqliteLeaves
+from holdgate.adapters.store import StoreLost
 from holdgate.errors import BackendError, ConfigError
 from holdgate.note import Checkpoint, sign_checkpoint, verify_checkpoint
 from holdgate.tiles import Edge, new_tiles
@@ -130,6 +131,27 @@ def test_sq1_the_checkpoint_comes_after_its_tiles(state: Path, monkeypatch: pyte
     _sequencer(state).publish()
     assert replaced[-1] == "checkpoint"
     assert _checkpoint(state).size == COMMITTED
+
+
+@pytest.mark.parametrize("reads", [1, 2, 3, 4])
+def test_sq1_a_store_that_was_lost_while_leaves_were_read_costs_no_tile(
+    state: Path, wanted: dict[str, bytes], reads: int
+) -> None:
+    lost_after = [reads]
+
+    class Losing(SqliteLeaves):
+        def read(self, start: int, end: int) -> Sequence[bytes]:
+            lost_after[0] -= 1
+            if lost_after[0] == -1:
+                raise StoreLost("gone for a while")
+            return super().read(start, end)
+
+    following = _sequencer(state, leaves=lambda: Losing(state))
+    with pytest.raises(StoreLost):
+        following.publish()
+    assert _checkpoint(state).size == PUBLISHED
+    following.publish()
+    assert _files(state) == wanted
 
 
 # --- SQ2 ---

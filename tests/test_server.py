@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from holdgate.adapters import server as server_module
 from holdgate.adapters.ca import create_ca, load_ca
 from holdgate.adapters.ca_rotation import rotate
 from holdgate.adapters.fitness import check_ca
@@ -233,6 +234,25 @@ async def starts(folder: Path) -> Address | None:
 
 
 # --- SV2: SIGTERM ---
+
+
+def test_sv2_a_sigterm_that_comes_during_the_start_ends_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = server_module._open
+
+    async def told_to_stop(server: Server, *more: Any) -> None:
+        await opened(server, *more)
+        await server.drain()
+        await asyncio.sleep(0)  # in which the engine hears it
+
+    async def run() -> None:
+        await asyncio.wait_for(serve(load_config(folder / "holdgate.yaml"), ready=ready.append), 60)
+
+    ready: list[Server] = []
+    monkeypatch.setattr(server_module, "_open", told_to_stop)
+    asyncio.run(run())
+    assert ready == []
 
 
 class Vendor:

@@ -47,6 +47,7 @@ from holdgate.ledger import (
     Charge,
     ClaimRow,
     Entry,
+    Finding,
     Noted,
     OutcomeStatus,
     Recorded,
@@ -251,6 +252,60 @@ async def test_a_provider_replay_goes_out_again_and_a_replay_without_effect_chan
     assert _audit(tmp_path).problems == ()
 
 
+@pytest.mark.parametrize("found", [NOT_SENT, OutcomeStatus.FAILED])
+@pytest.mark.parametrize("first_ended", [EXECUTED, UNKNOWN])
+async def test_a_replay_that_is_found_to_have_had_no_effect_frees_nothing(
+    tmp_path: Path, first_ended: OutcomeStatus, found: OutcomeStatus
+) -> None:
+    """A replay was in doubt too, and only of the replay it is known that nothing happened."""
+    ledger = open_ledger(tmp_path)
+    first = await ledger.record(RefundJudge("a", provider=True, conflict="charge"))
+    ledger.record_outcome(first.entry.receipt_id, first_ended, 200, delivered=True)
+    second = await ledger.record(RefundJudge("a", provider=True, conflict="charge"))
+    ledger.record_outcome(second.entry.receipt_id, UNKNOWN, 500, delivered=True)
+    await ledger.reconcile(_found(second, found))
+    other = RefundJudge("a", digest=OTHER_DIGEST)
+    again, stranger = RefundJudge("a", provider=True), RefundJudge("b", conflict="charge")
+    _, third, _ = await _recorded(ledger, other, again, stranger)
+    open_still = first_ended is UNKNOWN
+    assert (other.verdict, again.verdict) == (Verdict.REUSED, Verdict.REPLAY)
+    assert third.entry.prior == first.entry.receipt_id
+    assert stranger.verdict is (Verdict.CONFLICT if open_still else Verdict.FRESH)
+    ledger.close()
+    assert _audit(tmp_path).problems == ()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+@pytest.mark.parametrize("acted", [None, 0, 1, 2])
+async def test_a_claim_is_free_when_the_last_of_its_dispatches_in_doubt_was_found_without_effect(
+    tmp_path: Path, order: tuple[int, int, int], acted: int | None
+) -> None:
+    """A dispatch and two replays of it, all in doubt; one of them acted, or none did."""
+    ledger = open_ledger(tmp_path)
+    made = []
+    for status in (500, 502, 504):
+        made.append(await ledger.record(RefundJudge("a", provider=True, conflict="charge")))
+        ledger.record_outcome(made[-1].entry.receipt_id, UNKNOWN, status, delivered=True)
+    for place, index in enumerate(order, 1):
+        await ledger.reconcile(_found(made[index], EXECUTED if index == acted else NOT_SENT))
+        ledger.close()
+        assert _audit(tmp_path).problems == ()
+        ledger = open_ledger(tmp_path)
+        stranger, other = RefundJudge(f"b{place}", conflict="charge"), RefundJudge("a", digest=OTHER_DIGEST)
+        for judge in (stranger, other):
+            entry = (await ledger.record(judge)).entry
+            if entry.outcome is Outcome.PERMIT:
+                ledger.record_outcome(entry.receipt_id, NOT_SENT, 0, delivered=False)
+        freed = place == 3 and acted is None
+        assert other.verdict is (Verdict.SUPERSEDE if freed else Verdict.REUSED)
+        if place == 3:
+            assert stranger.verdict is Verdict.FRESH
+        elif acted not in order[:place]:
+            assert stranger.verdict is Verdict.CONFLICT
+    ledger.close()
+    assert _audit(tmp_path).problems == ()
+
+
 async def test_the_reader_knows_since_when_a_permit_has_no_effect(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     items = await _recorded(ledger, *(RefundJudge(name) for name in "abcd"))
@@ -311,6 +366,10 @@ async def test_an_unknown_permit_of_an_earlier_run_can_be_reconciled(tmp_path: P
     assert retry.verdict is Verdict.ALREADY_EXECUTED
     again.close()
     assert _audit(tmp_path).problems == ()
+
+
+def _found(recorded: Recorded, found: OutcomeStatus) -> Finding:
+    return Finding(of=recorded.entry.receipt_id, found=found, by="local", note="")
 
 
 # --- what fails ---

@@ -26,6 +26,7 @@ from test_budgets import (  # noqa: F401
     test_a_judge_that_charges_a_replay_again_gets_no_permit,
     test_a_judge_that_charges_nonsense_gets_no_permit,
     test_a_replay_takes_the_reservation_over_and_gives_it_back,
+    test_a_replay_that_was_found_to_have_had_no_effect_lends_nothing_away,
     test_in_flight_reservations_count_and_the_limit_is_exact_under_concurrency,
     test_the_outcome_settles_the_reservation_once,
     test_the_store_is_the_book,
@@ -49,9 +50,11 @@ from test_ledger import (  # noqa: F401
 )
 from test_sqlite import (  # noqa: F401
     test_a_checkpoint_follows_a_commit_without_another_request,
+    test_a_claim_is_free_when_the_last_of_its_dispatches_in_doubt_was_found_without_effect,
     test_a_nearly_full_disk_refuses_decisions_but_still_takes_outcomes,
     test_a_permit_has_one_outcome_and_unknown_one_reconciliation,
     test_a_provider_replay_goes_out_again_and_a_replay_without_effect_changes_nothing,
+    test_a_replay_that_is_found_to_have_had_no_effect_frees_nothing,
     test_an_unknown_permit_of_an_earlier_run_can_be_reconciled,
     test_implicit_and_conflict_claims_are_forgotten_when_nothing_is_open,
     test_l2_a_judge_that_permits_over_a_held_claim_gets_no_permit,

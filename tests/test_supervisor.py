@@ -237,6 +237,29 @@ async def test_su3_nothing_is_started_again_while_it_stops(tmp_path: Path) -> No
     assert len(house.started) == 3
 
 
+@pytest.mark.parametrize("role", [GATE, "worker-1"])
+async def test_su3_what_was_being_started_when_all_were_told_to_stop_is_told_too(
+    tmp_path: Path, role: str
+) -> None:
+    house = House(tmp_path)
+    children = await house.complete()
+    spawn, starting, go_on = house.spawn, asyncio.Event(), asyncio.Event()
+
+    async def slow(which: str) -> FakeChild:
+        starting.set()
+        await go_on.wait()
+        return await spawn(which)
+
+    house.supervisor.spawn = slow
+    children[role].ends(-9)
+    await starting.wait()
+    house.supervisor.stop()
+    await until(lambda: all(each.code.done() for each in children.values() if each.role != GATE))
+    go_on.set()
+    assert await house.task == 0
+    assert (await house.child(role, 1)).signals == [signal.SIGTERM]
+
+
 async def test_sighup_is_for_the_gate_process(tmp_path: Path) -> None:
     house = House(tmp_path)
     children = await house.complete()

@@ -77,7 +77,9 @@ class BudgetAudit:
             return
         holder.released = True
         lender = self._holders.get(holder.lender)
-        if lender is not None and holder.source and not lender.released:
+        while lender is not None and lender.released:
+            lender = self._holders.get(lender.lender)
+        if lender is not None and holder.source:
             lender.source = holder.source
         holder.source = ""
 

@@ -379,6 +379,8 @@ class Book:
         if state not in RELEASING:
             return
         lender = self.holders.get(holder.lender)
-        if lender is not None and lender.state not in RELEASING:
+        while lender is not None and lender.state in RELEASING:
+            lender = self.holders.get(lender.lender)
+        if lender is not None:
             lender.charges = holder.charges
         holder.charges = ()

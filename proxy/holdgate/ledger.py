@@ -10,13 +10,14 @@ A newcomer that is permitted binds its claims (`bind`): dispatching, until `sett
 budgets stands as long as its permit may have had an effect (counters.py). Long because types, table and the
 functions over it are read together or not at all.
 
-Invariants (tests/test_ledger.py; the last three run over every store):
+Invariants (tests/test_ledger.py; L4 to L6 run over every store):
   L1  The table is total: every (state, event) has a row.
   L2  A claim that is dispatching, or unknown and not provider-idempotent, never permits a second dispatch.
   L3  Another digest under a held key is DENY idempotency_key_reused, except after not_sent.
   L4  Nothing is dispatched before record() returned: `Recorded.durable` is set by the store alone.
   L5  After any write error the store is poisoned: every later record() raises until restart.
   L6  After a crash every dispatching row of a dead owner is unknown, with a receipt that says so.
+  L7  A replay without effect, found out whenever, leaves what those before it left: executed, or in doubt.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "CONFLICT_SOURCE",
     "DISPATCHABLE",
     "FINDINGS",
+    "MAX_DOUBTS",
     "NO_BUDGETS",
     "ONCE_SOURCE",
     "OUTCOMES",
@@ -57,6 +59,7 @@ __all__ = [
     "InFlightElsewhere",
     "Judge",
     "Ledger",
+    "Left",
     "Noted",
     "OutcomeStatus",
     "ReconcileError",
@@ -121,6 +124,16 @@ class Verdict(StrEnum):
 
 @quick
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """How an earlier dispatch under a key ended, as far as is known."""
+
+    state: State
+    receipt_id: str
+    http_status: int
+
+
+@quick
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRow:
     """The stored state of one key."""
 
@@ -132,8 +145,9 @@ class ClaimRow:
     expires_us: int
     provider: bool
     source: str  # one of SOURCES
-    # The settled claim that a replay took over; it stands again when the replay had no effect of its own.
-    before: tuple[State, str, int] | None = None  # (state, receipt_id, http_status)
+    # What a replay took over; the last of it stands again when the replay had no effect of its own. One that
+    # ended, or all that are in doubt, newest last.
+    before: tuple[Left, ...] = ()
 
 
 @quick
@@ -437,6 +451,9 @@ _FREE: Final = frozenset(
     if ARRIVALS[state, who] is _FRESH
 )
 
+# A key with so many dispatches in doubt gets no further one until somebody found out about them.
+MAX_DOUBTS: Final = 64
+
 # States of a permit in which nothing happened at the vendor: its charges are released.
 RELEASING: Final = frozenset({_F, _N})
 
@@ -498,7 +515,7 @@ def _arrival(row: ClaimRow, digest: str, now_us: int, source: str) -> Arrival:
         return Arrival.OTHER_LATE if late else Arrival.OTHER
     if late:
         return Arrival.SAME_LATE
-    return Arrival.SAME_PROVIDER if row.provider else Arrival.SAME
+    return Arrival.SAME_PROVIDER if row.provider and len(row.before) < MAX_DOUBTS - 1 else Arrival.SAME
 
 
 def combine(attempts: Iterable[Attempt]) -> Attempt:
@@ -546,9 +563,10 @@ def bind(row: ClaimRow | None, binding: Binding, *, receipt_id: str, now_us: int
 
     A replay keeps the first window, because that is when the vendor's own clock started.
     """
-    before, expires_us = None, binding.expires_us
+    before: tuple[Left, ...] = ()
+    expires_us = binding.expires_us
     if row is not None and (row.state is _X or _is_repeat(row, binding, now_us)):
-        before = (row.state, row.receipt_id, row.http_status)
+        before = _taken_over(row)
         expires_us = min(expires_us, row.expires_us)
     return ClaimRow(
         key=binding.key,
@@ -561,6 +579,14 @@ def bind(row: ClaimRow | None, binding: Binding, *, receipt_id: str, now_us: int
         source=binding.source,
         before=before,
     )
+
+
+def _taken_over(row: ClaimRow) -> tuple[Left, ...]:
+    """What the last dispatch left, and those before it that it does not settle."""
+    last = Left(state=row.state, receipt_id=row.receipt_id, http_status=row.http_status)
+    if any(left.state in (_E, _U) for left in row.before):
+        return row.before  # what came after an execution was a repeat of it
+    return (*[left for left in row.before if left.state is _X], last)
 
 
 def _is_repeat(row: ClaimRow, binding: Binding, now_us: int) -> bool:
@@ -589,11 +615,26 @@ def settle_claim(
     """The claim after the outcome of the permit `receipt_id`, which bound it at some time."""
     if row.receipt_id == receipt_id:
         return settle_row(row, status, http_status, delivered=delivered, found=found)
-    if row.before is not None and row.before[1] == receipt_id:
-        # The first dispatch is reconciled while a replay of it is under way.
-        state = settle(row.before[0], status, delivered, found)
-        return row if state is row.before[0] else replace(row, before=(state, receipt_id, http_status))
-    return row
+    return replace(row, before=_found(row.before, receipt_id, status, http_status, delivered, found))
+
+
+def _found(
+    before: tuple[Left, ...],
+    receipt_id: str,
+    status: OutcomeStatus,
+    http_status: int,
+    delivered: bool,
+    found: OutcomeStatus,
+) -> tuple[Left, ...]:
+    """An earlier dispatch is reconciled while a replay of it is under way, or in doubt too."""
+    one = next((left for left in before if left.receipt_id == receipt_id), None)
+    state = settle(one.state, status, delivered, found) if one is not None else None
+    if one is None or state is None or state is one.state:
+        return before
+    others = tuple([left for left in before if left is not one])
+    if others and state in RELEASING:
+        return others
+    return (Left(state=state, receipt_id=receipt_id, http_status=http_status),)
 
 
 def settle_row(
@@ -606,14 +647,18 @@ def settle_row(
 ) -> ClaimRow:
     """The claim after the outcome of the permit that holds it."""
     state = settle(row.state, status, delivered, found)
-    if row.before is not None and state in (_F, _N):
-        # The replay changed nothing at the vendor, so what the first dispatch left still holds.
-        first, receipt_id, first_status = row.before
-        return _left(row, first, receipt_id, first_status)
-    return row if state is row.state else _left(row, state, row.receipt_id, http_status)
+    if state is row.state:
+        return row
+    if row.before and state in RELEASING:
+        # The replay changed nothing at the vendor, so what the dispatches before it left still holds.
+        last = row.before[-1]
+        return _left(row, last.state, last.receipt_id, last.http_status, row.before[:-1])
+    return _left(row, state, row.receipt_id, http_status, row.before if state is _X else ())
 
 
-def _left(row: ClaimRow, state: State, receipt_id: str, http_status: int) -> ClaimRow:
+def _left(
+    row: ClaimRow, state: State, receipt_id: str, http_status: int, before: tuple[Left, ...]
+) -> ClaimRow:
     """What its last dispatch leaves of a claim. Field by field: replace() looks them up each time."""
     return ClaimRow(
         key=row.key,
@@ -624,7 +669,7 @@ def _left(row: ClaimRow, state: State, receipt_id: str, http_status: int) -> Cla
         expires_us=row.expires_us,
         provider=row.provider,
         source=row.source,
-        before=None,
+        before=before,
     )
 
 
@@ -644,7 +689,7 @@ def remade(
         return known is None or now_us >= known.expires_us, None
     if row.receipt_id != receipt_id:
         return False, None
-    return made.told is Told.NEW or row.before is not None, replace(row, state=_N, before=None)
+    return made.told is Told.NEW or bool(row.before), replace(row, state=_N, before=())
 
 
 def is_free(row: ClaimRow) -> bool:

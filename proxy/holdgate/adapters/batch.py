@@ -270,7 +270,9 @@ class Batch:
     def _release(self, permit: Permit, now_us: int) -> Permit:
         """The permit had no effect: its charges go back to the one that it repeated, or are free."""
         lender = self._permit(permit.lender) if permit.lender else None
-        if lender is not None and lender.state not in RELEASING:
+        while lender is not None and lender.state in RELEASING:  # found out while its repeat was under way
+            lender = self._permit(lender.lender) if lender.lender else None
+        if lender is not None:
             self.permits[lender.receipt_id] = replace(lender, charges=permit.charges)
         else:
             for charge in permit.charges:

@@ -27,6 +27,7 @@ from ..ledger import Judge, Ledger, OutcomeStatus, Recorded
 from ..remote_gate import PATHS, Asked, Remote, RemoteError, Told, combine, engine, questions, read_answer
 from ..sealing import KeptAnswer
 from ..standing import Made
+from .unasked import OwnAnswer
 
 __all__ = ["GateClient", "ReportingLedger"]
 
@@ -71,6 +72,7 @@ class GateClient:
             trust_env=False,  # no proxy variable may lead the question elsewhere
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            request_class=OwnAnswer,
         )
         return cls(config=config, keys=keys, session=session, clock_us=clock_us)
 

@@ -296,7 +296,10 @@ class GateLayer(layer.Layer):
         self._arm(None)
         self.served += 1
         closing = self.reader.wants_close
-        link = self.link = ClientLink()
+        gone, link = self.link.gone, ClientLink()
+        self.link = link
+        if gone:  # it sent this one, too, before it left
+            link.leave()
         held = Held(partial(self.door.keeper.handle, message, link))
         self.holding = self.busy = True
         yield HoldgateHoldHook(held)
@@ -307,6 +310,7 @@ class GateLayer(layer.Layer):
         self._account(0)
         self._resume()
         yield from self._answer(answer, close=closing)
+        self._resume()  # more may have come while it was relayed
         self.busy = False
         self._arm(self.door.keeper.limits.idle_s)
 
@@ -381,6 +385,8 @@ class GateLayer(layer.Layer):
             [head.target.rpartition(b":")[0].lower()],
         ):
             raise InputError(Reason.IDENTITY_MISMATCH, "CONNECT target and Host differ")
+        if self.link.gone:  # the addon would remember the tunnel of a connection that it has forgotten
+            raise InputError(Reason.UNSUPPORTED_PROTOCOL, "closed before TLS or HTTP was established")
         tunnel = _with_connect(self.origin, target, head)
         self.door.keeper.greet(tunnel)
         self.origin = tunnel

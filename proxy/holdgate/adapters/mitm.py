@@ -97,6 +97,7 @@ class HoldgateAddon:
     chains: dict[str, tuple[bytes, ...]] = field(default_factory=dict)  # client id -> its certificates, DER
     layers: set[GateLayer] = field(default_factory=set)
     waiting: dict[connection.Client, float] = field(default_factory=dict)
+    ending: set[asyncio.Task[None]] = field(default_factory=set)  # of those that waited too long
     sources: Counter[str] = field(default_factory=Counter)
     surplus: set[str] = field(default_factory=set)
     vouched: dict[str, str] = field(default_factory=dict)  # client id -> agent id: connections from `exec`
@@ -300,11 +301,14 @@ class HoldgateAddon:
                 await handler.server_event(Expired())
         for client, deadline in list(self.waiting.items()):
             if deadline <= now:
-                await self._never_spoke(client)
+                del self.waiting[client]
+                # Not awaited: in a flood its receipt takes a second, and others have deadlines, too.
+                task = asyncio.ensure_future(self._never_spoke(client))
+                self.ending.add(task)
+                task.add_done_callback(self.ending.discard)
 
     async def _never_spoke(self, client: connection.Client) -> None:
         """A connection or tunnel on which neither TLS nor HTTP was established in time."""
-        self.waiting.pop(client, None)
         client_id = client.id
         error = InputError(Reason.UNSUPPORTED_PROTOCOL, "neither TLS nor HTTP within the head deadline")
         await self.keeper.refuse(self._origin(client, tls=False), error, b"")

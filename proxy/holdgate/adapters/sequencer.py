@@ -90,6 +90,7 @@ class Sequencer:
         self._state_dir, self._origin, self._key = state_dir, origin, key
         self._edge, self._head, self._leaves, self._failed = edge, head, leaves, failed
         self._tiles = TileStore(state_dir / LOG)
+        self._filled: list[tuple[Tile, bytes]] = []  # not on disk yet; kept where reading breaks off
         self._note = _read(state_dir / CHECKPOINT)
         self._signed = signed
         self._lock = threading.Lock()  # one publication at a time
@@ -182,10 +183,11 @@ class Sequencer:
         replace_file(folder / f"{index:019d}.tlog-proof", format_proof(proof))
 
     def _publish(self, coming: Signer | None) -> None:
-        head, start = self._head(), self._edge.size
+        # Behind the edge where an earlier try broke off, behind what was signed where tiles were lost.
+        head, start = self._head(), min(self._edge.size, self._signed)
         if head.size < self._signed:
             raise TlogError(f"{self._signed} receipts were signed, and the ledger has {head.size}")
-        if head.size == start == self._signed and self._note is not None and coming is None:
+        if head.size == self._edge.size == self._signed and self._note is not None and coming is None:
             return
         with self._leaves() as leaves:
             self._extend(leaves, head.size)
@@ -197,19 +199,21 @@ class Sequencer:
         self._tiles.prune(new_tiles(start, head.size))
 
     def _extend(self, leaves: Leaves, size: int) -> None:
-        filled: list[tuple[Tile, bytes]] = []
         while (at := self._edge.size) < size:
             found = leaves.read(at, min(size, at + _CHUNK))
             if not found:
                 raise TlogError(f"receipt {at} is missing in the ledger")
             for jws in found:
-                filled.extend(self._edge.append(jws))
-            if len(filled) >= _BUFFERED:
-                self._tiles.write(filled)
-                filled = []
+                self._filled.extend(self._edge.append(jws))
+            if len(self._filled) >= _BUFFERED:
+                self._write_filled()
             if self.alive:
                 time.sleep(_PAUSE_S)
-        self._tiles.write(filled)
+        self._write_filled()
+
+    def _write_filled(self) -> None:
+        self._tiles.write(self._filled)
+        self._filled = []
 
     def _sign(self, head: Tree, coming: Signer | None) -> None:
         path = self._state_dir / CHECKPOINT

@@ -98,7 +98,8 @@ async def serve(
     gc.freeze()  # maps and policies live as long as the process: no collection needs to walk them
     try:
         await _open(server, control)
-        await server.engine.run()
+        if not server.draining:  # run() would forget that the engine was told to stop
+            await server.engine.run()
     except SystemExit:  # the engine's way to end a start that failed; it has logged why
         raise ConfigError("cannot listen; the lines above say why", file=str(config.path)) from None
     finally:

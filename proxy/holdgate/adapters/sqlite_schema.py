@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ..errors import ConfigError
-from ..ledger import Charge, ClaimRow, State, Total
+from ..ledger import Charge, ClaimRow, Left, State, Total
 from ..sealing import KeptAnswer, SealError, Stored
 from ..standing import Denial
 from ..tlog import Tree
@@ -57,7 +57,8 @@ __all__ = [
 
 DB_NAME = "ledger.db"
 # `head` is one row: the tree over all leaves, changed in the same transaction as the leaves.
-# `claims` of a permit are hex keys joined by spaces; b_* is the claim that a replay took over.
+# `claims` of a permit are hex keys joined by spaces; b_* is what a replay took over: the state, the
+# receipts joined by spaces, the older ones with their status, and the status of the last.
 _TABLES = """
 CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), origin TEXT NOT NULL, node TEXT NOT NULL,
   size INTEGER NOT NULL, iat_us INTEGER NOT NULL, hashes BLOB NOT NULL) STRICT;
@@ -297,7 +298,6 @@ type _ClaimTuple = tuple[str, str, str, str, int, int, int, str, str, str, int]
 
 
 def claim_of(row: _ClaimTuple) -> ClaimRow:
-    before = (State(row[8]), row[9], row[10]) if row[8] else None
     return ClaimRow(
         key=row[0],
         state=State(row[1]),
@@ -307,12 +307,26 @@ def claim_of(row: _ClaimTuple) -> ClaimRow:
         expires_us=row[5],
         provider=bool(row[6]),
         source=row[7],
-        before=before,
+        before=_before_of(State(row[8]), row[9], row[10]) if row[8] else (),
     )
 
 
+def _before_of(state: State, receipts: str, http_status: int) -> tuple[Left, ...]:
+    """Raises ValueError."""
+    *older, last = receipts.split(" ")
+    found = []
+    for text in older:
+        receipt_id, _, status = text.partition(":")
+        found.append(Left(state=state, receipt_id=receipt_id, http_status=int(status)))
+    return (*found, Left(state=state, receipt_id=last, http_status=http_status))
+
+
 def row_of(claim: ClaimRow) -> _ClaimTuple:
-    state, receipt_id, status = claim.before or ("", "", 0)
+    state, receipts, status = "", "", 0
+    if claim.before:  # they have one state
+        *older, last = claim.before
+        state, status = str(last.state), last.http_status
+        receipts = " ".join([*(f"{left.receipt_id}:{left.http_status}" for left in older), last.receipt_id])
     return (
         claim.key,
         str(claim.state),
@@ -322,8 +336,8 @@ def row_of(claim: ClaimRow) -> _ClaimTuple:
         claim.expires_us,
         int(claim.provider),
         claim.source,
-        str(state),
-        receipt_id,
+        state,
+        receipts,
         status,
     )
 

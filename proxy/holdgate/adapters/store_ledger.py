@@ -52,7 +52,7 @@ from .keyfiles import Device
 from .keyring import ActiveSigner, KeyChange, KeyRing, Revocation, Rotation
 from .log_tail import free_bytes, lock_directory
 from .sequencer import LOG, VKEY, Sequencer
-from .store import Conflict, Node, OutcomeNote, Store, StoreLost
+from .store import Conflict, Node, OutcomeNote, Store, StoreBroken, StoreLost
 
 __all__ = ["Erased", "Given", "Prepared", "StoreLedger"]
 
@@ -510,7 +510,10 @@ class StoreLedger:
         self._store.commit(batch.changes())
         self._forget_offers(group)
         self._advance(batch)
-        self._keys.finish(batch.size - 1, self._sequencer)
+        try:
+            self._keys.finish(batch.size - 1, self._sequencer)
+        except StoreLost as error:  # not for a later try: the log must not go on before it is done
+            raise StoreBroken(f"a change of keys is not completed: {error.detail}") from error
         return [(item, _durable(written)) for item, written in worked] + refused
 
     def _forget_offers(self, group: list[object]) -> None:

@@ -122,6 +122,7 @@ class Supervisor:
     _members: dict[str, _Member] = field(default_factory=dict)
     _complete: bool = False  # all were ready once
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _ending: set[str] = field(default_factory=set)  # roles that were told to stop
     _failed: int = 0
 
     async def run(self) -> int:
@@ -189,6 +190,8 @@ class Supervisor:
         except OSError as error:
             log.error("%s cannot be started: %s", member.role, error)
             return 1
+        if member.role in self._ending:  # it was told while it was being started
+            self._signal(member.role, signal.SIGTERM)
         try:
             while line := await child.line():
                 name, _, rest = line.strip().partition(" ")
@@ -214,17 +217,16 @@ class Supervisor:
         """SU3."""
         self._stopping.set()
         gate, workers = keepers[0], keepers[1:]
-        for role in self._members:
-            if role != GATE:
-                self._signal(role, signal.SIGTERM)
-        await self._gone(workers, [role for role in self._members if role != GATE])
-        self._signal(GATE, signal.SIGTERM)
-        await self._gone([gate], [GATE])
+        await self._told_to_stop(workers, [role for role in self._members if role != GATE])
+        await self._told_to_stop([gate], [GATE])
         self._forget(SUPERVISOR)
 
-    async def _gone(self, keepers: list[asyncio.Task[None]], roles: list[str]) -> None:
+    async def _told_to_stop(self, keepers: list[asyncio.Task[None]], roles: list[str]) -> None:
         if not keepers:
             return
+        self._ending.update(roles)
+        for role in roles:
+            self._signal(role, signal.SIGTERM)
         _, late = await asyncio.wait(keepers, timeout=self.hold_s + _STOP_S)
         for role in roles if late else ():
             self._signal(role, signal.SIGKILL)

@@ -188,7 +188,8 @@ async def serve_worker(
             end_stub = await listen_dns(worker.config, worker.stub)
             worker.door.open()
         worker.serving = await serve_handed(handed, config.listen.transparent, (worker.engine, worker.proxy))
-        await worker.engine.run()
+        if not worker.stopping.is_set():  # run() would forget that the engine was told to stop
+            await worker.engine.run()
     except SystemExit:  # the engine's way to end a start that failed; it has logged why
         raise ConfigError("cannot listen; the lines above say why", file=str(config.path)) from None
     finally:
