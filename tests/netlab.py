@@ -211,13 +211,13 @@ PROBES = """
 import os, select, socket, struct, sys, time
 def tcp(host, port, data=b"SSH-2.0-x\\r\\n\\r\\n"):
     try:
-        with socket.create_connection((host, port), timeout=15) as sock:
+        with socket.create_connection((host, port), timeout=3) as sock:
             sock.sendall(data)
-            sock.settimeout(15)
+            sock.settimeout(3)
             return "answered " + repr(sock.recv(64)[:20])
     except OSError as error:
         return type(error).__name__
-def udp(host, port, data=b"secret", wait=5.0):
+def udp(host, port, data=b"secret", wait=1.0):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -366,7 +366,7 @@ def packets_after_rules(lab: Lab, gate: Gate) -> int:
         before = lab.escaped()
         agent.stdin.write("after\n")
         agent.stdin.flush()
-        agent.communicate(timeout=60)
+        agent.communicate(timeout=20)
         return lab.escaped() - before
     finally:
         server.kill()

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import io
 import itertools
 import json
@@ -680,6 +681,19 @@ def test_an_edited_ledger_is_told_in_one_line(run, recorded, shop):
     db.close()
     said = run("receipts", "export")
     assert said.code == 2 and "receipt 1 is missing" in said.err
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_reconcile_list_over_damaged_permits_is_one_line(run, recorded, shop):
+    db = sqlite3.connect(shop / "state/ledger.db", isolation_level=None)
+    columns = "idx, id, state, owner, http_status, claims, charges, lender"
+    for place in enumerate(recorded):
+        db.execute(f"INSERT INTO permits ({columns}) VALUES (?,?,'unknown','',0,'','none','')", place)  # noqa: S608
+    db.close()
+    said = run("reconcile", "list")
+    gc.collect()
+    assert (said.code, said.out) == (2, "")
+    assert said.err.count("\n") == 1 and "the ledger is damaged or was edited" in said.err
 
 
 def test_verify_takes_header_lines_headers_and_folders(run, recorded, shop, monkeypatch):

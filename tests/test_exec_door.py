@@ -161,6 +161,9 @@ async def test_ed2_sockets_are_served_as_the_named_agent_while_the_lifeline_last
         pytest.param([{"agent": "ann"}, {"sockets": ["transparent"]}], "do not agree", id="no descriptor"),
         pytest.param([{"agent": "ann"}, {"sockets": "dns"}], "do not agree", id="not a list"),
         pytest.param([b"x" * 20_000], "too long", id="too long"),
+        pytest.param([b"[" * 16_000], "not JSON", id="too deep"),
+        pytest.param([b'{"agent": ' + b"[" * 900 + b"]" * 900 + b"}"], "no agent", id="a deep agent"),
+        pytest.param([{"agent": "ann"}, {"sockets": [{}]}], "do not agree", id="a kind that is no text"),
     ],
 )
 async def test_ed3_what_is_not_agreed_ends_that_lifeline_only(
@@ -181,11 +184,12 @@ async def test_ed3_what_is_not_agreed_ends_that_lifeline_only(
     other.close()
 
 
-async def test_ed3_sockets_of_a_kind_that_is_not_there_are_refused(house: House) -> None:
+@pytest.mark.parametrize("kind", ["admin", ["dns"], {}, None])
+async def test_ed3_sockets_of_a_kind_that_is_not_there_are_refused(house: House, kind: object) -> None:
     peer = await knock(house)
     await say(peer, {"agent": "ann"})
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        assert "do not agree" in (await say(peer, {"sockets": ["admin"]}, sock))["error"]
+        assert "do not agree" in (await say(peer, {"sockets": [kind]}, sock))["error"]
     peer.close()
 
 

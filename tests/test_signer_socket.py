@@ -293,6 +293,50 @@ def test_sg2_a_name_that_is_no_name_signs_nothing(tmp_path: Path, name: str) -> 
         SignerSocket(tmp_path / "s", 5).signer(name, None)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"[" * 60_000, b"[]", b"1", b'{"ask": [], "key_id": {}}', b"\xff"],
+    ids=lambda line: str(line[:9]),
+)
+def test_what_is_no_question_is_an_error_and_the_next_one_is_answered(tmp_path: Path, line: bytes) -> None:
+    slot(tmp_path / "hsm", "r1")
+    with serving(tmp_path / "s", tmp_path / "hsm"), socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(60)
+        sock.connect(str(tmp_path / "s"))
+        sock.sendall(line + b"\n" + b'{"ask": "public", "key_id": "r1"}\n')
+        with sock.makefile("rb") as file:
+            assert b"error" in file.readline() and b'"x"' in file.readline()
+
+
+def test_who_hangs_up_leaves_no_trace(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    slot(tmp_path / "hsm", "r1")
+    with serving(tmp_path / "s", tmp_path / "hsm") as server:
+        ours, theirs = socket.socketpair()
+        ours.sendall(b"{}\n" * 9)
+        ours.close()
+        server.process_request_thread(theirs, "")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["hsm/r1.pem", "hsm", "busy"])
+def test_sg3_what_is_no_socket_that_nobody_serves_is_left_there(tmp_path: Path, name: str) -> None:
+    slot(tmp_path / "hsm", "r1")
+    key = (tmp_path / "hsm/r1.pem").read_bytes()
+    with serving(tmp_path / "busy", tmp_path / "hsm"):
+        with pytest.raises(ConfigError, match=name):
+            SignerServer(tmp_path / name, tmp_path / "hsm", frozenset())
+        assert SignerSocket(tmp_path / "busy", 60).signer("r1", None).sign(b"abc")
+    assert (tmp_path / "hsm/r1.pem").read_bytes() == key
+    with serving(tmp_path / "busy", tmp_path / "hsm"):  # left behind, and nobody's
+        assert SignerSocket(tmp_path / "busy", 60).signer("r1", None).sign(b"abc")
+
+
+def test_a_signer_without_its_folder_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="hms: no such folder"):
+        SignerServer(tmp_path / "s", tmp_path / "hms", frozenset())
+    assert not (tmp_path / "s").exists()
+
+
 def test_sg2_a_key_that_others_may_read_signs_nothing(tmp_path: Path) -> None:
     slot(tmp_path / "hsm", "r1")
     (tmp_path / "hsm/r1.pem").chmod(0o644)

@@ -4,14 +4,11 @@ Only the process that owns the ledger may write it, so `holdgate doctor --prove`
 The socket is in a directory of mode 0700 beside the keys: whoever can open it could sign receipts anyway, and
 an agent, which can read none of it, can neither write a coverage nor keep one from being written.
 
-    one JSON line: {"ask": "status"}, {"ask": "reload"}, {"ask": "note", "action": ..., "details": {...}},
-    {"ask": "forget", "ids": [...] or "agent", "surface", "before_us": ...},
-    {"ask": "rotate", "purpose": ..., "key_id": ...} or {"ask": "revoke", "kid": ..., "from_index": ...}
-    -> one JSON line back
     one JSON line -> one JSON line back
     {"ask": "status"} | {"ask": "reload"} | {"ask": "note", "action": ..., "details": {...}}
     {"ask": "reconcile", "of": receipt id, "found": "executed|failed|not_sent", "note": ...,
      "node_stopped": true where it is known}
+    {"ask": "forget", "ids": [...], "agent": ..., "surface": ..., "before_us": ...}
     {"ask": "rotate", "purpose": ..., "key_id": ...} | {"ask": "revoke", "kid": ..., "from_index": ...}
 
 Invariants (tests/test_control.py has one test named after each):

@@ -57,7 +57,7 @@ def unpack(data: bytes) -> dict[str, Any]:
     """Raises NotAsAgreed."""
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise NotAsAgreed("not JSON") from None
     if not isinstance(value, dict):
         raise NotAsAgreed("not an object")
@@ -167,7 +167,11 @@ class ExecDoor:
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         ends: list[Callable[[], object]] = []
         try:
-            if not isinstance(kinds, list) or len(kinds) != len(sockets) or not KINDS.issuperset(kinds):
+            if (
+                not isinstance(kinds, list)
+                or len(kinds) != len(sockets)
+                or not KINDS.issuperset(map(str, kinds))
+            ):
                 raise NotAsAgreed("sockets and their kinds do not agree")
             for kind, sock in zip(kinds, sockets, strict=True):
                 if kind == "dns":

@@ -33,6 +33,7 @@ from ..errors import ConfigError, InputError
 from ..facts import Form, Found
 from ..strictyaml import load
 from .dispatch import tls_context
+from .unasked import OwnAnswer
 
 __all__ = ["MAX_ANSWER", "HttpAnswers", "SourceError", "SqliteRows", "TableFile", "read_table"]
 
@@ -319,6 +320,7 @@ class HttpAnswers:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,
+                request_class=OwnAnswer,
             )
         return self._session
 

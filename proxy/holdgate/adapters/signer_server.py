@@ -6,6 +6,7 @@ it as a user of its own: who asks must be root, that user, or one that it was to
 Invariants (tests/test_signer_socket.py):
   SG1  Nobody is answered but the users that are served, whatever the mode of the socket.
   SG2  A key file that others may read, or a name that is no plain name, signs nothing.
+  SG3  Only a socket that nobody serves is replaced: no other file (a key, by a slip), and no running signer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import re
 import socket
 import socketserver
+import stat
 import struct
 from pathlib import Path
 from typing import Final
@@ -29,6 +31,7 @@ from .private_file import read_private
 __all__ = ["SignerServer"]
 
 _MAX_BYTES: Final = 65_536
+_WRONG: Final = (HoldgateError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z").match
 
 
@@ -39,8 +42,10 @@ class SignerServer(socketserver.ThreadingUnixStreamServer):
 
     def __init__(self, path: Path, folder: Path, users: frozenset[int]) -> None:
         self.folder, self.users = folder, users | {0, os.geteuid()}
-        path.unlink(missing_ok=True)
+        if not folder.is_dir():
+            raise ConfigError("no such folder", file=str(folder))
         try:
+            _take_away(path)
             super().__init__(str(path), _Answers)
         except OSError as error:
             raise ConfigError(f"cannot listen: {error.strerror or error}", file=str(path)) from error
@@ -56,6 +61,21 @@ class SignerServer(socketserver.ThreadingUnixStreamServer):
         return key
 
 
+def _take_away(path: Path) -> None:
+    """SG3. Raises ConfigError, OSError."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigError("cannot listen: something else has this name", file=str(path))
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
+        path.unlink()
+        return
+    raise ConfigError("cannot listen: another signer serves it", file=str(path))
+
+
 class _Answers(socketserver.StreamRequestHandler):
     server: SignerServer
 
@@ -66,9 +86,12 @@ class _Answers(socketserver.StreamRequestHandler):
         while line := self.rfile.readline(_MAX_BYTES):
             try:
                 answer = self._answer(json.loads(line))
-            except (HoldgateError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except _WRONG as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
-            self.wfile.write(json.dumps(answer).encode() + b"\n")
+            try:
+                self.wfile.write(json.dumps(answer).encode() + b"\n")
+            except OSError:  # nobody waits for it any more
+                return
 
     def _answer(self, asked: dict[str, str]) -> dict[str, str]:
         key = self.server.key(asked["key_id"])

@@ -40,7 +40,9 @@ class SqliteReader(Reader):
 
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> Generator[Any]:
         with self._failures():
-            yield from self._db.execute(sql, values)
+            # An iterator that cannot be closed: a reading that is left unfinished would close its cursor when
+            # it is collected, and its database may be closed by then.
+            yield from iter(self._db.execute(sql, values).fetchone, None)
 
     def _snapshot(self) -> None:
         self._db.execute("BEGIN")
