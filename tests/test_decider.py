@@ -14,7 +14,7 @@ from holdgate.errors import Outcome, Reason
 from holdgate.keys import key_set
 from holdgate.ledger import OutcomeStatus
 from holdgate.limits import Limits
-from holdgate.questions import ActionAsked, RequestAsked
+from holdgate.questions import ActionAsked, Question, RequestAsked
 from holdgate.receipt import verify
 
 
@@ -106,6 +106,25 @@ async def test_dd4_the_same_question_gets_the_first_receipt_again(desk: Desk) ->
     again = await desk.ask(refund(key="k-1"))
     assert (again.outcome, again.id, again.jws, again.repeated) == (Outcome.PERMIT, first.id, first.jws, True)
     assert decode_jws(desk.ledger.last.jws)["reason"] == "in_flight"
+
+
+async def test_dd4_who_names_its_questions_gets_its_own_answer_again_and_no_other(desk: Desk) -> None:
+    """Another instance with a ledger of its own would send under that answer what the first one sends."""
+    question = Question(agent="bot", about=refund(key="k-1"))
+    first = await desk.decider.ask("execute", question, "bot", "of the one")
+    for name in ("of the other", ""):
+        other = await desk.decider.ask("execute", question, "bot", name)
+        assert (other.outcome, other.reason, other.repeated) == (Outcome.SILENCE, Reason.IN_FLIGHT, False)
+        assert other.id != first.id
+    again = await desk.decider.ask("execute", question, "bot", "of the one")
+    assert (again.outcome, again.id, again.repeated) == (Outcome.PERMIT, first.id, True)
+
+
+async def test_dd4_who_did_not_name_its_question_told_nobody_who_does(desk: Desk) -> None:
+    first = await desk.ask(refund(key="k-1"))
+    question = Question(agent="bot", about=refund(key="k-1"))
+    other = await desk.decider.ask("execute", question, "bot", "a name")
+    assert (other.outcome, other.repeated) == (Outcome.SILENCE, False) and other.id != first.id
 
 
 ENDS = {

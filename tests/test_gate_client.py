@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import json
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -185,6 +187,44 @@ async def test_gc2_a_gate_that_is_gone_changes_nothing_here() -> None:
     assert ledger.outcomes == [("rcpt_ours", OutcomeStatus.FAILED, 402, True)]
 
 
+async def test_gc3_a_question_keeps_its_name_until_it_is_answered() -> None:
+    names: list[str] = []
+
+    async def listens(request: web.Request) -> web.StreamResponse:
+        names.append(request.headers["Holdgate-Question"])
+        says = [says_too_much, hangs_up, says_yes, says_yes][len(names) - 1]
+        return await says(request)
+
+    async with gate_that(listens) as client, gate_that(says_yes) as other:
+        for _ in range(2):
+            with pytest.raises(BackendError):
+                await client.decide(ASKED)
+        for _ in range(2):
+            await client.decide(ASKED)
+        assert client.lost == other.lost == {}
+    assert names[0] == names[1] == names[2] != names[3]
+    assert all(len(name) == 32 for name in names)
+
+
+async def test_gc3_a_question_that_was_given_up_keeps_its_name_too_and_not_too_many_do() -> None:
+    asked = asyncio.Event()
+
+    async def waits(request: web.Request) -> web.StreamResponse:
+        asked.set()
+        return await says_nothing_in_time(request)
+
+    async with gate_that(waits, timeout_ms=60_000) as client:
+        task = asyncio.ensure_future(client.decide(ASKED))
+        async with asyncio.timeout(60):
+            await asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        (name,) = client.lost.values()
+        client._lose({b"%d" % number: str(number) for number in range(1024)})
+        assert len(client.lost) == 1024 and name not in client.lost.values()
+
+
 # --- two instances: one decides, one holds and forwards ---
 
 TOKEN = "s-decider"
@@ -230,11 +270,19 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
             with proxy:
                 yield SimpleNamespace(
                     decider=decider,
+                    gate=gate,
                     proxy=proxy,
                     vendors=vendors,
                     bench=Bench(proxy, vendors, proxy.folder),
                     intent=vendors.stripe.charged(500_000),
                 )
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
 
 
 def receipts(instance: Instance) -> list[dict[str, Any]]:
@@ -259,6 +307,26 @@ def test_a_request_goes_out_when_the_other_instance_permits_and_it_learns_the_ou
     outcomes = {each["of"]: each["status"] for each in receipts(pair.decider) if each["type"] == "outcome"}
     pair.decider.start()
     assert outcomes[theirs["id"]] == "executed"
+
+
+@pytest.mark.slow
+def test_two_instances_that_ask_one_gate_do_not_send_one_request_twice(
+    pair: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a ledger of its own: what the gate permitted to the one is no permit for the other."""
+    other = Instance(
+        pair.proxy.folder.parent / "second", connect_to=pair.vendors.connect_to(), extra=pair.gate
+    )
+    before = pair.vendors.counts("stripe").requests
+    monkeypatch.setattr(pair.vendors.stripe, "delay_s", 15.0)
+    with other, ThreadPoolExecutor(1) as pool:
+        bench = Bench(other, pair.vendors, other.folder)
+        first = pool.submit(pair.bench.agent, REFUND % (pair.intent, 500, "k-once"))
+        until(lambda: pair.vendors.counts("stripe").requests > before)
+        told = bench.agent(REFUND % (pair.intent, 500, "k-once"))
+        assert told.startswith("409 SILENCE") and "reason=in_flight" in told
+        assert first.result().startswith("200 PERMIT")
+    assert pair.vendors.counts("stripe").requests == before + 1
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from .errors import HoldgateError, InputError
 __all__ = [
     "AUTHZEN",
     "DECIDE",
+    "QUESTION_ID",
     "TRIGGUARD",
     "ActionAsked",
     "Question",
@@ -41,6 +42,9 @@ __all__ = [
 DECIDE: Final = "decide"
 TRIGGUARD: Final = "execute"
 AUTHZEN: Final = "evaluation"
+
+# A header: who sends it is told an earlier answer again only under the same id.
+QUESTION_ID: Final = "Holdgate-Question"
 
 _URL: Final = re.compile(r"(https?)://([^/?#\s]+)(/[^#\s]*)?\Z")
 _KEY: Final = re.compile(r"[\x20-\x7e]{1,255}\Z")

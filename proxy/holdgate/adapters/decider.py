@@ -5,13 +5,15 @@
 Nothing is forwarded from here. Whoever asked and was permitted says later what became of it (`outcome`);
 who does not, within `settle_s`, leaves it `unknown`. A question repeated under its idempotency key gets the
 first answer again while that permit may still be used, as these protocols have it: the second receipt says
-why the gate was not asked twice. After that it is answered like any other repeat.
+why the gate was not asked twice. After that it is answered like any other repeat. Who names its questions
+(an instance with a ledger of its own, which would forward under either answer) is told again what it did not
+hear, and nothing that another one was told.
 
 Invariants (tests/test_decider.py has one test named after each):
   DD1  Asking never reaches the dispatcher, whatever the answer.
   DD2  Every receipt of a question names its door in `via`.
   DD3  Every PERMIT of a door gets exactly one outcome: the one that was reported, else `unknown`.
-  DD4  A repeated question gets the first receipt, and only of the same agent, door and question.
+  DD4  A repeated question gets the first receipt, and only of the same agent, door, question and name of it.
   DD5  What has an outcome, or a permit that has expired, is not permitted again by a repeated question.
 """
 
@@ -91,6 +93,15 @@ class _Clock(Protocol):
     def __call__(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Open:
+    """A PERMIT whose outcome is to come."""
+
+    agent: str
+    name: str
+    timer: asyncio.TimerHandle
+
+
 @dataclass(slots=True, kw_only=True)
 class Decider:
     pipeline: Pipeline
@@ -98,10 +109,11 @@ class Decider:
     stored: Callable[[str], Awaitable[bytes | None]]  # a receipt of ours, by id
     later: _Clock  # loop.call_later, or a test's
     settle_s: float
-    _open: dict[str, tuple[str, asyncio.TimerHandle]] = field(default_factory=dict)
+    _open: dict[str, _Open] = field(default_factory=dict)
 
-    async def ask(self, door: str, question: Question, agent: str) -> Decided:
-        """Decide for `agent`, who is configured: the caller has checked that it may ask for it."""
+    async def ask(self, door: str, question: Question, agent: str, name: str = "") -> Decided:
+        """Decide for `agent`, who is configured: the caller has checked that it may ask for it. `name`: what
+        the asker calls this question."""
         pipeline = self.pipeline
         held = Held(
             _bare(question.about),
@@ -116,8 +128,8 @@ class Decider:
             return _unrecorded()
         entry = recorded.entry
         if entry.outcome is Outcome.PERMIT:
-            self._expect_outcome(entry.receipt_id, agent)
-        elif entry.reason is Reason.IN_FLIGHT and entry.prior:
+            self._expect_outcome(entry.receipt_id, agent, name)
+        elif entry.reason is Reason.IN_FLIGHT and entry.prior and name == self._name_of(entry.prior):
             first = await self.stored(entry.prior)
             if first is not None and _repeats(decode_jws(entry.jws), decode_jws(first)):
                 return _decided(first, repeated=True)
@@ -134,17 +146,22 @@ class Decider:
         self, receipt_id: str, agents: tuple[str, ...], status: OutcomeStatus, http_status: int
     ) -> bool:
         """What became of a PERMIT; False when it waits for no outcome, or is not of these agents."""
-        agent, timer = self._open.get(receipt_id, ("", None))
-        if timer is None or agent not in agents:
+        waiting = self._open.get(receipt_id)
+        if waiting is None or waiting.agent not in agents:
             return False
         del self._open[receipt_id]
-        timer.cancel()
+        waiting.timer.cancel()
         self._record(receipt_id, status, http_status)
         return True
 
-    def _expect_outcome(self, receipt_id: str, agent: str) -> None:
+    def _name_of(self, receipt_id: str) -> str:
+        """What the asker called the question that this PERMIT answers, as far as it was asked here."""
+        waiting = self._open.get(receipt_id)
+        return "" if waiting is None else waiting.name
+
+    def _expect_outcome(self, receipt_id: str, agent: str, name: str = "") -> None:
         timer = self.later(self.settle_s, lambda: self._give_up(receipt_id))
-        self._open[receipt_id] = (agent, timer)
+        self._open[receipt_id] = _Open(agent=agent, name=name, timer=timer)
 
     def _give_up(self, receipt_id: str) -> None:
         if self._open.pop(receipt_id, None) is not None:

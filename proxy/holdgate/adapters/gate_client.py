@@ -1,20 +1,25 @@
 """Asks a remote gate over HTTP, within a deadline, and reports outcomes to it.
 
 One question, one connection attempt, no redirect, no retry: a question asked twice could be counted twice.
+Each has a name of its own, so that no gate takes it for one that somebody else asked, or for an earlier one
+whose permit was used; a question whose answer did not come keeps its name.
 Whatever goes wrong is BackendError(GATE_TIMEOUT): SILENCE, and worth another try by the agent.
 
 Invariants (tests/test_gate_client.py):
   GC1  No answer within the deadline, no answer at all, a redirect, or too long an answer: BackendError.
   GC2  An outcome is reported once, of what the gate permitted, not_sent where nothing was recorded under its
        permit; that it cannot be told changes nothing here.
+  GC3  No two questions have one name, but for one that is asked again because its answer did not come.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import secrets
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -24,6 +29,7 @@ from ..config_gate import RemoteGate
 from ..errors import BackendError, ConfigError, Outcome, Reason
 from ..keys import KeyDocumentError, KeySet, parse_jwks
 from ..ledger import Judge, Ledger, OutcomeStatus, Recorded
+from ..questions import QUESTION_ID
 from ..remote_gate import PATHS, Asked, Remote, RemoteError, Told, combine, engine, questions, read_answer
 from ..sealing import KeptAnswer
 from ..standing import Made
@@ -35,6 +41,7 @@ log = logging.getLogger("holdgate.gate")
 
 _MAX_ANSWER: Final = 65_536
 _REPORT_S: Final = 5.0
+_MAX_LOST: Final = 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +54,7 @@ class GateClient:
     clock_us: Callable[[], int]
     reports: set[asyncio.Task[None]] = field(default_factory=set)
     permits: dict[str, str] = field(default_factory=dict)  # our receipt -> its
+    lost: dict[bytes, str] = field(default_factory=dict)  # names of questions whose answer did not come
 
     @classmethod
     def open(cls, config: RemoteGate, clock_us: Callable[[], int]) -> Self:
@@ -78,21 +86,31 @@ class GateClient:
 
     async def decide(self, asked: Asked) -> Remote:
         """Raises BackendError(GATE_TIMEOUT)."""
-        protocol = self.config.protocol
+        protocol, names = self.config.protocol, dict[bytes, str]()
         try:
             async with asyncio.timeout(self.config.timeout_ms / 1000):
                 bodies = questions(protocol, asked)
-                told = await asyncio.gather(*(self._ask(body, asked) for body in bodies))
+                names = {body: self.lost.pop(_known(body), "") or secrets.token_hex(16) for body in bodies}
+                told = await asyncio.gather(*(self._ask(body, names[body], asked) for body in bodies))
+        except asyncio.CancelledError:
+            self._lose(names)
+            raise
         except (TimeoutError, RemoteError, aiohttp.ClientError, OSError) as error:
+            self._lose(names)
             detail = f"{self.config.url}: {str(error) or type(error).__name__}"
             raise BackendError(Reason.GATE_TIMEOUT, detail) from error
         decision = combine([each.decision for each in told])
         return Remote(decision=decision, engine=engine(protocol), id=told[0].id if told else "")
 
-    async def _ask(self, body: bytes, asked: Asked) -> Told:
+    def _lose(self, names: Mapping[bytes, str]) -> None:
+        self.lost |= {_known(body): name for body, name in names.items()}
+        while len(self.lost) > _MAX_LOST:
+            del self.lost[next(iter(self.lost))]
+
+    async def _ask(self, body: bytes, name: str, asked: Asked) -> Told:
         protocol = self.config.protocol
-        url = self.config.url + PATHS[protocol]
-        async with self.session.post(url, data=body, allow_redirects=False) as answer:
+        url, headers = self.config.url + PATHS[protocol], {QUESTION_ID: name}
+        async with self.session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
             data = await _bounded(answer)
             return read_answer(protocol, answer.status, data, asked, self.keys, now_us=self.clock_us())
 
@@ -161,6 +179,10 @@ class ReportingLedger:
     ) -> None:
         self.ledger.record_outcome(receipt_id, status, http_status, delivered=delivered, made=made, kept=kept)
         self.client.report(receipt_id, status, http_status)
+
+
+def _known(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest()
 
 
 def _counts(remote: Remote) -> bool:

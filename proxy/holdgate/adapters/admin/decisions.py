@@ -25,7 +25,7 @@ from ...content.strictjson import parse_json
 from ...errors import REASONS, BackendError, InputError, Outcome
 from ...keys import Signer
 from ...ledger import OutcomeStatus
-from ...questions import AUTHZEN, DECIDE, TRIGGUARD, QuestionError, read
+from ...questions import AUTHZEN, DECIDE, QUESTION_ID, TRIGGUARD, QuestionError, read
 from ...trigguard import trigguard_view
 from ..decider import Decided, Decider
 from .answers import json_answer
@@ -147,7 +147,7 @@ class DecisionDoors:
         if agent not in token.agents:
             # One answer for unknown agents and for those of others: nobody learns who exists.
             raise Problem(HTTPStatus.FORBIDDEN, "This token may not ask for that agent.")
-        return await decider.ask(door, question, agent)
+        return await decider.ask(door, question, agent, request.headers.get(QUESTION_ID, ""))
 
     def _decider(self, request: web.Request) -> tuple[Decider, AdminToken]:
         decider, token = self._state.decider, request.get(PRESENTED)
