@@ -371,6 +371,24 @@ async def test_pg3_a_commit_that_was_undone_is_judged_again_and_one_that_nobody_
     assert problems(tmp_path, settings) == ()
 
 
+async def test_pg3_a_doubt_outlives_a_commit_that_was_undone(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = server.database()
+    with opened(tmp_path, settings) as ledger:
+        unknown = asyncpg.StatementCompletionUnknownError("result is ambiguous")
+        await _ending(ledger, monkeypatch, unknown, True)
+        assert "result is ambiguous" in await refused(ledger, "doubtful")
+        await until(lambda: ledger.healthy)
+        await _ending(ledger, monkeypatch, asyncpg.SerializationError("restart transaction"), False)
+        again = RefundJudge("doubtful")
+        later = await ledger.record(again)
+        assert (again.verdict, later.entry.outcome) == (Verdict.SUPERSEDE, Outcome.PERMIT)
+        with PostgresReader(tmp_path, settings, "edge-1") as reader:
+            assert reader.state_of(later.entry.prior) is State.NOT_SENT
+    assert problems(tmp_path, settings) == ()
+
+
 async def test_pg3_while_a_commit_is_in_doubt_nothing_is_read_before_what_it_wrote_is_over(
     server: Any, tmp_path: Path
 ) -> None:

@@ -124,7 +124,7 @@ async def test_ct1_another_user_is_refused_whatever_the_file_modes_say(
     ledger = open_ledger(tmp_path)
     async with serving(tmp_path, ledger) as noted:
         monkeypatch.setattr(control, "_may_ask", lambda uid: uid == os.geteuid() + 1)
-        with pytest.raises(BackendError, match="not yours"):
+        with pytest.raises(BackendError, match=r"^the running process refused: not yours$"):
             await asked(tmp_path, NOTE)
         assert (ledger.size, noted) == (0, [])
     monkeypatch.undo()

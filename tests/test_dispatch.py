@@ -729,10 +729,12 @@ async def test_an_exchange_of_an_old_generation_does_not_return_to_the_pool() ->
 
 
 async def run_twice(
-    script: Script, between: Callable[[Upstream], Awaitable[None]] | None = None
+    script: Script,
+    between: Callable[[Upstream], Awaitable[None]] | None = None,
+    limits: Limits = LIMITS,
 ) -> tuple[Upstream, bytes]:
     """Two exchanges of one agent; the second one's body and the upstream that served both."""
-    async with upstream(script) as served, dispatcher(served) as door:
+    async with upstream(script) as served, dispatcher(served, limits=limits) as door:
         await body_of(await door.dispatch(make_release()))
         if between is not None:
             await between(served)
@@ -771,8 +773,11 @@ async def test_p1_a_byte_on_an_idle_connection_closes_it() -> None:
     async def between(served: Upstream) -> None:
         speak.set()
         await spoken.wait()
+        async with asyncio.timeout(60):  # before anybody asks for it again
+            while not closed:
+                await asyncio.sleep(0)
 
-    served, body = await run_twice(script, between)
+    served, body = await run_twice(script, between, replace(LIMITS, idle_s=600))
     assert body == b"ok"
     assert served.connections == 2
     assert closed == [True]
@@ -1070,14 +1075,16 @@ async def test_dp6_an_abandoned_exchange_closes_its_connection() -> None:
         closed.append(await peer.ended())
 
     script = answers(HEAD + b"Content-Length: 9\r\n\r\nhello", then=watch)
-    async with upstream(script) as served, dispatcher(served) as door:
+    limits = replace(LIMITS, idle_s=600)  # not because it was idle
+    async with upstream(script) as served, dispatcher(served, limits=limits) as door:
         exchange = await door.dispatch(make_release())
         exchange.abandon()
         exchange.abandon()
         with pytest.raises(DispatchError):
             await exchange.read()
-        while not closed:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            while not closed:
+                await asyncio.sleep(0)
     assert closed == [True]
 
 

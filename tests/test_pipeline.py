@@ -318,6 +318,20 @@ async def test_p3_a_permit_after_the_hold_deadline_is_void(monkeypatch: pytest.M
     assert house.ledger.outcomes == [(late.receipt_id, OutcomeStatus.NOT_SENT, 0, False)]
 
 
+async def test_p3_what_a_late_store_still_judges_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(), hold_s=0.05)
+    record, judges = house.ledger.record, list[Any]()
+
+    async def slow(judge: Any) -> Any:
+        judges.append(judge)
+        return await (_hang() if len(judges) == 1 else record(judge))
+
+    house.ledger.record = slow  # type: ignore[method-assign]
+    assert (await house.ask()).status == 503
+    entry = judges[0]({}, now_us=1_700_000_000_000_000, receipt_id=house.ledger.last.receipt_id)
+    assert (entry.outcome, entry.reason) == (Outcome.SILENCE, Reason.GATE_TIMEOUT)
+
+
 @pytest.mark.parametrize(
     ("change", "status", "outcome"),
     [
@@ -346,8 +360,28 @@ async def test_p4_every_permit_is_settled_once(
         setattr(house.upstream, name, value)
     answer = await house.ask()
     assert answer.status == status
-    assert header(answer, b"holdgate-decision").startswith(b"PERMIT;")
+    said = header(answer, b"holdgate-decision")
+    assert said.startswith(b"PERMIT;")
     assert [row[1].value for row in house.ledger.outcomes] == [outcome]
+    if "error" in change:  # what the agent is told of the effect is what is recorded
+        assert said.endswith(f";status={outcome}".encode())
+
+
+async def test_p4_a_permit_whose_release_cannot_even_begin_is_not_sent(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, broken = Pipeline._shape, [True]
+
+    def once(self: Pipeline, held: Any) -> Any:
+        if broken:
+            broken.pop()
+            raise RuntimeError("bug")
+        return shape(self, held)
+
+    monkeypatch.setattr(Pipeline, "_shape", once)
+    answer = await house.ask()
+    assert (answer.status, house.upstream.seen) == (403, [])
+    assert [row[1] for row in house.ledger.outcomes] == [OutcomeStatus.NOT_SENT]
 
 
 async def test_p4_a_streamed_answer_is_settled_at_its_end(house: House) -> None:
@@ -430,6 +464,22 @@ async def test_p5_streamed_answers_are_shared_whole(monkeypatch: pytest.MonkeyPa
         pass
     answer = await second
     assert (answer.body, answer.rest, len(house.upstream.seen)) == (b'{"ok":true}', None, 1)
+
+
+async def test_p5_who_gives_up_waiting_takes_the_answer_from_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, recognised(key=NATIVE))
+    house.upstream.chunked = True
+    first = await house.ask()
+    waiting = [asyncio.ensure_future(house.pipeline.handle(MESSAGE, FakeClient())) for _ in range(2)]
+    for _ in range(5):  # let them find the flight
+        await asyncio.sleep(0)
+    waiting[0].cancel()
+    assert (await waiting[0]).status == 403
+    assert first.rest is not None
+    while await first.rest.next():
+        pass
+    answer = await asyncio.wait_for(waiting[1], 60)
+    assert (answer.status, answer.body, len(house.upstream.seen)) == (200, b'{"ok":true}', 1)
 
 
 async def test_p5_who_waits_longer_than_the_hold_deadline_hears_in_flight(

@@ -38,7 +38,7 @@ from ..ledger import AdminNote, Finding, Noted, OutcomeStatus
 from .forgetting import Forgotten
 from .keyring import KeyChange, Revocation, Rotation
 
-__all__ = ["ControlServer", "ask"]
+__all__ = ["ControlServer", "Refused", "ask"]
 
 log = logging.getLogger("holdgate.control")
 
@@ -54,6 +54,13 @@ class _Ledger(Protocol):
     async def note(self, note: AdminNote) -> Noted: ...
     async def reconcile(self, finding: Finding) -> Noted: ...
     async def change_key(self, change: KeyChange) -> Noted: ...
+
+
+class Refused(BackendError):
+    """The running process said no, and why: nothing need be wrong with its store."""
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 class ControlServer:
@@ -208,7 +215,7 @@ def ask(state_dir: Path, question: Mapping[str, Any]) -> dict[str, Any] | None:
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     if "error" in answer:
-        raise BackendError(Reason.STORE_UNAVAILABLE, f"the running process refused: {answer['error']}")
+        raise Refused(Reason.STORE_UNAVAILABLE, f"the running process refused: {answer['error']}")
     return answer
 
 

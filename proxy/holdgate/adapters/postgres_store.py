@@ -122,14 +122,15 @@ class PostgresStore:
         return self._rows
 
     def commit(self, changes: Changes) -> None:
-        self._in_doubt = True
+        doubted, self._in_doubt = self._in_doubt, True
         try:
             self._ask(lambda conn: self._commit(conn, changes), self._until)
         except StoreLost as error:
             self._lose(error)
             raise
         except Conflict:
-            self._in_doubt, self._again = False, True
+            # An earlier doubt stays: the outcomes of what it had left were undone with this.
+            self._in_doubt, self._again = doubted, True
             raise
         self._in_doubt = False
         self.head = changes.head
