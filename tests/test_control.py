@@ -209,6 +209,7 @@ async def test_a_finding_that_cannot_be_true_yet_is_refused(tmp_path: Path) -> N
     ledger = open_ledger(tmp_path)
     permit = (await ledger.record(RefundJudge("a"))).entry.receipt_id
     ledger.record_outcome(permit, OutcomeStatus.UNKNOWN, 0, delivered=False)
+    await ledger.record(RefundJudge("b"))  # the outcome is in its commit, or before it
     finding = {"ask": "reconcile", "of": permit, "found": "not_sent", "note": ""}
     async with serving(tmp_path, ledger, check=check):
         with pytest.raises(BackendError, match=f"worker-1 still has {permit}"):
