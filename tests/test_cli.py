@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import gc
 import io
 import itertools
@@ -694,6 +695,89 @@ def test_reconcile_list_over_damaged_permits_is_one_line(run, recorded, shop):
     gc.collect()
     assert (said.code, said.out) == (2, "")
     assert said.err.count("\n") == 1 and "the ledger is damaged or was edited" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("receipts", "list", "--limit", "9" * 23), "no such value"),
+        (("receipts", "list", "--cursor", "9" * 23), "no such value"),
+        (("receipts", "list", "--agent", "\udcff"), "no such value"),
+        (("receipts", "show", "\udcff"), "no such value"),
+        (("receipts", "export", "--since", "9" * 23), "no such value"),
+        (("replay", "--since", "9" * 23), "no such value"),
+        (("backtest", "--bundle", ".", "--until", "9" * 23), "no such value"),
+        (("verify", "eyJ" + "a" * 300), "neither a file nor a receipt"),
+        (("verify", "--keys", "http://a b/", "buy.http"), "cannot read keys"),
+        (("verify", "--keys", "https://[::1", "buy.http"), "cannot read keys"),
+        (("trust", "--bundle", "nowhere/x"), "nowhere/"),
+        (("receipts", "export", "--http", "http://127.0.0.1:x/"), "--http http://127.0.0.1:x/"),
+        (("receipts", "export", "--http", "http://[::1/"), "--http http://[::1/"),
+        (("receipts", "export", "--http", "http://127.0.0.1:1/a b"), "control characters"),
+        (("bundle", "build", "--out", "z", "--days", "9" * 11), "--days"),
+        (("log", "audit", "--timestamps", "nowhere"), "nowhere: cannot read roots"),
+        (("log", "audit", "--timestamps", "buy.http"), "buy.http: cannot read roots"),
+        (("check", "-c", "surfaces"), "surfaces: a folder; name the file in it"),
+        (("check", "-c", "no\0such"), "no such file"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else "",
+)
+def test_a_slip_of_the_caller_is_one_line_that_names_it(run, recorded, shop, words, said):
+    found = run(*words)
+    assert (found.code, found.out) == (2, "") and said in found.err and found.err.count("\n") == 1
+    assert not (shop / "z").exists()
+
+
+def test_a_file_that_may_not_be_read_is_one_line(run, shop, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "state/ledger.db")
+
+    monkeypatch.setattr("holdgate.cli.receipts.fleet_reader", refuse)
+    said = run("receipts", "show", "rcpt_1")
+    assert (said.code, said.out) == (2, "") and said.err.count("\n") == 1
+    assert said.err.startswith("state/ledger.db: Permission denied") and "as the user" in said.err
+
+
+@pytest.mark.parametrize("out", ["/dev/full", None])
+def test_output_that_nobody_takes_leaves_no_trace(recorded, shop, out):
+    command = [sys.executable, "-m", "holdgate", "receipts", "list"]
+    close = "import os, sys; os.close(1); os.execv(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-c", close, *command] if out is None else command
+    with open(out or os.devnull, "wb") as file:
+        done = subprocess.run(words, stdout=file, stderr=subprocess.PIPE, check=False, timeout=60)
+    assert b"Traceback" not in done.stderr and b"ignored" not in done.stderr
+    if out is not None:
+        assert (done.returncode, done.stderr) == (2, b"No space left on device\n")
+
+
+def test_verify_says_which_folder_it_cannot_look_into(run, recorded, shop, monkeypatch):
+    (shop / "kept/closed").mkdir(parents=True)
+    (shop / "kept/a.jws").write_text(run("receipts", "show", "--raw", recorded[0]).out)
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    said = run("verify", "kept")
+    assert (said.code, said.out) == (2, "") and "kept/closed: Permission denied" in said.err
+
+
+def test_init_says_what_can_be_pasted_as_it_stands(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("init", "my gate").out.count("cd 'my gate'") == 1
+
+
+def test_check_of_what_is_not_there_names_no_line(run, shop):
+    assert run("check", "nowhere").out == "nowhere: no such file or folder\n"
+
+
+def test_log_audit_counts_the_time_stamps_that_it_was_to_verify(run, recorded, shop):
+    (shop / "roots.pem").write_bytes((shop / "state/ca/ca.pem").read_bytes())
+    said = run("log", "audit", "--timestamps", "roots.pem")
+    assert said.code == 0 and "note: 0 time stamps are kept here" in said.out
 
 
 def test_verify_takes_header_lines_headers_and_folders(run, recorded, shop, monkeypatch):

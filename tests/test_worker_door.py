@@ -16,7 +16,7 @@ from holdgate.adapters import worker_door
 from holdgate.adapters.gate_line import PLACE, Petition
 from holdgate.answer import Answer
 from holdgate.errors import BackendError, Outcome, Reason
-from holdgate.ledger import InFlightElsewhere, OutcomeStatus, Superseded
+from holdgate.ledger import Finding, InFlightElsewhere, OutcomeStatus, ReconcileError, Superseded
 from holdgate.recall import MAX_KEPT_BYTES
 from holdgate.relay import Converged, Flight
 from holdgate.sealing import KeptAnswer
@@ -361,6 +361,28 @@ async def test_wd5_an_outcome_that_comes_after_all_reconciles(tmp_path: Path) ->
             await until(lambda: again.said() == wanted)
             assert again.statements()[2]["found"] == "executed"
             assert again.statements()[2]["by"] == "worker-1"
+
+
+async def test_wd7_nobody_finds_out_that_nothing_happened_while_a_worker_still_has_the_permit(
+    tmp_path: Path,
+) -> None:
+    """The gate process was restarted, and the exchange of a worker that was not goes on."""
+    async with worker(tmp_path, wait=False) as one:
+        async with running(tmp_path):
+            await one.line.adopted.wait()
+            kept = (await one.record(keyed(1))).entry.receipt_id
+            done = (await one.record(keyed(2))).entry.receipt_id
+            one.line.record_outcome(done, OutcomeStatus.NOT_SENT, 0, delivered=False)
+        async with running(tmp_path) as again:
+            await until(lambda: any(line.has for line in again.door._lines))
+            assert [line.has for line in again.door._lines if line.has] == [{kept}]
+            for found in (OutcomeStatus.NOT_SENT, OutcomeStatus.FAILED):
+                with pytest.raises(ReconcileError, match="worker-1 still has"):
+                    again.door.check(Finding(of=kept, found=found, by="local", note=""))
+            again.door.check(Finding(of=kept, found=OutcomeStatus.EXECUTED, by="local", note=""))
+            one.line.record_outcome(kept, OutcomeStatus.UNKNOWN, 502, delivered=True)
+            await until(lambda: not any(line.has for line in again.door._lines))
+            again.door.check(Finding(of=kept, found=OutcomeStatus.NOT_SENT, by="local", note=""))
 
 
 @pytest.mark.parametrize("status", [OutcomeStatus.EXECUTED, OutcomeStatus.NOT_SENT, OutcomeStatus.UNKNOWN])

@@ -57,6 +57,7 @@ FRAMES = [
     encode(Kind.WELCOME, bundle="sha256:00", ca="aa"),
     encode(Kind.ASK, n=1, bundle="sha256:00", case=plain_case(case()), told=[]),
     encode(Kind.WITHDRAW, n=1),
+    encode(Kind.OPEN, ids=["rcpt_1", "rcpt_2"]),
     encode(Kind.OUTCOME, id="rcpt_1", status="executed", http_status=200, delivered=True, made=[]),
     encode(
         Kind.OUTCOME,

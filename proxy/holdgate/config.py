@@ -140,6 +140,8 @@ class Config:
 
 def load_config(path: Path) -> Config:
     """Read holdgate.yaml. Raises ConfigError. Long because there are that many keys, each one line."""
+    if path.is_dir():
+        raise ConfigError("a folder; name the file in it: `-c FILE`", file=str(path))
     if not path.is_file():
         raise ConfigError("no such file; `holdgate init` writes one, `-c FILE` names another", file=str(path))
     root = load_file(path, excerpts=False)

@@ -34,7 +34,7 @@ class Finding:
     excerpt: str = ""  # the line and a caret, for people
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}:{self.column}" if self.column else f"{self.file}:{self.line}"
+        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
         return f"{place}: {self.message}" + (f"\n{self.excerpt}" if self.excerpt else "")
 
 

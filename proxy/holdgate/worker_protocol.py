@@ -101,6 +101,7 @@ class WireError(HoldgateError):
 class Kind(StrEnum):
     HELLO = "hello"
     READY = "ready"
+    OPEN = "open"
     ASK = "ask"
     WITHDRAW = "withdraw"
     OUTCOME = "outcome"
@@ -120,6 +121,7 @@ class Kind(StrEnum):
 _SHAPES: Final[Mapping[Kind, Mapping[str, type]]] = {
     Kind.HELLO: {"build": str, "role": str},
     Kind.READY: {"bundle": str},
+    Kind.OPEN: {"ids": list},  # PERMITs of an earlier connection that it still has
     Kind.ASK: {"n": int, "bundle": str, "case": dict, "told": list},
     Kind.WITHDRAW: {"n": int},
     Kind.OUTCOME: {  # tail: a kept answer

@@ -72,7 +72,8 @@ def load_credentials(path: Path) -> Credentials:
     try:
         text = read_private(path, "the credentials").decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read: {type(error).__name__}", file=str(path)) from None
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"cannot read: {why}", file=str(path)) from None
     # excerpts=False: an error must not quote a secret.
     node = load(text, file=str(path), excerpts=False)
     keys = node.mapping(

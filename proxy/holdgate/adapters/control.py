@@ -38,7 +38,7 @@ from ..ledger import AdminNote, Finding, Noted, OutcomeStatus
 from .forgetting import Forgotten
 from .keyring import KeyChange, Revocation, Rotation
 
-__all__ = ["ControlServer", "ask"]
+__all__ = ["ControlServer", "Refused", "ask"]
 
 log = logging.getLogger("holdgate.control")
 
@@ -56,6 +56,13 @@ class _Ledger(Protocol):
     async def change_key(self, change: KeyChange) -> Noted: ...
 
 
+class Refused(BackendError):
+    """The running process said no, and why: nothing need be wrong with its store."""
+
+    def __str__(self) -> str:
+        return self.detail
+
+
 class ControlServer:
     """`noted` is called with every note that became a receipt, `reconciled` at every finding that did."""
 
@@ -69,8 +76,10 @@ class ControlServer:
         reconciled: Callable[[], None],
         forget: Callable[[Erasure], Awaitable[Forgotten]],
         reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
+        check: Callable[[Finding], None] | None = None,
     ) -> None:
-        self._reload = reload
+        """`check` raises ReconcileError for a finding that cannot be true yet."""
+        self._reload, self._check = reload, check
         self._dir, self._ledger, self._status, self._noted = state_dir, ledger, status, noted
         self._forget, self._reconciled = forget, reconciled
         self._server: asyncio.Server | None = None
@@ -132,8 +141,7 @@ class ControlServer:
                     self._noted(note, noted)
                     return {"id": noted.receipt_id, "index": noted.index}
                 case "reconcile":
-                    noted = await self._ledger.reconcile(_finding(asked))
-                    self._reconciled()
+                    noted = await self._reconcile(_finding(asked))
                     return {"id": noted.receipt_id, "index": noted.index}
                 case "rotate" | "revoke":
                     noted = await self._ledger.change_key(_change(asked))
@@ -144,6 +152,13 @@ class ControlServer:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return {"error": f"not a question: {type(error).__name__}"}
         return {"error": "not a question"}
+
+    async def _reconcile(self, finding: Finding) -> Noted:
+        if self._check is not None:
+            self._check(finding)
+        noted = await self._ledger.reconcile(finding)
+        self._reconciled()
+        return noted
 
 
 def _erasure(asked: Mapping[str, Any]) -> Erasure:
@@ -200,7 +215,7 @@ def ask(state_dir: Path, question: Mapping[str, Any]) -> dict[str, Any] | None:
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     if "error" in answer:
-        raise BackendError(Reason.STORE_UNAVAILABLE, f"the running process refused: {answer['error']}")
+        raise Refused(Reason.STORE_UNAVAILABLE, f"the running process refused: {answer['error']}")
     return answer
 
 

@@ -13,6 +13,7 @@ Invariants (tests/test_exporting.py has one test named after each):
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
@@ -209,6 +210,8 @@ class HttpSink:
                     raise BackendError(Reason.STORE_UNAVAILABLE, f"{self._url}: {answer.status}")
         except urllib.error.HTTPError as error:
             raise BackendError(Reason.STORE_UNAVAILABLE, f"{self._url}: {error.code}") from error
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{self._url}: {error!r}") from error
 
     def close(self) -> None:
         pass

@@ -75,3 +75,5 @@ class SqliteReader(Reader):
             yield
         except sqlite3.Error as error:
             raise ConfigError(f"the ledger is damaged or was edited: {error}", file=str(self._dir)) from error
+        except (OverflowError, UnicodeEncodeError) as error:  # what was asked for, not what is there
+            raise ConfigError(f"the ledger has no such value: {error}") from error

@@ -14,7 +14,7 @@ from cryptography import x509
 
 from ..errors import ConfigError, HoldgateError
 
-__all__ = ["StampError", "query", "stamped_at"]
+__all__ = ["StampError", "query", "read_roots", "stamped_at"]
 
 
 class StampError(HoldgateError):
@@ -37,13 +37,18 @@ def query(data: bytes) -> bytes:
     return request
 
 
+def read_roots(path: Path) -> list[x509.Certificate]:
+    """Raises ConfigError."""
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read roots: {error}", file=str(path)) from error
+
+
 def stamped_at(answer: bytes, data: bytes, roots: Path) -> datetime:
     """When the authority says that it saw `data`. Raises StampError, ConfigError."""
     library = _library()
-    try:
-        certificates = x509.load_pem_x509_certificates(roots.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read roots: {error}", file=str(roots)) from error
+    certificates = read_roots(roots)
     try:
         response = library.decode_timestamp_response(answer)
         builder = library.VerifierBuilder(roots=certificates)

@@ -61,16 +61,30 @@ def _key_ids_last(words: Sequence[str]) -> Sequence[str]:
     return [*(word for word in words if word not in ids), "--", *ids] if ids else words
 
 
+def _said(error: OSError) -> str:
+    text = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}"
+    return f"{text}: run this as the user that it belongs to" if isinstance(error, PermissionError) else text
+
+
+def _let_go() -> None:
+    """What cannot be written is dropped: Python would complain again while it closes stdout."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Never raises for a mistake of the caller's."""
     words = _key_ids_last(sys.argv[1:] if argv is None else argv)
     try:
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # None: closed by the caller
         args = build_parser(words[0] if words else "").parse_args(words)
     except SystemExit as stop:  # argparse's way out of --help and of wrong usage
         return stop.code if isinstance(stop.code, int) else 2
     try:
         code: int = args.run(args)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except (ConfigError, BackendError) as error:
         say(error, keep="\n", file=sys.stderr)
         return 2
@@ -78,9 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(error, keep="\n", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader (`| head`) has what it wanted; Python would complain again while it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go()  # the reader (`| head`) has what it wanted
         return 1
+    except OSError as error:
+        say(_said(error), file=sys.stderr)
+        _let_go()
+        return 2
     except KeyboardInterrupt:
         return 130
     return code

@@ -45,6 +45,7 @@ from .shared import Commands, add, config_of, group, print_json, say, whole_numb
 
 __all__ = ["register"]
 
+_YEAR_9999_S: Final = 253_402_300_799
 _DAY_S: Final = 86_400
 _DAYS: Final = 30
 
@@ -241,13 +242,15 @@ def _manifest_fields(args: argparse.Namespace, config: Config) -> dict[str, Any]
     mark, roots = _mark(config), _roots_or_none(config)
     begins = int(time.time()) if args.not_before is None else _time_s(args.not_before)
     epoch = args.epoch if args.epoch is not None else roots.epoch if roots else 1
+    if (ends := begins + args.days * _DAY_S) > _YEAR_9999_S:
+        raise ConfigError(f"--days {args.days}: it would end after the year 9999")
     follows = mark.revision if mark is not None and mark.epoch == epoch else 0
     return {
         "epoch": epoch,
         "revision": args.revision if args.revision is not None else follows + 1,
         "profile": ENGINE,
         "not_before_s": begins,
-        "not_after_s": begins + args.days * _DAY_S,
+        "not_after_s": ends,
         "previous": mark.digest if mark is not None else "",
     }
 

@@ -108,7 +108,11 @@ def _sink(args: argparse.Namespace) -> Sink:
 
 
 def _http(args: argparse.Namespace) -> HttpSink:
-    url = urlsplit(args.http)
+    try:
+        url = urlsplit(args.http)
+        _ = url.port
+    except ValueError as error:
+        raise ConfigError(f"--http {args.http}: {error}") from error
     local = url.hostname in ("127.0.0.1", "::1", "localhost")
     if not url.hostname or (url.scheme != "https" and not (url.scheme == "http" and local)):
         raise ConfigError(f"--http {args.http}: an https:// address is needed; http:// only to loopback")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from ..adapters.starter import initialise
 from .shared import Commands, add
@@ -34,9 +35,10 @@ def _init(args: argparse.Namespace) -> int:
         print(f"made {path}")
     if not made:
         print("everything is there already")
-    where = "" if args.dir == Path() else f"cd {args.dir} && "
     print("\nnext:")
-    print(f"  {where}holdgate check                 # maps, policies and configuration are sound")
-    print(f"  {where}holdgate run                   # then, in the agent's shell:")
+    if args.dir != Path():
+        print(f"  cd {quote(str(args.dir))}")
+    print("  holdgate check                 # maps, policies and configuration are sound")
+    print("  holdgate run                   # then, in the agent's shell and the same folder:")
     print('  eval "$(holdgate trust --env)"; export HTTPS_PROXY=http://127.0.0.1:8080')
     return 0

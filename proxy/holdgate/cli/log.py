@@ -6,6 +6,7 @@ import argparse
 import gc
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ..adapters.open_reader import open_reader
 from ..adapters.proofs import NotCovered, change_problems, prove, prove_consistency
 from ..adapters.reader import Reader
 from ..adapters.sequencer import CHECKPOINT
-from ..adapters.timestamps import StampError, stamped_at
+from ..adapters.timestamps import StampError, read_roots, stamped_at
 from ..adapters.verifying import verifying_for
 from ..audit import AuditInput, AuditReport, audit
 from ..errors import ConfigError
@@ -166,7 +167,9 @@ def _audit(args: argparse.Namespace) -> int:
         problems = (*report.problems, *published, *wrong, *reader.integrity_problems())
     gc.enable()
     report = replace(report, problems=problems)
-    notes = (*(() if earlier or stamped else (_UNSEEN,)), *(() if config.store is None else (_FLEET,)))
+    notes = [*(() if earlier or stamped else (_UNSEEN,)), *(() if config.store is None else (_FLEET,))]
+    if args.timestamps:
+        notes.append(f"{len(stamped) + len(wrong)} time stamps are kept here, and {len(stamped)} verify")
     if args.json:
         print_json(asdict(report) | {"clean": report.is_clean, "notes": notes})
     else:
@@ -198,6 +201,7 @@ def _stamped(
     wrong: list[str] = []
     if roots is None:
         return found, wrong
+    read_roots(roots)  # also where there is no stamp to verify
     for path in sorted((state_dir / STAMPS).glob("*.tsr")):
         try:
             note = _bytes(path.with_suffix(".checkpoint"))
@@ -208,7 +212,7 @@ def _stamped(
     return found, wrong
 
 
-def _print(report: AuditReport, notes: tuple[str, ...]) -> None:
+def _print(report: AuditReport, notes: Sequence[str]) -> None:
     for problem in report.problems:
         say(f"PROBLEM {problem}")
     print(f"{report.size} receipts, {report.signed} under the checkpoint, root {report.root}")

@@ -14,6 +14,7 @@ Invariants (tests/test_receipt_lines.py has one test named after each):
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -38,14 +39,27 @@ def receipts_behind(name: str) -> Iterator[tuple[str, bytes]]:
     header = _HEADER.match(name.encode("utf-8", "surrogateescape"))
     if header or _JWS.fullmatch(name):
         yield "argument", header[1] if header else name.encode()
-    elif name != "-" and Path(name).is_dir():
+    elif _is_folder(name):
         yield from _in_folder(Path(name))
     else:
         yield from _in_file(name)
 
 
+def _is_folder(name: str) -> bool:
+    try:
+        return name != "-" and Path(name).is_dir()
+    except OSError as error:  # a JWS that was cut is longer than a name may be
+        raise ConfigError(f"neither a file nor a receipt: {error.strerror}", file=f"{name:.80}") from error
+
+
+def _unseen(error: OSError) -> None:
+    raise ConfigError(f"{error.strerror}: what is in it cannot be verified", file=str(error.filename))
+
+
 def _in_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != _PROOF_SUFFIX)
+    # Not Path.rglob(): it passes over what may not be read.
+    paths = (Path(at, name) for at, _, names in os.walk(folder, onerror=_unseen) for name in names)
+    files = sorted(path for path in paths if path.is_file() and path.suffix != _PROOF_SUFFIX)
     if not files:
         raise ConfigError("no receipt in it", file=str(folder))
     for path in files:

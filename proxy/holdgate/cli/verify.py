@@ -11,6 +11,7 @@ import argparse
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -216,7 +217,7 @@ def read_keys(place: str) -> KeySet:
             with urllib.request.urlopen(place, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - scheme checked
                 return parse_jwks(answer.read(_MAX_KEYS_BYTES))
         return parse_jwks(Path(place).read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot read keys: {error}", file=place) from error
     except KeyDocumentError as error:
         raise ConfigError(str(error), file=place) from error
+    except (OSError, ValueError, HTTPException) as error:
+        raise ConfigError(f"cannot read keys: {error}", file=place) from error
