@@ -188,11 +188,6 @@ class FrameReader:
         del kept[:at]
         return frames
 
-    def end(self) -> None:
-        """The connection has ended. Raises WireError when it was cut within a frame."""
-        if self._kept:
-            raise WireError("cut within a frame")
-
 
 def _frame(data: bytes, tail: bytes) -> Frame:
     try:
