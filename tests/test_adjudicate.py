@@ -191,6 +191,16 @@ def test_a5_a_void_case_is_never_permitted(says: Any) -> None:
     assert judge(case(), void=True).reason is Reason.GATE_TIMEOUT
 
 
+def test_a5_nor_one_that_is_voided_while_the_gate_is_asked() -> None:
+    def late(*_: Any) -> Decision:
+        asked.void()
+        return PERMIT
+
+    asked = Adjudication(case(), BUNDLE, EVIDENCE, late)
+    entry = asked({}, now_us=NOW, receipt_id=new_receipt_id(NOW, b"n" * 16))
+    assert (entry.outcome, entry.reason) == (Outcome.SILENCE, Reason.GATE_TIMEOUT)
+
+
 @pytest.mark.parametrize(
     ("bundle", "reason"),
     [

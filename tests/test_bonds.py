@@ -39,7 +39,7 @@ from holdgate.pair import Pair
 from holdgate.policy import load_policies
 from holdgate.policy_model import PolicySet
 from holdgate.policytest import TestReport, run_tests
-from holdgate.receipt import verify
+from holdgate.receipt import new_receipt_id, verify
 from holdgate.replay import Record, replay
 from holdgate.standing import Made, Prepared, Standing, Told
 from holdgate.surface.index import SurfaceIndex
@@ -502,6 +502,16 @@ async def test_a10_an_object_is_taken_once_and_across_restarts(tmp_path: Path, i
         first.receipt_id,
     )
     assert problems(tmp_path) == ()
+
+
+def test_a10_another_gate_is_not_asked_about_what_is_bound_to_nothing(index: SurfaceIndex) -> None:
+    def asked(*_: Any) -> Decision:
+        raise AssertionError("asked")
+
+    here = judge(index, "/intents/pi_1/confirm")
+    there = Adjudication(here._case, here._bundle, here._evidence, asked, "remote/authzen")
+    entry = there({}, now_us=T0, receipt_id=new_receipt_id(T0, b"n" * 16))
+    assert (entry.outcome, entry.reason) == (Outcome.SILENCE, Reason.INPUT_UNAVAILABLE)
 
 
 async def test_st3_what_was_destroyed_binds_nothing(tmp_path: Path, index: SurfaceIndex) -> None:

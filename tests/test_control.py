@@ -22,7 +22,7 @@ from holdgate.adapters.forgetting import Forgetter
 from holdgate.adapters.keyfiles import load_log_keys, load_public_keys
 from holdgate.adapters.sqlite import SqliteReader
 from holdgate.errors import BackendError, ConfigError
-from holdgate.ledger import AdminNote, Noted, OutcomeStatus
+from holdgate.ledger import AdminNote, Finding, Noted, OutcomeStatus, ReconcileError
 
 NOTE = {"ask": "note", "action": "coverage", "details": coverage_details()}
 LIE = NOTE | {"details": coverage_details(closed=False)}
@@ -30,7 +30,7 @@ LIE = NOTE | {"details": coverage_details(closed=False)}
 
 @asynccontextmanager
 async def serving(
-    folder: Path, ledger: Any, reconciled: Callable[[], None] = lambda: None
+    folder: Path, ledger: Any, reconciled: Callable[[], None] = lambda: None, **more: Any
 ) -> AsyncIterator[list[tuple[AdminNote, Noted]]]:
     noted: list[tuple[AdminNote, Noted]] = []
     server = ControlServer(
@@ -40,6 +40,7 @@ async def serving(
         noted=lambda *pair: noted.append(pair),
         reconciled=reconciled,
         forget=partial(Forgetter(lambda: SqliteReader(folder), ledger).forget, by="local"),
+        **more,
     )
     await server.start()
     try:
@@ -199,6 +200,21 @@ async def test_ct3_a_finding_is_answered_when_its_receipt_is_durable(tmp_path: P
         with pytest.raises(BackendError, match="is not_sent, not unknown"):
             await asked(tmp_path, finding)
         assert (ledger.size, counted) == (3, [3])
+
+
+async def test_a_finding_that_cannot_be_true_yet_is_refused(tmp_path: Path) -> None:
+    def check(finding: Finding) -> None:
+        raise ReconcileError(f"worker-1 still has {finding.of}")
+
+    ledger = open_ledger(tmp_path)
+    permit = (await ledger.record(RefundJudge("a"))).entry.receipt_id
+    ledger.record_outcome(permit, OutcomeStatus.UNKNOWN, 0, delivered=False)
+    await ledger.record(RefundJudge("b"))  # the outcome is in its commit, or before it
+    finding = {"ask": "reconcile", "of": permit, "found": "not_sent", "note": ""}
+    async with serving(tmp_path, ledger, check=check):
+        with pytest.raises(BackendError, match=f"worker-1 still has {permit}"):
+            await asked(tmp_path, finding)
+        assert ledger.unknown == 1
 
 
 @pytest.mark.parametrize("purpose", ["receipt", "log"])

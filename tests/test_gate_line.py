@@ -306,6 +306,28 @@ async def test_gl4_what_a_gate_has_had_for_long_is_forgotten(tmp_path: Path) -> 
         assert len(one.line._outcomes) == 11
 
 
+# --- GL7 ---
+
+
+async def test_gl7_a_new_gate_hears_what_is_still_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with worker(tmp_path, wait=False) as one:
+        async with scripted(tmp_path, permit_of(1, monkeypatch)):
+            await one.line.adopted.wait()
+            permit = (await one.record(keyed(1))).entry.receipt_id
+        await until(lambda: one.line._link is None)
+        async with scripted(tmp_path, says_nothing) as second:
+            await until(lambda: second.of(Kind.OPEN))
+            assert [each.head["ids"] for each in second.of(Kind.OPEN)] == [[permit]]
+            one.line.record_outcome(permit, OutcomeStatus.EXECUTED, 200, delivered=True)
+            await until(lambda: second.of(Kind.OUTCOME))
+        await until(lambda: one.line._link is None)
+        async with scripted(tmp_path, says_nothing) as third:
+            await until(lambda: third.of(Kind.OUTCOME))
+            assert third.of(Kind.OPEN) == []
+
+
 # --- GL5 ---
 
 

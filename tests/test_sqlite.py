@@ -35,8 +35,10 @@ from evidence import (
     ticking,
 )
 from holdgate.adapters import sequencer, sqlite_open, sqlite_schema, sqlite_store, store_ledger
+from holdgate.adapters.batch import Batch
 from holdgate.adapters.keyring import Rotation
 from holdgate.adapters.sqlite import SqliteLedger, SqliteReader
+from holdgate.adapters.store import Conflict
 from holdgate.audit import AuditReport, audit
 from holdgate.errors import BackendError, ConfigError, InputError, Outcome, Reason
 from holdgate.keyhistory import Purpose
@@ -490,7 +492,15 @@ async def test_s3_after_an_error_of_the_store_everything_is_refused(
     for failure in [*failures, *late]:
         assert isinstance(failure, BackendError) and failure.reason is Reason.STORE_UNAVAILABLE
     assert not ledger.healthy
+    stop, published = ledger._sequencer.stop, []
+
+    def stopping(*, publish: bool) -> None:
+        published.append(publish)
+        stop(publish=publish)
+
+    ledger._sequencer.stop = stopping  # type: ignore[method-assign]
     ledger.close()
+    assert published == [False]  # what is on disk is not known: the next start looks, and signs
     open_ledger(tmp_path).close()  # heals by a restart, which audits the tail
     assert _audit(tmp_path).problems == ()
 
@@ -509,6 +519,44 @@ async def test_s3_a_checkpoint_that_cannot_be_written_stops_the_store(
     with pytest.raises(BackendError, match="Read-only"):
         await ledger.record(RefundJudge("b"))
     ledger.close()
+
+
+async def test_s3_an_outcome_that_cannot_be_signed_waits_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_ledger, "_DEFERRED_S", 0.01)
+    ledger = open_ledger(tmp_path)
+    one, two = await _recorded(ledger, RefundJudge("one"), RefundJudge("two"))
+    store, tries, undone = ledger._store, [0], [2]
+    commit = store.commit
+
+    def unsigned(*_: object) -> None:
+        tries[0] += 1
+        raise BackendError(Reason.STORE_UNAVAILABLE, "the signer does not answer")
+
+    def undoing(changes: Any) -> None:
+        if undone[0]:
+            undone[0] -= 1
+            store.rollback()  # type: ignore[attr-defined]
+            raise Conflict
+        commit(changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "outcome", unsigned)
+        patch.setattr(store, "commit", undoing)
+        patch.setattr(store, "stranded", lambda: [two.entry.receipt_id])
+        ledger.record_outcome(one.entry.receipt_id, OutcomeStatus.EXECUTED, 200, delivered=True)
+        await _recorded(ledger, RefundJudge("three"))
+        while tries[0] < 30:
+            await asyncio.sleep(0.01)
+        assert undone == [0] and len(ledger._deferred) <= 2
+    while ledger._deferred:
+        await asyncio.sleep(0.01)
+    await _recorded(ledger, RefundJudge("four"))
+    ledger.close()
+    with SqliteReader(tmp_path) as reader:
+        said = [reader.state_of(each.entry.receipt_id) for each in (one, two)]
+    assert said == [State.EXECUTED, State.NOT_SENT]
 
 
 async def test_s3_a_dead_writer_thread_refuses(tmp_path: Path) -> None:

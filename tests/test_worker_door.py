@@ -16,7 +16,7 @@ from holdgate.adapters import worker_door
 from holdgate.adapters.gate_line import PLACE, Petition
 from holdgate.answer import Answer
 from holdgate.errors import BackendError, Outcome, Reason
-from holdgate.ledger import InFlightElsewhere, OutcomeStatus, Superseded
+from holdgate.ledger import Finding, InFlightElsewhere, OutcomeStatus, ReconcileError, Superseded
 from holdgate.recall import MAX_KEPT_BYTES
 from holdgate.relay import Converged, Flight
 from holdgate.sealing import KeptAnswer
@@ -181,6 +181,20 @@ async def test_wd3_a_withdrawn_question_that_was_permitted_is_not_sent(house: Ga
     await until(lambda: house.said()[2:] == [("decision", "PERMIT"), ("outcome", "unknown")])
 
 
+async def test_wd3_a_withdrawn_question_that_still_waited_is_not_decided(house: Gate) -> None:
+    async with worker(house.folder, "worker-1") as one, worker(house.folder, "worker-2") as two:
+        await one.record(keyed(1))
+        asked = petition(keyed(1))
+        waits = asyncio.ensure_future(two.line.record(asked))
+        await until(lambda: asked.waiting)
+        waits.cancel()
+        await until(lambda: not any(line.asks for line in house.door._lines))
+        one.line.flight_ended(name_of(keyed(1)), ended(None))
+        await until(lambda: not house.door._flights)
+        assert (await two.record(keyed(2))).entry.outcome is Outcome.PERMIT
+        assert house.said() == [("decision", "PERMIT")] * 2
+
+
 async def test_wd3_a_permit_that_cannot_be_told_is_not_sent(
     house: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +246,25 @@ async def test_wd4_identical_requests_of_two_workers_share_one_answer(house: Gat
             await waits
         assert shared.value.answer == ANSWER
         assert [what for what, _ in house.said()].count("decision") == 1
+
+
+async def test_wd4_who_gives_up_waiting_takes_the_answer_from_nobody(house: Gate) -> None:
+    async with (
+        worker(house.folder, "worker-1") as one,
+        worker(house.folder, "worker-2") as two,
+        worker(house.folder, "worker-3") as three,
+    ):
+        await one.record(keyed(1))
+        asked = [petition(keyed(1)) for _ in range(2)]
+        gives_up = asyncio.ensure_future(two.line.record(asked[0]))
+        waits = asyncio.ensure_future(three.line.record(asked[1]))
+        await until(lambda: all(each.waiting for each in asked))
+        gives_up.cancel()
+        await until(lambda: sum(len(line.asks) for line in house.door._lines) == 1)
+        one.line.flight_ended(name_of(keyed(1)), ended(ANSWER))
+        with pytest.raises(Converged) as shared:
+            await asyncio.wait_for(waits, 60)
+        assert shared.value.answer == ANSWER
 
 
 async def test_wd4_without_an_answer_to_share_it_asks_for_itself(house: Gate) -> None:
@@ -328,6 +361,28 @@ async def test_wd5_an_outcome_that_comes_after_all_reconciles(tmp_path: Path) ->
             await until(lambda: again.said() == wanted)
             assert again.statements()[2]["found"] == "executed"
             assert again.statements()[2]["by"] == "worker-1"
+
+
+async def test_wd7_nobody_finds_out_that_nothing_happened_while_a_worker_still_has_the_permit(
+    tmp_path: Path,
+) -> None:
+    """The gate process was restarted, and the exchange of a worker that was not goes on."""
+    async with worker(tmp_path, wait=False) as one:
+        async with running(tmp_path):
+            await one.line.adopted.wait()
+            kept = (await one.record(keyed(1))).entry.receipt_id
+            done = (await one.record(keyed(2))).entry.receipt_id
+            one.line.record_outcome(done, OutcomeStatus.NOT_SENT, 0, delivered=False)
+        async with running(tmp_path) as again:
+            await until(lambda: any(line.has for line in again.door._lines))
+            assert [line.has for line in again.door._lines if line.has] == [{kept}]
+            for found in (OutcomeStatus.NOT_SENT, OutcomeStatus.FAILED):
+                with pytest.raises(ReconcileError, match="worker-1 still has"):
+                    again.door.check(Finding(of=kept, found=found, by="local", note=""))
+            again.door.check(Finding(of=kept, found=OutcomeStatus.EXECUTED, by="local", note=""))
+            one.line.record_outcome(kept, OutcomeStatus.UNKNOWN, 502, delivered=True)
+            await until(lambda: not any(line.has for line in again.door._lines))
+            again.door.check(Finding(of=kept, found=OutcomeStatus.NOT_SENT, by="local", note=""))
 
 
 @pytest.mark.parametrize("status", [OutcomeStatus.EXECUTED, OutcomeStatus.NOT_SENT, OutcomeStatus.UNKNOWN])

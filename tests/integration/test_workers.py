@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import subprocess
 import time
 import urllib.request
 from collections import Counter
@@ -218,6 +219,26 @@ def test_without_the_gate_process_everything_is_silence_and_it_heals(
     )
     assert history(two, 13) == []
     assert refund(two, vendors, "later", amount=14).status == 200
+
+
+def test_while_a_worker_still_sends_nobody_finds_out_that_nothing_happened(
+    two: Instance, vendors: StandIns, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate process alone died, and its successor knows only that the permit is in doubt."""
+    before = whole(two)
+    monkeypatch.setattr(vendors.stripe, "delay_s", 20.0)
+    asked = in_flight(pool, two, vendors, "still-sent", amount=17)
+    os.kill(before["gate"], signal.SIGKILL)
+    until(lambda: history(two, 17) == [("decision", "PERMIT"), ("outcome", "unknown")], "unknown")
+    after = whole(two)
+    assert {role for role in before if before[role] != after[role]} == {"gate"}
+    permit = [each["id"] for each in statements(two) if each.get("outcome") == "PERMIT"][-1]
+    words = two.command("reconcile", "resolve", permit, "--status", "not_sent")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and f"still has {permit}" in done.stderr
+    assert asked.result().status == 200
+    wanted = [("decision", "PERMIT"), ("outcome", "unknown"), ("outcome", "reconciled")]
+    until(lambda: history(two, 17) == wanted, "the worker's outcome, after all")
 
 
 def test_a_request_that_waits_for_the_gate_when_it_is_killed_is_silence(

@@ -76,8 +76,10 @@ class ControlServer:
         reconciled: Callable[[], None],
         forget: Callable[[Erasure], Awaitable[Forgotten]],
         reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
+        check: Callable[[Finding], None] | None = None,
     ) -> None:
-        self._reload = reload
+        """`check` raises ReconcileError for a finding that cannot be true yet."""
+        self._reload, self._check = reload, check
         self._dir, self._ledger, self._status, self._noted = state_dir, ledger, status, noted
         self._forget, self._reconciled = forget, reconciled
         self._server: asyncio.Server | None = None
@@ -139,8 +141,7 @@ class ControlServer:
                     self._noted(note, noted)
                     return {"id": noted.receipt_id, "index": noted.index}
                 case "reconcile":
-                    noted = await self._ledger.reconcile(_finding(asked))
-                    self._reconciled()
+                    noted = await self._reconcile(_finding(asked))
                     return {"id": noted.receipt_id, "index": noted.index}
                 case "rotate" | "revoke":
                     noted = await self._ledger.change_key(_change(asked))
@@ -151,6 +152,13 @@ class ControlServer:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return {"error": f"not a question: {type(error).__name__}"}
         return {"error": "not a question"}
+
+    async def _reconcile(self, finding: Finding) -> Noted:
+        if self._check is not None:
+            self._check(finding)
+        noted = await self._ledger.reconcile(finding)
+        self._reconciled()
+        return noted
 
 
 def _erasure(asked: Mapping[str, Any]) -> Erasure:

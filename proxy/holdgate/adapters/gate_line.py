@@ -14,6 +14,7 @@ Invariants (tests/test_gate_line.py has one test named after each):
   GL4  An outcome reaches the gate that lives now, or the next one, however the connection ends.
   GL5  Superseded comes only after this process has the gate's bundle, so beginning again makes sense.
   GL6  Only a peer of our own user is believed to be the gate.
+  GL7  A new gate hears of every PERMIT that an earlier one told, and that is still under way here.
 
 Long because one connection carries questions, outcomes and what is told again after it was lost: the order of
 these is what the invariants are about.
@@ -38,7 +39,7 @@ from ..adjudicate import Evidence, Gate
 from ..answer import Answer
 from ..bundle import Bundle
 from ..case import Case
-from ..errors import BackendError, ConfigError, Reason
+from ..errors import BackendError, ConfigError, Outcome, Reason
 from ..gate import ENGINE
 from ..ledger import NO_BUDGETS, Budgets, ClaimRow, Entry, Judge, OutcomeStatus, Recorded, Superseded
 from ..relay import Converged, Flight
@@ -148,6 +149,7 @@ class GateLine:
     _asked: dict[int, _Asked] = field(default_factory=dict)
     _last: int = 0  # number of the last question, over all connections
     _outcomes: deque[_Outcome] = field(default_factory=deque)
+    _open: set[str] = field(default_factory=set)  # PERMITs that were told here and have no outcome yet
     _figures: dict[str, Any] | None = None
     _adopting: asyncio.Task[None] | None = None
     _closing: bool = False
@@ -170,7 +172,7 @@ class GateLine:
         asked = self._asked[n] = _Asked(judge, asyncio.get_running_loop().create_future())
         link.write(frame)
         try:
-            return await asked.future
+            recorded = await asked.future
         except asyncio.CancelledError:
             self._write(encode(Kind.WITHDRAW, n=n))
             raise
@@ -179,6 +181,9 @@ class GateLine:
             raise
         finally:
             self._asked.pop(n, None)
+        if recorded.entry.outcome is Outcome.PERMIT:
+            self._open.add(recorded.entry.receipt_id)
+        return recorded
 
     def record_outcome(
         self,
@@ -201,6 +206,7 @@ class GateLine:
                 made=plain_made(made),
             )
 
+        self._open.discard(receipt_id)
         # What may have to be told again is told without the answer: a gate that was restarted keeps none.
         frame = frame_with(b"")
         now = self.clock()
@@ -326,8 +332,10 @@ class GateLine:
                 raise WireError(f"{frame.kind}: not for a worker")
 
     def welcomed(self) -> None:
-        """The gate took us: what it may have missed is told again."""
+        """The gate took us: what it may have missed is told again, and what is still under way."""
         now = self.clock()
+        if self._open:
+            self._write(encode(Kind.OPEN, ids=sorted(self._open)))
         for outcome in self._outcomes:
             if outcome.told_s is None and self._write(outcome.frame):
                 outcome.told_s = now

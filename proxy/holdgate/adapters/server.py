@@ -93,6 +93,7 @@ async def serve(
         reconciled=partial(server.metrics.outcome, OutcomeStatus.RECONCILED.value),
         forget=partial(forgetter.forget, by="local"),
         reload=server.reload,
+        check=None if server.workers is None else server.workers.check,
     )
     gc.collect()
     gc.freeze()  # maps and policies live as long as the process: no collection needs to walk them

@@ -488,11 +488,12 @@ class StoreLedger:
             raise OSError("a change of keys, bundle or inputs was committed while the store was lost")
         self._doubt = None
         batch = Batch(rows, self._node, self._store.head, self._active, self._offers)
-        for receipt_id in self._store.stranded():
-            self._outcome(batch, _outcome_of(receipt_id, OutcomeStatus.NOT_SENT))
+        stranded = [_outcome_of(each, OutcomeStatus.NOT_SENT) for each in self._store.stranded()]
+        unsigned = [note for note in stranded if not self._outcome(batch, note)]
         for item in group:
             if isinstance(item, OutcomeNote):
-                self._outcome(batch, item)
+                if not self._outcome(batch, item):
+                    unsigned.append(item)
             elif isinstance(item, Fence):
                 batch.active = item.digest
             elif isinstance(item, _Pending):
@@ -504,10 +505,11 @@ class StoreLedger:
                     worked.append((item, verdict))
         if batch.is_empty:
             self._store.rollback()
-            self._active = batch.active
+            self._active, self._deferred = batch.active, list(dict.fromkeys(unsigned))
             self._forget_offers(group)
             return refused
         self._store.commit(batch.changes())
+        self._deferred = list(dict.fromkeys(unsigned))  # what is stranded is told again until it is written
         self._forget_offers(group)
         self._advance(batch)
         try:
@@ -522,13 +524,15 @@ class StoreLedger:
             if isinstance(item, OutcomeNote) and item not in self._deferred:
                 self._offers.pop(item.receipt_id, None)
 
-    def _outcome(self, batch: Batch, note: OutcomeNote) -> None:
+    def _outcome(self, batch: Batch, note: OutcomeNote) -> bool:
+        """False: its signature could not be had."""
         try:
             batch.outcome(note)
         except StoreLost:
             raise
         except BackendError:
-            self._deferred.append(note)
+            return False
+        return True
 
     def _attempt(
         self, batch: Batch, work: Judge | AdminNote | EraseOrder | KeyChange | Finding

@@ -17,6 +17,7 @@ Invariants (tests/test_worker_door.py has one test named after each):
   WD4  Identical requests of several workers share one dispatch and one answer, as within one process.
   WD5  An outcome of a permit that was made `unknown` meanwhile reconciles it; of others it changes nothing.
   WD6  A frame that is not as agreed, or a peer of another user, ends that connection and nothing else.
+  WD7  Of a permit that a worker says it still has, nobody finds out that nothing happened.
 
 Long because it is the other end of gate_line.py, with the same order to keep.
 """
@@ -49,6 +50,7 @@ from ..ledger import (
     Judge,
     Noted,
     OutcomeStatus,
+    ReconcileError,
     Recorded,
     Superseded,
 )
@@ -169,6 +171,13 @@ class WorkerDoor:
         """(role, pid) of each worker."""
         return tuple(sorted((line.role, line.pid) for line in self._lines if line.role))
 
+    def check(self, finding: Finding) -> None:
+        """Raises ReconcileError where that cannot be known yet: a worker outlived the gate process, or its
+        connection, and may still be sending."""
+        having = next((line for line in self._lines if finding.of in line.has), None)
+        if having is not None and finding.found is not OutcomeStatus.EXECUTED:
+            raise ReconcileError(f"{having.role} still has {finding.of}, and will tell what became of it")
+
     @property
     def accepting(self) -> int:
         """How many workers accept requests under the active bundle."""
@@ -251,6 +260,8 @@ class WorkerDoor:
                     raise WireError(str(error)) from error
             case Kind.READY:
                 line.accepts = frame.head["bundle"]
+            case Kind.OPEN:
+                line.has = set(map(str, frame.head["ids"]))
             case _:
                 raise WireError(f"{frame.kind}: not for the gate")
 
@@ -395,6 +406,7 @@ class WorkerDoor:
     # -- outcomes ----------------------------------------------------------------------------------------
 
     def _outcome(self, line: _Line, told: ToldOutcome) -> None:
+        line.has.discard(told.receipt_id)
         if line.permits.pop(told.receipt_id, None) is not None:
             self.ledger.record_outcome(
                 *(told.receipt_id, told.status, told.http_status),
@@ -429,6 +441,7 @@ class _Line(asyncio.Protocol):
         self.last = 0  # number of its last question
         self.asks: dict[int, asyncio.Task[None]] = {}
         self.permits: dict[str, int] = {}  # receipt whose outcome is to come -> number of the question
+        self.has: set[str] = set()  # receipts of an earlier connection's, whose outcome is to come
 
     @property
     def name(self) -> str:
