@@ -303,3 +303,12 @@ def test_an_outcome_is_what_envoy_knows_of_it(name: str) -> None:
 def test_the_reporter_says_the_same_of_an_answer_as_the_proxy() -> None:
     report = _reporter()
     assert all(report._of_answer(code) == outcome_of(code).value for code in range(200, 600))
+
+
+def test_a_token_file_that_is_not_there_ends_the_reporter_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["report.py", "--admin", "http://127.0.0.1:1", "--token-file", "nowhere"])
+    with pytest.raises(SystemExit) as ended:
+        _reporter().main()
+    assert ended.value.code == 2 and "--token-file nowhere: No such file" in capsys.readouterr().err

@@ -82,7 +82,10 @@ def main() -> int:
     parser.add_argument("--admin", required=True, metavar="URL", help="the gate's admin API")
     parser.add_argument("--token-file", type=Path, required=True, metavar="FILE", help="as for generate.py")
     args = parser.parse_args()
-    gate = Gate(args.admin, args.token_file.read_text().strip())
+    try:
+        gate = Gate(args.admin, args.token_file.read_text().strip())
+    except OSError as error:
+        parser.error(f"--token-file {args.token_file}: {error.strerror}")
     for line in sys.stdin:
         sys.stdout.write(line)
         sys.stdout.flush()
