@@ -765,6 +765,18 @@ def test_verify_says_which_folder_it_cannot_look_into(run, recorded, shop, monke
     assert (said.code, said.out) == (2, "") and "kept/closed: Permission denied" in said.err
 
 
+def test_init_makes_no_fleet_key_for_a_ledger_whose_claims_are_named_under_another(run, recorded, shop):
+    kept = shop / "state/keys/fleet.key"
+    key = kept.read_bytes()
+    kept.unlink()
+    said = run("init")
+    assert (said.code, said.out, kept.exists()) == (2, "", False)
+    assert "fleet.key: missing" in said.err and "backup" in said.err
+    kept.write_bytes(key)
+    kept.chmod(0o600)
+    assert "everything is there already" in run("init").out
+
+
 def test_init_says_what_can_be_pasted_as_it_stands(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("init", "my gate").out.count("cd 'my gate'") == 1

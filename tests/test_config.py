@@ -577,6 +577,8 @@ def test_kl1_witnesses_and_an_authority_are_named_in_full(folder: Path) -> None:
         pytest.param(witness("http://127.0.0.1.w.example"), "https", id="no loopback"),
         pytest.param(witness("https://w.example/?x"), "https", id="a query"),
         pytest.param(witness("https://u@w.example/"), "https", id="a user"),
+        pytest.param(witness("https://w.example:99999"), "Port out of range", id="no port"),
+        pytest.param(witness("https://[::1/"), "Invalid IPv6 URL", id="half a bracket"),
         pytest.param(witness("https://w.example", "x"), "vkey", id="no key"),
         pytest.param(
             witness("https://w.example", vkey("l.example", PublicKey(raw=bytes(32)))),

@@ -60,6 +60,8 @@ FILE = "file: {path: t.csv, key: [a]}"
         (f"x: {{{FILE}, max_age_s: -1}}", "between 1 and"),
         ("x: {sql: {sqlite: d, query: 'DELETE FROM t WHERE a = :a', key: [a]}}", "must be one SELECT"),
         ("x: {sql: {sqlite: d, query: 'SELECT 1 WHERE :ab', key: [a]}}", "does not use :a"),
+        ("x: {http: {url: 'https://x:99999/', key: [a]}}", "Port out of range"),
+        ("x: {http: {url: 'https://[::1/', key: [a]}}", "Invalid IPv6 URL"),
         ("x: {sql: {postgres: d, query: 'SELECT :a', key: [a]}}", "unknown key 'postgres'"),
     ],
 )

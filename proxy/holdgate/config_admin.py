@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from .config_values import IDENTIFIER, Address, read_address, read_digest, read_matching, read_names
+from .config_values import IDENTIFIER, Address, read_address, read_digest, read_names, read_url
 from .strictyaml import Node
 
 __all__ = ["DECIDER", "Admin", "AdminToken", "OpenDoor", "read_admin"]
@@ -53,7 +53,7 @@ def read_admin(node: Node | None, agents: Collection[str]) -> Admin:
     url: str | None = None
     if (url_node := keys.get("public_url")) is not None and url_node.value is not None:
         what = "an http(s) URL without query, such as https://holdgate.example.com"
-        url = read_matching(url_node, _PUBLIC_URL, "admin.public_url", what).rstrip("/")
+        url = read_url(url_node, _PUBLIC_URL, "admin.public_url", what).rstrip("/")
     doors: frozenset[OpenDoor] = frozenset()
     if (open_node := keys.get("open")) is not None:
         options = tuple(OpenDoor)

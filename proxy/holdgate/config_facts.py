@@ -27,9 +27,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
-from .config_values import Address, read_address, read_path
+from .config_values import Address, read_address, read_path, split_url
 from .strictyaml import Node
 
 __all__ = ["FileSource", "HttpSource", "Provider", "SqliteSource", "read_facts"]
@@ -130,7 +129,7 @@ def _file(node: Node, base: Path, what: str) -> FileSource:
 def _http(node: Node, base: Path, what: str) -> HttpSource:
     keys = node.mapping(required=("url", "key"), optional=("address", "ca_file", "token_file"), what=what)
     text = keys["url"].text(f"{what}.url")
-    url = urlsplit(text)
+    url = split_url(keys["url"], f"{what}.url")
     host = url.hostname or ""
     exact = text == f"{url.scheme}://{url.netloc}{url.path}" and "@" not in url.netloc
     if url.scheme not in ("http", "https") or not host or not exact or not _PATH.match(url.path):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from .config_values import read_matching, read_path
+from .config_values import read_path, read_url
 from .strictyaml import Node
 
 __all__ = ["RemoteGate", "RemoteProtocol", "read_gate"]
@@ -49,7 +49,7 @@ def read_gate(node: Node | None, base: Path) -> RemoteGate | None:
     if not isinstance(node.value, dict):
         raise node.fail("gate is `embedded`, or `{url: https://..., protocol: holdgate|authzen|trigguard}`")
     keys = node.mapping(required=("url", "protocol"), optional=_OPTIONAL, what="gate")
-    url = read_matching(keys["url"], _URL, "gate.url", "an http(s) URL without query").rstrip("/")
+    url = read_url(keys["url"], _URL, "gate.url", "an http(s) URL without query").rstrip("/")
     if url.startswith("http://") and not _is_loopback(url):
         raise keys["url"].fail(
             "gate.url: http:// only to a loopback address; whoever answers can permit anything"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .config_values import read_matching, read_path
+from .config_values import read_path, read_url
 from .note import SignatureType, Verifier, parse_vkey
 from .strictyaml import Node
 from .tlog import TlogError
@@ -75,7 +75,7 @@ def _witness(node: Node) -> Witness:
         raise keys["vkey"].fail(f"vkey: {error}") from None
     if verifier.type is not SignatureType.COSIGNATURE:
         raise keys["vkey"].fail("vkey: this is not a witness key, type 4 of c2sp.org/tlog-cosignature")
-    return Witness(url=read_matching(keys["url"], _URL, "url", _FORM).rstrip("/"), verifier=verifier)
+    return Witness(url=read_url(keys["url"], _URL, "url", _FORM).rstrip("/"), verifier=verifier)
 
 
 def _timestamp(node: Node, base: Path) -> TimeStamping:
@@ -84,7 +84,7 @@ def _timestamp(node: Node, base: Path) -> TimeStamping:
     if not path.is_file():
         raise keys["ca_file"].fail(f"log.timestamp.ca_file {path} does not exist")
     return TimeStamping(
-        url=read_matching(keys["url"], _URL, "log.timestamp.url", _FORM),
+        url=read_url(keys["url"], _URL, "log.timestamp.url", _FORM),
         ca_file=path,
         interval_s=_seconds(keys, "log.timestamp.interval_s", 3600),
     )

@@ -13,6 +13,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Final
+from urllib.parse import SplitResult, urlsplit
 
 from .agents import Network
 from .strictyaml import Node
@@ -31,7 +32,9 @@ __all__ = [
     "read_networks",
     "read_optional_address",
     "read_path",
+    "read_url",
     "read_users",
+    "split_url",
 ]
 
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
@@ -166,6 +169,22 @@ def read_names(node: Node, what: str) -> tuple[str, ...]:
 def read_digest(node: Node, what: str) -> bytes:
     form = "the SHA-256 of the token in 64 lower-case hex digits (printf %s TOKEN | sha256sum)"
     return bytes.fromhex(read_matching(node, _HEX_DIGEST, what, form))
+
+
+def split_url(node: Node, what: str) -> SplitResult:
+    """The parts of a URL; one whose host or port cannot be read is refused."""
+    text = node.text(what)
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError as error:
+        raise node.fail(f"{what} {text!r}: {error}") from None
+    return url
+
+
+def read_url(node: Node, pattern: re.Pattern[str], what: str, form: str) -> str:
+    split_url(node, what)
+    return read_matching(node, pattern, what, form)
 
 
 def read_matching(node: Node, pattern: re.Pattern[str], what: str, form: str) -> str:

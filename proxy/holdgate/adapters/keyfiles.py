@@ -35,6 +35,7 @@ from ..keys import (
 )
 from .durable import replace_file
 from .private_file import read_private, write_new
+from .sqlite_schema import DB_NAME
 
 __all__ = [
     "Device",
@@ -52,6 +53,10 @@ __all__ = [
 ]
 
 _FLEET: Final = "fleet"
+_LOST: Final = (
+    "missing, and the claims of the ledger beside it are named under it: with a new key, what was done once"
+    " could be done again. Restore it from a backup, or begin with an empty state directory"
+)
 _LISTS: Final = {Purpose.RECEIPT: "receipts.jwks.json", Purpose.LOG: "log.jwks.json"}
 
 
@@ -84,6 +89,8 @@ def create_keys(state_dir: Path) -> tuple[Path, ...]:
         for purpose in (*Purpose, _FLEET):
             path = folder / f"{purpose}.key"
             if not path.exists():
+                if purpose == _FLEET and (state_dir / DB_NAME).exists():
+                    raise ConfigError(_LOST, file=str(path))
                 write_new(path, _new_key(purpose), 0o600)
                 made.append(path)
         for purpose, name in _LISTS.items():
