@@ -16,18 +16,22 @@ from typing import Any
 
 import pytest
 
+from fakes import MemoryLedger
 from holdgate.adapters.bundle_store import keep_bundle
 from holdgate.adapters.ca import load_ca
 from holdgate.adapters.gate_line import PLACE
 from holdgate.adapters.supervisor import Part, divided
 from holdgate.adapters.worker import Worker
+from holdgate.adjudicate import Adjudication
 from holdgate.bundle import NO_BUNDLE, load_bundle
 from holdgate.config import load_config
 from holdgate.demo.instance import Instance
 from holdgate.errors import ConfigError
 from holdgate.limits import Limits
-from holdgate.worker_protocol import Frame, FrameReader, Kind, encode
+from holdgate.worker_protocol import Frame, FrameReader, Kind, encode, read_case
 from ports import free_port
+from test_adjudicate import BUNDLE, EVIDENCE
+from test_gate_line import recorded
 from workers import until
 
 DIGEST = "sha256:" + "55" * 32
@@ -137,9 +141,14 @@ async def test_wk3_sigterm_closes_listeners_first_and_lets_held_requests_finish(
         process.send_signal(signal.SIGTERM)
         await until(lambda: not listens(port))
         assert process.returncode is None
-        gate.say(encode(Kind.REFUSED, n=asked.head["n"], reason="store_unavailable", detail=""))
+        agents = {rule.agent.id: rule.agent for rule in load_config(complete.config).agents}
+        case = read_case(asked.head["case"], agents)
+        made = await MemoryLedger().record(Adjudication(case, BUNDLE, EVIDENCE))
+        gate.say(recorded(made.entry.jws, asked.head["n"]))
         answer = await asyncio.wait_for(reader.read(), 60)
-        assert answer.startswith(b"HTTP/1.1 503 Holdgate SILENCE")
+        assert (
+            answer.startswith(b"HTTP/1.1 403 Holdgate SILENCE") and made.entry.receipt_id.encode() in answer
+        )
         assert await asyncio.wait_for(process.wait(), 60) == 0
         await gate.ended.wait()
         writer.close()
