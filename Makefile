@@ -17,9 +17,12 @@ help: ## these lines
 demo: venv ## see it work: stand-in vendors, real clients, no root, no internet
 	@$(VENV)/bin/holdgate demo
 
+# A test that hangs ends after ten minutes, and says where it was; the run with it, when it is the third.
+HANGS := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true --max-worker-restart 2
+
 # Four processes for all of them, since they wait more than they work: a file is one process's, since its tests share instances and namespaces.
 test: venv ## all tests, against the editable install (TESTS=tests/test_gate.py for one file)
-	@$(PY) -m pytest -q $(if $(filter tests,$(TESTS)),-n 4 --dist loadfile --no-loadscope-reorder) $(TESTS)
+	@$(PY) -m pytest -q $(if $(filter tests,$(TESTS)),-n 4 --dist loadfile --no-loadscope-reorder $(HANGS)) $(TESTS)
 
 lint: venv ## ruff, formatting, mypy --strict
 	@$(PY) -m ruff check .
