@@ -143,6 +143,20 @@ async def test_dd5_what_has_ended_is_not_permitted_again(
     assert (again.outcome, again.reason, again.repeated) == (Outcome.SILENCE, reason, False)
 
 
+async def test_dd5_what_ends_while_the_first_receipt_is_read_is_not_permitted_again(desk: Desk) -> None:
+    first = await desk.ask(refund(key="k-1"))
+    read = desk.decider.stored
+
+    async def slow(receipt_id: str) -> bytes | None:
+        assert desk.decider.settle(receipt_id, ("bot",), OutcomeStatus.EXECUTED, 200)
+        return await read(receipt_id)
+
+    desk.decider.stored = slow
+    again = await desk.ask(refund(key="k-1"))
+    assert (again.outcome, again.reason, again.repeated) == (Outcome.SILENCE, Reason.IN_FLIGHT, False)
+    assert again.id != first.id
+
+
 async def test_dd5_a_permit_that_expired_is_not_given_again(desk: Desk) -> None:
     await desk.ask(refund(key="k-1"))
     desk.ledger.now_us += 30_000_001

@@ -148,13 +148,13 @@ class _Locked:
 
     def sign(self, message: bytes) -> bytes:
         self.asked.set()
-        if self.fails or not self.may.wait(10):
+        if self.fails or not self.may.wait(60):
             raise BackendError(Reason.STORE_UNAVAILABLE, "the signer's socket is gone")
         return RECEIPT_KEY.sign(message)
 
 
 class _Permits:
-    async def ask(self, door: str, question: Any, agent: str) -> Decided:
+    async def ask(self, door: str, question: Any, agent: str, name: str) -> Decided:
         said = permit_statement(via=door)
         return Decided(
             outcome=Outcome.PERMIT,
@@ -193,7 +193,7 @@ async def test_others_are_answered_while_an_external_signer_takes_its_time() -> 
     signer = _Locked()
     async with _doors(signer) as client:
         slow = asyncio.ensure_future(client.post("/execute", json={"surface": "payments.refund"}))
-        assert await asyncio.to_thread(signer.asked.wait, 5)
+        assert await asyncio.to_thread(signer.asked.wait, 60)
         async with client.post("/v1/decide", json=named()) as quick:
             assert (quick.status, slow.done()) == (200, False)
         signer.may.set()

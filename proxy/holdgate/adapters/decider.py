@@ -129,10 +129,11 @@ class Decider:
         entry = recorded.entry
         if entry.outcome is Outcome.PERMIT:
             self._expect_outcome(entry.receipt_id, agent, name)
-        elif entry.reason is Reason.IN_FLIGHT and entry.prior and name == self._name_of(entry.prior):
-            first = await self.stored(entry.prior)
-            if first is not None and _repeats(decode_jws(entry.jws), decode_jws(first)):
-                return _decided(first, repeated=True)
+        elif entry.reason is Reason.IN_FLIGHT and entry.prior:
+            jws = await self.stored(entry.prior)
+            first = decode_jws(jws) if jws is not None else {}
+            if jws is not None and self._is_told(first, name) and _repeats(decode_jws(entry.jws), first):
+                return _decided(jws, repeated=True)
         return _decided(entry.jws, repeated=False)
 
     async def check(self, held: Held, prepare: Callable[[Held], None]) -> Recorded | None:
@@ -154,10 +155,14 @@ class Decider:
         self._record(receipt_id, status, http_status)
         return True
 
-    def _name_of(self, receipt_id: str) -> str:
-        """What the asker called the question that this PERMIT answers, as far as it was asked here."""
-        waiting = self._open.get(receipt_id)
-        return "" if waiting is None else waiting.name
+    def _is_told(self, first: Mapping[str, Any], name: str) -> bool:
+        """Whether an asker of that name may be told this PERMIT again."""
+        waiting = self._open.get(first["id"])
+        if (
+            waiting is None
+        ):  # one of this node's has ended; what others were asked by which name, nobody knows here
+            return name == "" and first["node"] != self.pipeline.evidence.node
+        return name == waiting.name
 
     def _expect_outcome(self, receipt_id: str, agent: str, name: str = "") -> None:
         timer = self.later(self.settle_s, lambda: self._give_up(receipt_id))
