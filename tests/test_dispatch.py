@@ -1193,8 +1193,9 @@ ALLOWED = {
     # `reconcile ask`: an agent of its own, which speaks to the proxy's listener alone, never part of `run`.
     "adapters/asking.py": {"create_connection"},
     # `receipts export --syslog|--http`: run by an operator, in a process of its own, never by `run`.
-    "adapters/exporting.py": {"create_connection", "urllib.request"},
+    "adapters/exporting.py": {"create_connection", "http.client", "urllib.request"},
     "cli/verify.py": {
+        "http.client",
         "urllib.request",
         "urlopen",
     },  # `verify --keys URL`: run by an operator, never while serving

@@ -13,7 +13,6 @@ Invariants (tests/test_exporting.py has one test named after each):
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import socket
@@ -23,6 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -210,7 +210,7 @@ class HttpSink:
                     raise BackendError(Reason.STORE_UNAVAILABLE, f"{self._url}: {answer.status}")
         except urllib.error.HTTPError as error:
             raise BackendError(Reason.STORE_UNAVAILABLE, f"{self._url}: {error.code}") from error
-        except http.client.HTTPException as error:
+        except HTTPException as error:
             raise ConnectionError(f"{self._url}: {error!r}") from error
 
     def close(self) -> None:
