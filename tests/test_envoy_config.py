@@ -305,6 +305,7 @@ def test_the_reporter_says_the_same_of_an_answer_as_the_proxy() -> None:
     assert all(report._of_answer(code) == outcome_of(code).value for code in range(200, 600))
 
 
+@pytest.mark.checkout
 def test_a_token_file_that_is_not_there_ends_the_reporter_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
