@@ -708,6 +708,7 @@ async def test_a_flood_of_refusals_shares_one_counted_receipt_a_second(
         while not waited or sum(ask.done() for ask in asks) < 2 or house.pipeline.in_flight:
             await asyncio.sleep(0)
     assert sum(ask.done() for ask in asks) == 2, "those beyond the rate wait for their receipt"
+    assert house.pipeline.in_flight == 0, "and are in nobody's way meanwhile"
     second.set()
     answers = await asyncio.gather(*asks)
     assert waited == [1.0]
@@ -1090,7 +1091,7 @@ async def test_p8_a_hold_deadline_comes_whatever_others_do() -> None:
         "done",
         "deadline",
     ]
-    assert 0.25 <= loop.time() - began < 60
+    assert 0.25 <= loop.time() - began < 5
     with pytest.raises(asyncio.CancelledError):  # cancelled is not overdue
         await left
     assert await asyncio.wait_for(_held(holds, _hang), 60) == "deadline", (

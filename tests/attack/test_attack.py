@@ -98,9 +98,8 @@ def check_receipts(arena: Arena, case: Case, since: int, seen: Seen) -> None:
     """One verified receipt for each decision, saying what the answer said."""
     found = arena.decisions(since)
     deadline = time.monotonic() + 60
-    while (
-        len(found) < len(case.expected) and time.monotonic() < deadline
-    ):  # nobody told us when: the connection was closed
+    # Nobody told us when: the connection was closed.
+    while len(found) < len(case.expected) and time.monotonic() < deadline:
         found = arena.decisions(since)
     assert [receipt.statement["outcome"] for receipt, _ in found] == [one.outcome for one in case.expected]
     for (receipt, _), expected in zip(found, case.expected, strict=True):

@@ -148,12 +148,12 @@ def test_lim01_bytes_that_drip_do_not_move_the_deadline(arena: Arena) -> None:
     with arena.agent("plain") as agent:
         agent.send(b"GET http://web.ok.test/v1/search?q=a HTTP/1.1\r\nHost: web.ok.test\r\nX: ")
         started = time.monotonic()
-        while time.monotonic() - started < 200:
+        while time.monotonic() - started < 5:
             agent.send(b"a")
             if agent._more(time.monotonic() + 0.1) is not None:
                 break
         response = agent.receive().only
-    assert response.status == 408 and time.monotonic() - started < 20
+    assert response.status == 408 and time.monotonic() - started < 3
     arena.check_receipt(since, response)
     assert arena.upstream.since(mark) == []
 

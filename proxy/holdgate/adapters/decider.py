@@ -158,9 +158,7 @@ class Decider:
     def _is_told(self, first: Mapping[str, Any], name: str) -> bool:
         """Whether an asker of that name may be told this PERMIT again."""
         waiting = self._open.get(first["id"])
-        if (
-            waiting is None
-        ):  # one of this node's has ended; what others were asked by which name, nobody knows here
+        if waiting is None:  # ours: it has ended meanwhile; another node's: its name is not known here
             return name == "" and first["node"] != self.pipeline.evidence.node
         return name == waiting.name
 
